@@ -1,0 +1,438 @@
+"""data.py -- where images, factors and tasks come from.
+
+    N          images; an image is (64, 64, 3), its values in [0, 1]
+    factors    (N, 6) the index of each factor: floor hue, wall hue, object hue, scale, shape, orientation
+    z (N, 6)   standardised factors, the ground-truth latents
+    p (N,)     probability of each image; rho its correlation, alpha the noise on z
+    G, n, K    image sets per step, images per set, tasks per set
+
+3D Shapes has 480,000 images but only 480 geometries (scale x shape x orientation). For a given geometry
+an image is linear in its colours, so five maps of each geometry hold the whole data set:
+
+    image = clip( m_sky SKY + m_floor C_floor + m_wall C_wall + m_object C_object + m_white WHITE )
+
+The maps are ray-cast once, in about a second; any image is then one small product, on whatever device.
+
+[L23] Lachapelle et al., ICML 2023, arXiv 2211.14666.   [3DS] Burgess and Kim, 3D Shapes dataset, 2018.
+"""
+import colorsys
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import array_api_compat.numpy
+import numpy as np
+from array_api_compat import is_numpy_namespace
+
+# --------------------------------------------------------------------------------------------- the factors
+
+FACTORS = ("floor", "wall", "object", "scale", "shape", "orientation")
+LEVELS = (10, 10, 10, 8, 4, 15)                                             # the last factor runs fastest
+N_IMAGES, N_GEOMETRIES = 480_000, 480
+HUES = np.arange(10) / 10                                                   # HSV hue at full saturation and value
+SCALES = np.linspace(0.75, 1.25, 8)
+SHAPES = ("cube", "cylinder", "sphere", "capsule")
+ORIENTATIONS = np.linspace(-30, 30, 15)                                     # degrees
+LABEL_VALUES = (HUES, HUES, HUES, SCALES, np.arange(4.0), ORIENTATIONS)     # what the official file stores
+
+# ---------------------------------------------------------------- the scene, fitted to real images of [3DS]
+# World: x right, y into the room, z up; the object stands on the floor z = 0 at the origin. Room and lamps
+# stay fixed; the camera orbits the object at height CAMERA_HEIGHT, looking horizontally at the z axis.
+
+FOCAL = 2.1518                                                              # 1 / tan(half the field of view)
+CAMERA_DISTANCE, CAMERA_HEIGHT, CAMERA_PITCH = 3.8205, 1.1458, 0.00059      # pitch: radians, downwards
+ROOM_LEFT, ROOM_RIGHT, ROOM_BACK, ROOM_HEIGHT = -5.3162, 5.3162, 5.3206, 3.0365
+CUBE_HALF = 0.5337                                                          # half sizes and radii at scale 1
+CYLINDER_RADIUS, CYLINDER_HALF = 0.5686, 0.5717
+SPHERE_RADIUS = 0.6458
+CAPSULE_RADIUS, CAPSULE_HALF = 0.4929, 0.4964
+SHADOW_LAMP = np.array([-1.959, 0.552, 10.268])                             # casts the object's shadow on the floor
+OBJECT_LAMP = np.array([-3.230, 1.650, 13.790])                             # lights the object
+SHADOW_REACH = 1.7                                                          # no shadow falls further from the origin
+
+SKY, WHITE = np.array([153, 226, 249.0]), np.array([255, 255, 255.0])       # colours in 0..255
+PALETTE = 255 * np.array([colorsys.hsv_to_rgb(h, 1, 1) for h in HUES])
+# Light on the floor: sum of c x^a y^b, with x and y in units of 5, for a = 0..4, b = 0..4-a.
+FLOOR_LIGHT = (1.075, 0.1237, -0.5866, 0.0957, 0.0252, -0.5932, 0.0489, 0.3085, -0.066, -0.3118,
+               -0.2189, 0.3026, 0.2958, -0.1009, 0.0695)
+FLOOR_SHADOW = 0.3392
+# Light on a wall: the coefficients of 1, headlight N.v, u, z, uu, uz, zz (u along the wall / 5, z / 2.8).
+BACK_LIGHT = (0.549, 0.4994, -0.0565, -0.0374, -0.0369, -0.0078, 0.0085)
+LEFT_LIGHT = (0.5663, 0.5923, -0.1232, -0.0116, -0.005, -0.0371, 0.0157)
+RIGHT_LIGHT = (0.4586, 0.5932, -0.0871, -0.0867, 0.0285, 0.0263, 0.0259)
+OBJECT_AMBIENT, OBJECT_HEADLIGHT, OBJECT_LAMPLIGHT = 0.3435, 0.6057, 0.5842
+GLOSS, GLOSS_FROM = 0.1183, 0.0164                                          # white, wherever N.l > GLOSS_FROM
+MESH_SLICES, MESH_STACKS = 28, 16                                           # the original lit vertices of this mesh
+
+RAYS, SIDE = 192, 64                                                        # rays per side, reduced to pixels by Lanczos-3
+SKY_MAP, FLOOR_MAP, WALL_MAP, OBJECT_MAP, WHITE_MAP = range(5)
+
+
+@functools.cache
+def lanczos():
+    """Lanczos-3 reduction from RAYS to SIDE samples, a (64, 192) matrix."""
+    ratio = RAYS / SIDE
+    x = (np.arange(RAYS)[None, :] + 0.5) / ratio - (np.arange(SIDE)[:, None] + 0.5)
+    kernel = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+    return kernel / kernel.sum(axis=1, keepdims=True)
+
+
+def camera(degrees):
+    """Position (3,), unit direction to the camera (3,) and unit ray directions (192*192, 3), row by row."""
+    u = (np.arange(RAYS) + 0.5) / RAYS * 2 - 1
+    X, Y = (a.ravel() / FOCAL for a in np.meshgrid(u, -u))
+    c, s = np.cos(CAMERA_PITCH), np.sin(CAMERA_PITCH)
+    right, ahead, up = X, c + Y * s, Y * c - s
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    d = np.stack([c * right - s * ahead, s * right + c * ahead, up], axis=-1)
+    back = np.array([s, -c, 0.0])
+    return CAMERA_DISTANCE * back + [0, 0, CAMERA_HEIGHT], back, d / np.linalg.norm(d, axis=1, keepdims=True)
+
+
+def cast_room(o, back, d):
+    """The empty room along rays d: distance to its surfaces (R,), maps (5, R), floor near enough for a shadow (R,)."""
+    with np.errstate(divide="ignore"):
+        t = np.stack([np.where(d[:, 2] < 0, -o[2] / d[:, 2], np.inf),                       # 0 floor
+                      np.where(d[:, 1] > 0, (ROOM_BACK - o[1]) / d[:, 1], np.inf),          # 1 back wall
+                      np.where(d[:, 0] < 0, (ROOM_LEFT - o[0]) / d[:, 0], np.inf),          # 2 left wall
+                      np.where(d[:, 0] > 0, (ROOM_RIGHT - o[0]) / d[:, 0], np.inf)])        # 3 right wall
+    surface, t = t.argmin(axis=0), t.min(axis=0)
+    P = o + t[:, None] * d
+    x, y, z = P[:, 0] / 5, P[:, 1] / 5, P[:, 2] / 2.8
+    sky = (surface > 0) & (P[:, 2] > ROOM_HEIGHT)
+    maps = np.zeros((5, len(d)))
+    maps[SKY_MAP] = sky
+    powers = [(a, b) for a in range(5) for b in range(5 - a)]
+    on = surface == 0
+    maps[FLOOR_MAP, on] = sum(c * x[on] ** a * y[on] ** b for c, (a, b) in zip(FLOOR_LIGHT, powers))
+    for wall, headlight, u, c in ((1, -back[1], x, BACK_LIGHT), (2, back[0], y, LEFT_LIGHT), (3, -back[0], y, RIGHT_LIGHT)):
+        on = (surface == wall) & ~sky
+        U, Z = u[on], z[on]
+        maps[WALL_MAP, on] = c[0] + c[1] * headlight + c[2] * U + c[3] * Z + c[4] * U * U + c[5] * U * Z + c[6] * Z * Z
+    return t, maps, (surface == 0) & (P[:, 0] ** 2 + P[:, 1] ** 2 < SHADOW_REACH ** 2)
+
+
+def hit_sphere(o, d, r, z):
+    """Distance along unit rays to the sphere of radius r about (0, 0, z); inf where they miss."""
+    oc = o - [0, 0, z]
+    b = np.vecdot(d, oc)
+    q = b * b - np.vecdot(oc, oc) + r * r
+    return np.where(q > 0, -b - np.sqrt(np.maximum(q, 0)), np.inf)
+
+
+def hit_box(o, d, a):
+    """Distance to the box |x| <= a, |y| <= a, 0 <= z <= 2a."""
+    t1, t2 = ([-a, -a, 0] - o) / d, ([a, a, 2 * a] - o) / d
+    near, far = np.minimum(t1, t2).max(axis=1), np.maximum(t1, t2).min(axis=1)
+    return np.where(near < far, near, np.inf)
+
+
+def hit_tube(o, d, r, low, high):
+    """Distance to the side of the upright cylinder of radius r between two heights."""
+    A, b = d[:, 0] ** 2 + d[:, 1] ** 2, d[:, 0] * o[..., 0] + d[:, 1] * o[..., 1]
+    q = b * b - A * (o[..., 0] ** 2 + o[..., 1] ** 2 - r * r)
+    t = (-b - np.sqrt(np.maximum(q, 0))) / A
+    z = o[..., 2] + t * d[:, 2]
+    return np.where((q > 0) & (z >= low) & (z <= high), t, np.inf)
+
+
+def hit_disc(o, d, r, z):
+    """Distance to the level disc of radius r about (0, 0, z)."""
+    t = (z - o[..., 2]) / d[:, 2]
+    P = o[..., :2] + t[:, None] * d[:, :2]
+    return np.where(P[:, 0] ** 2 + P[:, 1] ** 2 < r * r, t, np.inf)
+
+
+def hit_object(shape, s, o, d):
+    """Distance along rays from o ((3,) or (R, 3)) to the object at scale s; inf where they miss."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if shape == "cube":
+            t = hit_box(o, d, CUBE_HALF * s)
+        elif shape == "sphere":
+            t = hit_sphere(o, d, SPHERE_RADIUS * s, SPHERE_RADIUS * s)
+        elif shape == "cylinder":
+            r, top = CYLINDER_RADIUS * s, 2 * CYLINDER_HALF * s
+            t = np.minimum(hit_tube(o, d, r, 0, top), hit_disc(o, d, r, top))
+        else:
+            r, low, high = CAPSULE_RADIUS * s, CAPSULE_RADIUS * s, (CAPSULE_RADIUS + 2 * CAPSULE_HALF) * s
+            t = np.minimum(hit_tube(o, d, r, low, high), np.minimum(hit_sphere(o, d, r, low), hit_sphere(o, d, r, high)))
+    return np.where(t > 1e-6, t, np.inf)
+
+
+def normals(shape, s, P):
+    """Outward unit normals at points P (R, 3) of the object's surface."""
+    if shape == "cube":
+        Q = (P - [0, 0, CUBE_HALF * s]) / (CUBE_HALF * s)
+        axis = np.abs(Q).argmax(axis=1)
+        return np.eye(3)[axis] * np.sign(np.take_along_axis(Q, axis[:, None], axis=1))
+    if shape == "cylinder":
+        top = P[:, 2] > 2 * CYLINDER_HALF * s - 1e-9
+        return np.where(top[:, None], [0.0, 0, 1], P * [1, 1, 0] / (CYLINDER_RADIUS * s))
+    if shape == "sphere":
+        return (P - [0, 0, SPHERE_RADIUS * s]) / (SPHERE_RADIUS * s)
+    z = np.clip(P[:, 2], CAPSULE_RADIUS * s, (CAPSULE_RADIUS + 2 * CAPSULE_HALF) * s)       # nearest point of the axis
+    return (P - np.stack([0 * z, 0 * z, z], axis=1)) / (CAPSULE_RADIUS * s)
+
+
+def light_object(shape, N, back, lamp):
+    """Light on the object and its white gloss, each (R,), at unit normals N (R, 3).
+
+    Round surfaces are lit at the vertices of a latitude-longitude mesh and interpolated, as the original was.
+    """
+    def light(N):
+        Nv, Nl = N @ back, N @ lamp
+        diffuse = OBJECT_AMBIENT + OBJECT_HEADLIGHT * np.maximum(Nv, 0) + OBJECT_LAMPLIGHT * np.maximum(Nl, 0)
+        return np.stack([diffuse, GLOSS * (Nl > GLOSS_FROM)], axis=-1)                      # (..., 2)
+
+    if shape == "cube":
+        return light(N).T
+    i, j = np.meshgrid(np.arange(MESH_SLICES + 1), np.arange(MESH_STACKS + 2), indexing="ij")
+    azimuth, polar = i * 2 * np.pi / MESH_SLICES, j * np.pi / MESH_STACKS
+    vertex = np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], axis=-1)
+    at = light(vertex)                                                                      # (29, 18, 2)
+    a = np.arctan2(N[:, 1], N[:, 0]) / (2 * np.pi) * MESH_SLICES % MESH_SLICES
+    b = np.arccos(np.clip(N[:, 2], -1, 1)) / np.pi * MESH_STACKS
+    i, j = np.floor(a + 1e-9).astype(int) % MESH_SLICES, np.floor(b).astype(int)
+    fa, fb = (a - np.floor(a + 1e-9))[:, None], (b - j)[:, None]
+    lit = (1 - fb) * ((1 - fa) * at[i, j] + fa * at[i + 1, j]) + fb * ((1 - fa) * at[i, j + 1] + fa * at[i + 1, j + 1])
+    if shape == "cylinder":                                                                 # its top is flat
+        lit = np.where(N[:, 2:] > 0.999, light(N), lit)
+    return lit.T
+
+
+def cast_object(shape, s, o, back, d, room):
+    """The object at scale s and its shadow, drawn over the room: rays changed (changed,) and their new maps (5, changed)."""
+    t_room, maps, shadowed = room
+    to_centre = np.array([0, 0, 0.95 * s]) - o                              # a ball of radius 1.05 s there holds any object
+    rays = np.flatnonzero(shadowed | (to_centre @ to_centre - (d @ to_centre) ** 2 < (1.05 * s) ** 2))
+    t, new = hit_object(shape, s, o, d[rays]), maps[:, rays]
+    visible = t < t_room[rays]
+
+    floor = np.flatnonzero(~visible & shadowed[rays])
+    P = o + t_room[rays[floor], None] * d[rays[floor]]
+    to_lamp = SHADOW_LAMP - P
+    shade = np.isfinite(hit_object(shape, s, P, to_lamp / np.linalg.norm(to_lamp, axis=1, keepdims=True)))
+    new[FLOOR_MAP, floor[shade]] = FLOOR_SHADOW
+
+    P = o + t[visible, None] * d[rays[visible]]
+    lamp = OBJECT_LAMP - [0, 0, 0.6 * s]
+    new[:, visible] = 0
+    new[OBJECT_MAP, visible], new[WHITE_MAP, visible] = light_object(shape, normals(shape, s, P), back, lamp / np.linalg.norm(lamp))
+    return rays, new
+
+
+@functools.cache
+def geometry_maps():
+    """The five maps of all 480 geometries, (480, 4096, 5) float32, 39 MB; geometry = (scale, shape, orientation)."""
+    D = lanczos()
+    out = np.empty((len(SCALES), len(SHAPES), len(ORIENTATIONS), SIDE, SIDE, 5), np.float32)
+    for k, degrees in enumerate(ORIENTATIONS):
+        o, back, d = camera(degrees)
+        room = _, maps, _ = cast_room(o, back, d)
+        empty = D @ maps.reshape(5, RAYS, RAYS) @ D.T                                       # (5, 64, 64)
+        for i, s in enumerate(SCALES):
+            for j, shape in enumerate(SHAPES):
+                rays, new = cast_object(shape, s, o, back, d, room)
+                change = np.zeros((5, RAYS, RAYS))                                          # zero outside a small window:
+                change.reshape(5, -1)[:, rays] = new - maps[:, rays]                        # reduce the window only
+                rows, cols = (slice(a.min(), a.max() + 1) for a in np.divmod(rays, RAYS))
+                out[i, j, k] = np.moveaxis(empty + D[:, rows] @ change[:, rows, cols] @ D[:, cols].T, 0, -1)
+    return out.reshape(N_GEOMETRIES, SIDE * SIDE, 5)
+
+
+def compose(geometry, hues, xp=array_api_compat.numpy, device=None):
+    """Images (N, 64, 64, 3) float32 in [0, 1], of 256 levels as in the file, from geometry (N,) and three hues (N, 3).
+
+    Runs on xp and device; only the small colour matrices travel there.
+    """
+    C = np.empty((len(geometry), 5, 3), np.float32)                         # sky, floor, wall, object, white
+    C[:, SKY_MAP], C[:, FLOOR_MAP:OBJECT_MAP + 1], C[:, WHITE_MAP] = SKY, PALETTE[hues], WHITE
+    maps, C, geometry = maps_on(xp, device), xp.asarray(C, device=device), xp.asarray(geometry, device=device)
+    N = geometry.shape[0]
+    step = 16 if is_numpy_namespace(xp) else N                              # 16 images at a time stay in a CPU's cache
+    x = xp.empty((N, SIDE, SIDE, 3), dtype=xp.float32, device=device)
+    for i in range(0, N, step):
+        light = xp.matmul(xp.take(maps, geometry[i:i + step], axis=0), C[i:i + step, ...])
+        x[i:i + step, ...] = xp.reshape(xp.clip(xp.round(light), 0, 255) / 255, (-1, SIDE, SIDE, 3))
+    return x
+
+
+@functools.cache
+def maps_on(xp, device):
+    """geometry_maps, sent once to a device."""
+    return xp.asarray(geometry_maps(), device=device)
+
+
+# ------------------------------------------------------------------------------------------- the data set
+
+
+class Shapes3D:
+    """3D Shapes: rendered when no path is given, else read from the official HDF5 file (or one with fewer rows).
+
+    .factors (N, 6) int and .images(index, xp, device) -> (len(index), 64, 64, 3) float32 in [0, 1].
+    A file's images are unpacked once into PATH.images.npy and memory-mapped, for fast random access.
+    Raises ValueError, naming the file, where it is damaged or holds other arrays.
+    """
+
+    def __init__(self, path=None):
+        self.path = None if path is None else Path(path)
+        if path is None:
+            self.factors = np.stack(np.unravel_index(np.arange(N_IMAGES), LEVELS), axis=1).astype(np.int8)
+        else:
+            self.stored, self.factors = open_hdf5(self.path)
+
+    def __len__(self):
+        return len(self.factors)
+
+    def images(self, index, xp=array_api_compat.numpy, device=None):
+        if self.path is not None:
+            return xp.astype(xp.asarray(self.stored[index], device=device), xp.float32) / 255
+        f = self.factors[index].astype(np.int64)
+        return compose(np.ravel_multi_index(tuple(f[:, 3:].T), LEVELS[3:]), f[:, :3], xp, device)
+
+
+def open_hdf5(path):
+    """Images (N, 64, 64, 3) uint8, memory-mapped, and factors (N, 6) of an HDF5 file in the official layout."""
+    import h5py
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with h5py.File(path) as file:
+            found = {name: (getattr(file.get(name), "shape", None), str(getattr(file.get(name), "dtype", None)))
+                     for name in ("images", "labels")}
+            N = (found["images"][0] or (0,))[0]
+            if N == 0 or found != {"images": ((N, SIDE, SIDE, 3), "uint8"), "labels": ((N, 6), "float64")}:
+                raise ValueError(f"{path}: expected images (N, 64, 64, 3) uint8 and labels (N, 6) float64, found {found}")
+            return unpack_images(path, file["images"]), factors_of_labels(path, file["labels"][:])
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
+
+
+def factors_of_labels(path, labels):
+    """The official label values (N, 6) as indices."""
+    factors = np.stack([np.abs(labels[:, k, None] - values).argmin(axis=1) for k, values in enumerate(LABEL_VALUES)], axis=1)
+    stored = np.stack([values[factors[:, k]] for k, values in enumerate(LABEL_VALUES)], axis=1)
+    bad = ~(np.abs(labels - stored) < 1e-3)
+    if bad.any():
+        row, k = np.argwhere(bad)[0]
+        raise ValueError(f"{path}: labels[{row}] has {FACTORS[k]} = {labels[row, k]}, which is no value of 3D Shapes")
+    return factors.astype(np.int8)
+
+
+def unpack_images(path, images):
+    """images memory-mapped from PATH.images.npy, which is written first where it is missing, older, or of another shape."""
+    cache = path.with_name(path.name + ".images.npy")
+    if not os.access(path.parent, os.W_OK) and not cache.is_file():
+        cache = Path(tempfile.gettempdir()) / f"{path.name}.{abs(hash(str(path.resolve())))}.images.npy"
+    if cache.is_file() and cache.stat().st_mtime >= path.stat().st_mtime:
+        stored = np.load(cache, mmap_mode="r")
+        if stored.shape == images.shape and stored.dtype == np.uint8:
+            return stored
+    free = shutil.disk_usage(cache.parent).free
+    if free < 1.02 * np.prod(images.shape):
+        raise ValueError(f"{cache}: {np.prod(images.shape) / 1e9:.1f} GB are needed to unpack the images, {free / 1e9:.1f} are free")
+    new = cache.with_name(f"{cache.name}.{os.getpid()}.new")
+    try:
+        stored = np.lib.format.open_memmap(new, mode="w+", dtype=np.uint8, shape=images.shape)
+        for rows in progress(row_blocks(images), f"unpacking {path.name}"):
+            stored[rows] = images[rows]
+        stored.flush()
+        os.replace(new, cache)
+    finally:
+        new.unlink(missing_ok=True)
+    return np.load(cache, mmap_mode="r")
+
+
+def row_blocks(images, rows=2048):
+    """Slices of rows that read every chunk of an HDF5 data set once."""
+    step = max(rows, images.chunks[0] if images.chunks else 0)
+    return [slice(i, i + step) for i in range(0, len(images), step)]
+
+
+def progress(steps, what):
+    """A progress bar on a terminal, silence elsewhere."""
+    from tqdm import tqdm
+    return tqdm(steps, desc=what, disable=None)
+
+
+def write_hdf5(path, limit=None, seed=0):
+    """The rendered data set in the official HDF5 layout; with a limit, that many rows spread at random, in file order."""
+    import h5py
+    path, shapes = Path(path), Shapes3D()
+    if limit is not None and not 1 <= limit <= len(shapes):
+        raise ValueError(f"--limit: found {limit}, expected 1 to {len(shapes)}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: no such folder {path.parent}")
+    index = np.arange(len(shapes)) if limit is None else np.sort(np.random.default_rng(seed).choice(len(shapes), limit, replace=False))
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with h5py.File(new, "w") as file:
+            chunk = min(64, len(index))
+            images = file.create_dataset("images", (len(index), SIDE, SIDE, 3), np.uint8, compression="gzip", compression_opts=4,
+                                         shuffle=False, chunks=(chunk, SIDE, SIDE, 3))
+            file["labels"] = np.stack([v[shapes.factors[index, k]] for k, v in enumerate(LABEL_VALUES)], axis=1)
+            for rows in progress(row_blocks(images, 512), f"writing {path.name}"):
+                images[rows] = np.round(shapes.images(index[rows]) * 255).astype(np.uint8)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+    return len(index)
+
+
+# ---------------------------------------------------------------------------------------- latents and tasks
+
+
+def latents(shapes, alpha=1.0, rho=0.9, seed=0):
+    """Ground-truth latents z (N, 6) and the probability p (N,) of each image.                       [L23, App. D.2.1]
+
+    Each factor's index plus alpha times a uniform noise on [-1/2, 1/2], drawn once per image, standardised;
+    p is the density of a Gaussian of unit variances and correlations rho at z, normalised over the images.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: found {alpha}, expected a number from 0 to 1")
+    if not 0 <= rho < 1:
+        raise ValueError(f"rho: found {rho}, expected a number from 0 up to, but not including, 1")
+    z = shapes.factors + alpha * (np.random.default_rng(seed).random(shapes.factors.shape) - 0.5)
+    deviation = z.std(axis=0)
+    z = (z - z.mean(axis=0)) / np.where(deviation > 0, deviation, 1)                        # a constant factor is 0
+    Sigma = (1 - rho) * np.eye(6) + rho
+    log_p = -0.5 * np.vecdot(z @ np.linalg.inv(Sigma), z)
+    p = np.exp(log_p - log_p.max())
+    return z, p / p.sum()
+
+
+def describe_latents(z, p):
+    """How much of the data the weights p leave: the number of effective images 1/sum p^2 and the mean correlation."""
+    Z = z - p @ z
+    C = Z.T @ (Z * p[:, None])
+    s = np.sqrt(np.maximum(np.diag(C), 1e-300))
+    R = C / np.outer(s, s)
+    return {"effective_images": float(1 / np.sum(p * p)), "realised_correlation": float(R[~np.eye(len(R), dtype=bool)].mean())}
+
+
+def sample_tasks(rng, T, d, density=0.5):
+    """Coefficients (T, d): N(0, 1) times Bernoulli(density); an empty support is given one entry.     [L23, App. D.2.1]"""
+    S = rng.random((T, d)) < density
+    S[np.arange(T), rng.integers(d, size=T)] |= ~S.any(axis=1)
+    return rng.standard_normal((T, d)) * S
+
+
+class Tasks:
+    """Batches of regression tasks on image sets: .sample(rng) -> index (G, n) of images, labels y (G, K, n).
+
+    y = w.z + noise, the noise with a standard deviation of 0.1 of the task's signal over the set.     [L23, App. D.2.1]
+    K tasks share a set's images, each with its own w and noise; the paper has K = 1.
+    """
+
+    def __init__(self, z, p, sets=4, samples=50, per_set=16, noise=0.1):
+        self.z, self.sets, self.samples, self.per_set, self.noise = z, sets, samples, per_set, noise
+        self.cumulative = np.cumsum(p)
+
+    def sample(self, rng):
+        uniform = rng.random((self.sets, self.samples)) * self.cumulative[-1]
+        index = np.searchsorted(self.cumulative, uniform, side="right")                     # (G, n)
+        w = sample_tasks(rng, self.sets * self.per_set, self.z.shape[1]).reshape(self.sets, self.per_set, -1)
+        y = w @ np.swapaxes(self.z[index], 1, 2)                                            # (G, K, n)
+        return index, y + self.noise * y.std(axis=2, keepdims=True) * rng.standard_normal(y.shape)

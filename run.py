@@ -1,0 +1,572 @@
+"""run.py -- the command line: experiments -> results/ (figures, JSON), nothing else.
+
+    python run.py [disentangle] [--rho 0.9 ...]     the main job: disentangle 3D Shapes with inner-Lasso
+    python run.py render --out FILE.h5              write the rendered data set in the official layout
+    python run.py encode CHECKPOINT IMAGES.npz      features of your own images
+    python run.py gradcheck                         every derivative against central differences
+"""
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import data
+import metrics
+import solvers
+import sparsedis
+
+# ------------------------------------------------------------------------------------------------- settings
+
+
+def option(default, help, low=None, high=None, choices=None, **metadata):
+    """A field of a settings class: its default, help text and what values it takes."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, **metadata})
+
+
+ELSEWHERE = {"in_hash": False}                                              # settings that do not change the result
+
+
+@dataclasses.dataclass(frozen=True)
+class Disentangle:
+    """Train an encoder through many sparse linear fits and score its features.   [L23, Sec. 5.1]"""
+    rho: float = option(0.9, "correlation of the factors in training, 0 <= rho < 1", 0, 0.9999)
+    alpha: float = option(1.0, "noise on the factors, in steps between their levels", 0, 1)
+    head: str = option("inner-lasso", "how a task's predictor is fitted", choices=tuple(sparsedis.HEADS))
+    eps: float = option(0.3, "strength of the penalty, a fraction of lambda_max; 0 fits without penalty", 0, 1)
+    warmup: float = option(0.5, "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper", 0, 1)
+    steps: int = option(1500, "outer steps", 1)
+    lr: float = option(1e-3, "Adam's learning rate at the start of its cosine decay", 1e-12)
+    image_sets: int = option(4, "image sets per step (the paper: 8)", 1)
+    samples: int = option(50, "images per set", 2)
+    tasks_per_set: int = option(16, "tasks that share a set's images (ours; the paper: 1)", 1)
+    split: int = option(0, "fit on this many samples and score on the others, Problem (7); 0: both on all, Problem (6)", 0)
+    norm: str = option("batch", "how features are normalised", choices=("batch", "layer"))
+    features: int = option(6, "features of the encoder, m", 1)
+    seed: int = option(0, "seed of parameters, image sets and tasks", 0)
+    eval_images: int = option(20_000, "images of the final scores, drawn uniformly", 2)
+    data: str = option("", "the official 3dshapes.h5, or one with fewer rows; rendered when not given", **ELSEWHERE)
+    device: str = option("cpu", "where to compute", choices=("cpu", "gpu"), **ELSEWHERE)
+    threads: int = option(0, "CPU threads; 0: one per core", 0, **ELSEWHERE)
+    results: str = option("results", "folder of the results", **ELSEWHERE)
+    force: bool = option(False, "run again even if the result exists", **ELSEWHERE)
+
+
+def add_options(parser, settings):
+    for field in dataclasses.fields(settings):
+        flag, meta = "--" + field.name.replace("_", "-"), field.metadata
+        if field.type is bool:
+            parser.add_argument(flag, action="store_true", help=meta["help"])
+        else:
+            parser.add_argument(flag, type=field.type, default=field.default, choices=meta["choices"], metavar=field.name.upper(),
+                                help=f"{meta['help']} (default: {field.default}"
+                                     f"{'; one of ' + ', '.join(meta['choices']) if meta['choices'] else ''})")
+
+
+def read_settings(settings, args):
+    """The settings of a parsed command line, with their bounds checked."""
+    config = settings(**{field.name: getattr(args, field.name) for field in dataclasses.fields(settings)})
+    for field in dataclasses.fields(settings):
+        value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
+        if low is not None and not low <= value <= (float("inf") if high is None else high):
+            raise ValueError(f"--{field.name.replace('_', '-')}: found {value}, expected "
+                             + (f"{low} to {high}" if high is not None else f"at least {low}"))
+    return config
+
+
+def hashed(config, **more):
+    """What determines a result, as JSON, and a short name for it."""
+    content = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata.get("in_hash", True)} | more
+    text = json.dumps({"experiment": type(config).__name__.lower(), **content}, sort_keys=True)
+    return content, hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def code_digest():
+    """A digest of the five files, so that a result made by other code can be told."""
+    here = Path(__file__).parent
+    text = b"".join((here / name).read_bytes() for name in ("sparsedis.py", "solvers.py", "data.py", "metrics.py", "run.py"))
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def device_of(name):
+    """The array library and device of --device."""
+    if name == "cpu":
+        import array_api_compat.numpy as xp
+        return xp, "cpu"
+    try:
+        import cupy
+    except ImportError:
+        raise ValueError("--device gpu: CuPy is not installed (pip install cupy-cuda13x, or cupy-cuda12x)") from None
+    if not cupy.is_available():
+        raise ValueError("--device gpu: CuPy finds no GPU on this machine")
+    import array_api_compat.cupy as xp
+    return xp, cupy.cuda.Device()
+
+
+# ----------------------------------------------------------------------------------------- files of a result
+
+
+def write_atomically(path, write):
+    """Write a file under a temporary name and move it into place, so that it is there whole or not at all."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with open(new, "wb") as file:
+            write(file)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def save_checkpoint(path, start, seed):
+    """params, state, optimiser and step; every step draws from the generator seeded by (seed, step)."""
+    params, state, (adam_step, mean, square), step = start
+    groups = {"params": params, "state": state, "adam_mean": mean, "adam_square": square}
+    arrays = {f"{group}/{name}": metrics.to_numpy(a) for group, named in groups.items() for name, a in named.items()}
+    write_atomically(path, lambda file: np.savez(file, adam_step=adam_step, step=step, seed=seed, **arrays))
+
+
+def load_checkpoint(path, xp=np, device=None):
+    """(params, state, opt, step) from a file that save_checkpoint wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            groups = {group: {name.split("/", 1)[1]: xp.asarray(file[name], device=device) for name in file.files
+                              if name.startswith(group + "/")} for group in ("params", "state", "adam_mean", "adam_square")}
+            opt = (int(file["adam_step"]), groups["adam_mean"], groups["adam_square"])
+            return groups["params"], groups["state"], opt, int(file["step"])
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:
+        raise ValueError(f"{path}: not a checkpoint of this program ({error})") from None
+
+
+def read_rows(path, until):
+    """The rows of metrics.jsonl up to a step: what an interrupted run wrote after its checkpoint is dropped."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return [row for row in rows if row["step"] <= until]
+
+
+# ---------------------------------------------------------------------------------------------- disentangle
+
+
+def disentangle(config):
+    """Train, score, draw; returns the content of result.json and its folder."""
+    if config.split and not config.split < config.samples:
+        raise ValueError(f"--split: found {config.split}, expected less than --samples, {config.samples}")
+    xp, device = device_of(config.device)
+    shapes = data.Shapes3D(config.data or None)
+    content, name = hashed(config, data="rendered" if not config.data else fingerprint(shapes))
+    folder = Path(config.results) / "disentangle" / name
+    if (folder / "result.json").exists() and not config.force:
+        result = json.loads((folder / "result.json").read_text())
+        made = json.loads((folder / "config.json").read_text())["code"]
+        print(f"already there{'' if made == code_digest() else ', made by other code'} (--force runs it again)")
+        return result, folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.force:
+        for file in folder.iterdir():
+            file.unlink()
+    write_json(folder / "config.json", {**content, "device": config.device, "code": code_digest()})
+
+    z, p = data.latents(shapes, config.alpha, config.rho)
+    print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in data.describe_latents(z, p).items()))
+    encoder = sparsedis.cnn(config.features)
+    with sparsedis.cpu_threads(config.threads or os.cpu_count()):
+        features = functools.partial(encode_images, encoder, shapes, xp, device)
+        start, rows = train_with_files(config, encoder, shapes, data.Tasks(z, p, config.image_sets, config.samples, config.tasks_per_set),
+                                       features, z, folder, xp, device)
+        index = np.random.default_rng(20_000).integers(len(shapes), size=config.eval_images)
+        F = features(start[0], index)
+        if not np.isfinite(F).all():
+            raise FloatingPointError("the encoder's features are not finite")
+        C = metrics.correlation(z[index], F)
+        matched = metrics.match(C)
+        result = {**metrics.scores(z[index], F), "steps": config.steps, "seconds": rows[-1]["seconds"], "seed": config.seed,
+                  "rho": config.rho, "alpha": config.alpha, "head": config.head, "eps": config.eps, "nonzero": rows[-1]["nonzero"],
+                  **{f"mcc_{data.FACTORS[i]}": float(C[i, j]) for i, j in zip(*matched)}}
+        draw_training(rows, folder / "training.png")
+        draw_correlation(C, matched, folder / "correlation.png")
+        draw_responses(lambda index: features(start[0], index), shapes, F, matched, folder / "responses.png")
+    write_json(folder / "result.json", result)
+    return result, folder
+
+
+def fingerprint(shapes):
+    """Names the content of a data file: its factors and a few of its images."""
+    some = np.linspace(0, len(shapes) - 1, 16).astype(int)
+    return hashlib.sha256(shapes.factors.tobytes() + shapes.stored[some].tobytes()).hexdigest()[:10]
+
+
+def encode_images(encoder, shapes, xp, device, params, index, batch=400):
+    """Features (N, m) of the images of an index, as NumPy."""
+    return np.concatenate([metrics.to_numpy(encoder.forward(params, {}, shapes.images(index[i:i + batch], xp, device), train=False)[0])
+                           for i in range(0, len(index), batch)])
+
+
+def train_with_files(config, encoder, shapes, tasks, features, z, folder, xp, device):
+    """sparsedis.train with checkpoints, metrics.jsonl and a progress line; resumes from what an interrupted run left."""
+    def sample(step):
+        index, y = tasks.sample(np.random.default_rng([config.seed, step]))
+        return shapes.images(index.ravel(), xp, device), xp.asarray(y, device=device)
+
+    if (folder / "checkpoint.npz").exists():
+        start = load_checkpoint(folder / "checkpoint.npz", xp, device)
+    else:
+        start = (*encoder.init(np.random.default_rng(config.seed), xp=xp, device=device), None, 0)
+    rows = read_rows(folder / "metrics.jsonl", start[3])
+    write_atomically(folder / "metrics.jsonl", lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    began = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
+    index = np.random.default_rng(1000).integers(len(shapes), size=1000)                # images of the MCC on the way
+    every = max(1, config.steps // 25)
+    bar = data.progress(range(config.steps), "training")
+    bar.update(start[3])
+
+    def report(now, loss, info):
+        bar.update()
+        if now[3] % every and now[3] != config.steps:
+            return
+        row = {"step": now[3], "loss": loss, "nonzero": float(xp.mean(xp.astype(info["w"] != 0, xp.float64))), "eps": info["eps"],
+               "mcc": metrics.mcc(z[index], features(now[0], index)), "seconds": round(time.perf_counter() - began, 2)}
+        if "converged" in info:
+            row["unsolved"] = int(xp.sum(xp.astype(~info["converged"], xp.int64)))
+        rows.append(row)
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        save_checkpoint(folder / "checkpoint.npz", now, config.seed)
+        bar.set_postfix_str(f"loss {loss:.4f}, nonzero {row['nonzero']:.2f}, MCC {row['mcc']:.3f}")
+
+    training = sparsedis.Training(encoder, sample, config.head, config.steps, config.lr, config.eps, config.warmup,
+                                  config.split or None, 1 if config.norm == "batch" else 2)
+    with bar:
+        return sparsedis.train(training, start, report), rows
+
+
+# -------------------------------------------------------------------------------------------------- figures
+
+
+def figure(rows, columns, size):
+    """A figure and its axes, for files only."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
+
+
+def save_figure(fig, path):
+    from matplotlib import pyplot
+    write_atomically(path, lambda file: fig.savefig(file, dpi=130, format="png"))
+    pyplot.close(fig)
+
+
+def draw_training(rows, path):
+    """Loss, sparsity and MCC against the step."""
+    fig, axes = figure(1, 3, (10, 2.8))
+    step = [row["step"] for row in rows]
+    for ax, key, label in zip(axes, ("loss", "nonzero", "mcc"), ("outer loss", "share of weights not zero", "MCC (1,000 images)")):
+        ax.plot(step, [row[key] for row in rows], label=label)
+        ax.set(xlabel="step", title=label)
+        ax.set_ylim(0, None if key == "loss" else 1.02)
+    axes[1].plot(step, [row["eps"] for row in rows], "--", label="eps")
+    axes[1].legend(["nonzero", "eps"])
+    axes[2].axhline(0.63, color="grey", ls=":", label="random mixing")
+    axes[2].legend(["inner fit's features", "random mixing"], loc="lower right")
+    save_figure(fig, path)
+
+
+def draw_correlation(C, matched, path):
+    """|Correlation| of factors (rows) and features (columns), the matched features in their factor's place."""
+    order = list(matched[1]) + [j for j in range(C.shape[1]) if j not in matched[1]]
+    fig, ax = figure(1, 1, (4.6, 3.8))
+    image = ax.imshow(C[:, order], vmin=0, vmax=1, cmap="viridis")
+    for (i, j), value in np.ndenumerate(C[:, order]):
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white", fontsize=8)
+    ax.set(xticks=range(len(order)), xticklabels=order, yticks=range(6), yticklabels=data.FACTORS, xlabel="feature",
+           title=f"|correlation|, MCC {C[matched].sum() / len(C):.3f}")
+    fig.colorbar(image)
+    save_figure(fig, path)
+
+
+def draw_responses(features, shapes, F, matched, path, bases=6):
+    """Every feature's response (row) to one factor varied at a time (column), from a few base images.  [L23, Fig. 11]
+
+    A base's factors stay as they are but for the one that varies; responses in standard deviations of the feature.
+    """
+    row_of = {tuple(f): i for i, f in enumerate(shapes.factors.tolist())} if len(shapes) < data.N_IMAGES else None
+    order = [int(j) for j in matched[1]]
+    base = shapes.factors[np.random.default_rng(0).integers(len(shapes), size=bases)]
+    fig, axes = figure(len(order), 6, (10, 1.35 * len(order) + 0.6))
+    axes = np.reshape(axes, (len(order), 6))
+    for k in range(6):
+        for b in base:
+            varied = np.repeat(b[None].astype(int), data.LEVELS[k], axis=0)
+            varied[:, k] = np.arange(data.LEVELS[k])
+            index = [row_of.get(tuple(f), -1) for f in varied.tolist()] if row_of else np.ravel_multi_index(varied.T, data.LEVELS)
+            levels = [i for i, row in enumerate(index) if row >= 0]                     # a smaller file has gaps
+            response = (features(np.asarray(index)[levels]) - F.mean(axis=0)) / np.maximum(F.std(axis=0), 1e-12)
+            for i, j in enumerate(order):
+                axes[i, k].plot(levels, response[:, j], lw=1)
+        axes[0, k].set_title(data.FACTORS[k], fontsize=10)
+    for i, j in enumerate(order):
+        axes[i, 0].set_ylabel(f"feature {j}", fontsize=9)
+        for k in range(6):
+            axes[i, k].set(ylim=(-2.7, 2.7), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
+            if k == matched[0][i]:
+                axes[i, k].set_facecolor("#eef4ff")
+    fig.supxlabel("level of the factor varied; shaded: the matched factor", fontsize=9)
+    save_figure(fig, path)
+
+
+# ------------------------------------------------------------------------------------------------ gradcheck
+# A case is (name, f, arrays): f(arrays) -> loss, gradients, pattern. gradients() has the keys of arrays; pattern is
+# the discrete part of the computation (supports, masks), which must stay the same under the differences.
+
+
+def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
+    """Error of f's gradient against central differences, and the rate of its Taylor remainder.
+
+    The error is the worst over arrays of |g - g_fd| / max(|g|, |g_fd|, 1e-6 |all g|), on at most `entries` random
+    entries of each. The rate, log2 of how the remainder of the linear model falls as the step halves, should be 2.
+    Where a step changes the pattern, a tenth of it is taken, at most three times; same tells whether that sufficed.
+    """
+    rng = np.random.default_rng(seed)
+    loss, gradients, pattern = f(arrays)
+    grads, missed = gradients(), []
+
+    def values(direction, steps):
+        """[f(arrays + t direction) for t in steps], and the shrinking that kept the pattern."""
+        for shrink in (1, 0.1, 0.01, 0.001):
+            results = [f({**arrays, **{k: arrays[k] + shrink * t * e for k, e in direction.items()}}) for t in steps]
+            if all(np.array_equal(a, b) for result in results for a, b in zip(pattern, result[2])):
+                return [float(result[0]) for result in results], shrink
+        missed.append(True)
+        return [float(result[0]) for result in results], shrink
+
+    picked = {}
+    for name, a in arrays.items():
+        g, g_fd = [], []
+        for i in rng.permutation(a.size)[:entries]:
+            e = np.reshape(np.arange(a.size) == i, a.shape)
+            (up, down), shrink = values({name: e}, (h, -h))
+            g.append(grads[name].reshape(-1)[i])
+            g_fd.append((up - down) / (2 * h * shrink))
+        picked[name] = np.array(g), np.array(g_fd)
+    norm = np.linalg.norm
+    floor = max(1e-6 * norm([norm(g) for g, _ in picked.values()]), 1e-300)
+    errors = {name: float(norm(g - g_fd) / max(norm(g), norm(g_fd), floor)) for name, (g, g_fd) in picked.items()}
+
+    v = {name: rng.standard_normal(a.shape) for name, a in arrays.items()}
+    t = 1e-2 / norm([norm(x) for x in v.values()])
+    (full, half), shrink = values(v, (t, t / 2))
+    slope = shrink * t * sum(float((grads[k] * v[k]).sum()) for k in arrays)
+    remainder = abs(full - float(loss) - slope), abs(half - float(loss) - slope / 2)
+    rate = np.log2(remainder[0] / remainder[1]) if remainder[1] > 0 else np.inf
+    norms = {name: (float(norm(g)), float(norm(g_fd))) for name, (g, g_fd) in picked.items()}
+    return {"errors": errors, "error": max(errors.values()), "norms": norms, "rate": float(rate), "same": not missed}
+
+
+def quadratic(out, R):
+    """A loss with curvature for any output: sum R out + 1/2 sum out^2, and its gradient."""
+    return (R * out).sum() + (out * out).sum() / 2, R + out
+
+
+def gradient_cases():
+    """Every hand-derived derivative of the project, once."""
+    rng = np.random.default_rng(0)
+    N = rng.standard_normal
+
+    def layer(name, forward, backward, pattern=lambda cache: [], **arrays):
+        R = N(forward(*arrays.values())[0].shape)
+
+        def f(arrays):
+            out, cache = forward(*arrays.values())
+            loss, dout = quadratic(out, R)
+
+            def gradients():
+                grads = backward(dout, cache)
+                return dict(zip(arrays, grads if isinstance(grads, tuple) else (grads,)))
+            return loss, gradients, pattern(cache)
+        return name, f, arrays
+
+    def conv(k, stride, pad, C, O, size):
+        return layer(f"conv2d {k}x{k}/{stride}, {C} to {O} channels", functools.partial(sparsedis.conv2d, stride=stride, pad=pad),
+                     sparsedis.conv2d_backward, x=N((2, size, size, C)), W=N((k, k, C, O)), b=N(O))
+
+    yield layer("linear", sparsedis.linear, sparsedis.linear_backward, x=N((4, 3)), W=N((3, 5)), b=N(5))
+    yield layer("relu", sparsedis.relu, sparsedis.relu_backward, lambda out: [out > 0], x=N((4, 5)))
+    yield layer("flatten", sparsedis.flatten, sparsedis.flatten_backward, x=N((2, 3, 3, 2)))
+    yield conv(4, 2, 1, 1, 5, 8)                                            # thin input: windows
+    yield conv(4, 2, 1, 3, 4, 8)                                            # thin output: shift_add
+    yield conv(2, 2, 0, 3, 4, 6)
+    yield conv(3, 1, 1, 2, 5, 5)
+    yield conv(3, 1, 1, 4, 2, 5)
+    yield layer("normalise over samples", sparsedis.normalise, sparsedis.normalise_backward, F=N((2, 7, 3)))
+    yield layer("normalise over features", functools.partial(sparsedis.normalise, axis=2), sparsedis.normalise_backward, F=N((2, 4, 6)))
+
+    def encoder(name, enc, x):
+        params, state = enc.init(rng, dtype=np.float64)
+        params = {k: a + 0.1 * N(a.shape) if k.endswith(".b") else a for k, a in params.items()}
+        R = N(enc.forward(params, state, x)[0].shape)
+
+        def f(params):
+            F, cache, _ = enc.forward(params, state, x)
+            loss, dF = quadratic(F, R)
+            masks = [c > 0 for stage, parts in zip(enc.stages, cache) for part in parts
+                     for (_, kind, _, _), c in zip(stage, part) if kind == "relu"]
+            return loss, lambda: enc.backward(cache, dF), masks
+        return name, f, params
+
+    yield encoder("encoder mlp", sparsedis.mlp([5, 7, 6, 3]), N((6, 5)))
+    yield encoder("encoder cnn", sparsedis.cnn(3), rng.random((2, 64, 64, 3)))
+
+    def problem(T, n, m, correlation=0.0):
+        mix = np.linalg.cholesky((1 - correlation) * np.eye(m) + correlation)
+        F = N((T, n, m)) @ mix.T
+        return {"F": F, "y": np.vecdot(F, (N((T, m)) * (rng.random((T, m)) < 0.5))[:, None, :]) + 0.3 * N((T, n))}
+
+    def solver(name, solve, vjp, arrays, R):
+        def f(arrays):
+            w = solve(**arrays)
+            loss, dw = quadratic(w, R)
+            return loss, lambda: dict(zip(arrays, vjp(*arrays.values(), w, dw))), [w != 0]
+        return name, f, arrays
+
+    for name, (T, n, m), correlation, eps in (("lasso", (3, 9, 5), 0.0, 0.2), ("lasso, correlation 0.95", (3, 30, 6), 0.95, 0.05),
+                                              ("lasso, n < m", (2, 6, 10), 0.0, 0.3)):
+        p = problem(T, n, m, correlation)
+        p["lam"] = eps * solvers.lasso_lambda_max(**p)
+        yield solver(name, lambda F, y, lam: solvers.lasso(F, y, lam)[0], solvers.lasso_vjp, p, N((T, m)))
+    p = problem(3, 4, 6) | {"lam": np.array([0.1, 0.5, 2.0])}
+    yield solver("ridge, n < m", solvers.ridge, solvers.ridge_vjp, p, N((3, 6)))
+
+    def head(name, fitted, arrays, **kw):
+        def f(arrays):
+            loss, dF, info = fitted(arrays["F"])
+            return loss, lambda: {"F": dF}, [info["w"] != 0]
+        return name, f, arrays
+
+    for name, split in (("inner-lasso", None), ("inner-lasso", 7), ("inner-ridge", None), ("inner-ridge", 7)):
+        p, (h, lambda_max) = problem(3, 12, 4), sparsedis.HEADS[name]
+        lam = 0.1 * lambda_max(p["F"][:, :split], p["y"][:, :split])
+        yield head(f"head {name}, Problem ({'6' if split is None else '7'})",
+                   lambda F, h=h, lam=lam, y=p["y"], split=split: [h(F, y, lam, split)[i] for i in (0, 1, 3)], {"F": p["F"]})
+    F, y = N((2, 10, 5)), N((2, 3, 10))                                     # odd m: layer norm makes columns dependent
+    for axis in (1, 2):
+        yield head(f"head_on_sets, K = 3, {'batch' if axis == 1 else 'layer'} norm",
+                   lambda F, axis=axis: sparsedis.head_on_sets(sparsedis.inner_lasso, lambda F, y: np.full(6, 0.4), F, y, 0.1,
+                                                               norm_axis=axis), {"F": F})
+
+
+def wrong_on_purpose():
+    """The negative control: a Lasso gradient that is wrong by one part in ten thousand, which the check must refuse."""
+    _, f, arrays = next(case for case in gradient_cases() if case[0] == "lasso")
+
+    def wrong(arrays):
+        loss, gradients, pattern = f(arrays)
+        return loss, lambda: gradients() | {"F": gradients()["F"] * (1 + 1e-4)}, pattern
+    return "control: lasso, dF wrong by 1e-4", wrong, arrays
+
+
+def gradcheck():
+    """The table of all cases; True where every derivative passes and the control fails."""
+    print(f"{'derivative':<40}{'error':>10}{'Taylor rate':>13}   result")
+    good = True
+    for name, f, arrays in gradient_cases():
+        r = check_gradient(f, arrays)
+        ok = r["error"] <= 1e-6 and r["rate"] >= 1.9 and r["same"]
+        good &= ok
+        print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'pass' if ok else f'FAIL {r}'}", flush=True)
+    name, f, arrays = wrong_on_purpose()
+    r = check_gradient(f, arrays)
+    caught = r["error"] > 1e-6
+    print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'caught, as it must be' if caught else 'NOT CAUGHT'}")
+    return good and caught
+
+
+# --------------------------------------------------------------------------------------------- the commands
+
+
+def encode(checkpoint, images, out):
+    """Features F (N, m) of the `images` of an npz file, by a trained encoder; not standardised. Written as F to out."""
+    params, state, _, _ = load_checkpoint(checkpoint)
+    try:
+        with np.load(images, allow_pickle=False) as file:
+            x = file["images"]
+    except Exception as error:
+        raise ValueError(f"{images}: expected an npz file with an array named images ({error})") from None
+    if x.ndim != 4 or x.shape[1:] != (64, 64, 3) or not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
+        raise ValueError(f"{images}: expected images (N, 64, 64, 3), uint8 or real in [0, 1], found {x.shape} {x.dtype}")
+    x = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
+    encoder = sparsedis.cnn(len(params["linear2.b"]))
+    F = np.concatenate([encoder.forward(params, state, x[i:i + 400], train=False)[0] for i in range(0, len(x), 400)])
+    write_atomically(Path(out), lambda file: np.savez(file, F=F))
+    print(f"{out}: F {F.shape}")
+
+
+def print_result(result, folder):
+    print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}   DCI-D {result['dci_d']:.4f}   DCI-C {result['dci_c']:.4f}"
+          f"      {result['steps']} steps in {result['seconds']:.0f} s")
+    print("matched |correlation|: " + ", ".join(f"{k[4:]} {v:.3f}" for k, v in result.items() if k.startswith("mcc_")))
+    print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parser():
+    top = Parser(prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", parser_class=Parser)
+    add_options(commands.add_parser("disentangle", help="the main job, and the default command", description=Disentangle.__doc__), Disentangle)
+    p = commands.add_parser("render", help="write the rendered data set as HDF5", description=data.write_hdf5.__doc__)
+    p.add_argument("--out", required=True, help="the file to write")
+    p.add_argument("--limit", type=int, help="only this many rows, spread at random")
+    p = commands.add_parser("encode", help="features of your own images", description=encode.__doc__)
+    p.add_argument("checkpoint")
+    p.add_argument("images", help="an npz file with images (N, 64, 64, 3)")
+    p.add_argument("--out", default="F.npz", help="the file to write (default: F.npz)")
+    commands.add_parser("gradcheck", help="every derivative against central differences")
+    return top, commands.choices
+
+
+def main(argv):
+    top, names = parser()
+    if not argv or argv[0] not in (*names, "-h", "--help"):
+        argv = ["disentangle", *argv]
+    args = top.parse_args(argv)
+    try:
+        if args.command == "gradcheck":
+            return 0 if gradcheck() else 1
+        if args.command == "render":
+            print(f"{args.out}: {data.write_hdf5(args.out, args.limit)} rows")
+        elif args.command == "encode":
+            encode(args.checkpoint, args.images, args.out)
+        else:
+            config = read_settings(Disentangle, args)
+            print("disentangle " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))
+            print_result(*disentangle(config))
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"run.py {args.command}: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"run.py {args.command}: {error}; the last checkpoint is kept", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""The renderer against real images, the official file layout, latents and tasks."""
+import h5py
+import numpy as np
+import pytest
+
+import data
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return data.Shapes3D()
+
+
+def row(*factors):
+    return int(np.ravel_multi_index(factors, data.LEVELS))
+
+
+# ----------------------------------------------------------------------------------------------- renderer
+
+
+def test_the_renderer_reproduces_real_images(shapes, real_data):
+    with np.load(real_data("3dshapes_real_images.npz")) as file:
+        real, factors = file["images"], file["factors"]
+    ours = 255 * shapes.images(np.ravel_multi_index(factors.T, data.LEVELS))
+    psnr = 10 * np.log10(255 ** 2 / ((ours - real) ** 2).mean(axis=(1, 2, 3)))
+    print(f"PSNR of {len(real)} real images: mean {psnr.mean():.2f} dB, minimum {psnr.min():.2f} dB")
+    assert psnr.mean() >= 38 and psnr.min() >= 34
+
+
+def test_geometries_are_what_they_were():
+    """Pinned: mean light of each map, and one projection that sees every pixel's place."""
+    place = np.cos(np.arange(64 * 64))
+    for geometry, means, projection in PINNED:
+        maps = data.geometry_maps()[geometry].astype(np.float64)
+        np.testing.assert_allclose(maps.mean(axis=0), means, atol=2e-6)
+        np.testing.assert_allclose(place @ maps.sum(axis=1), projection, atol=2e-3)
+
+
+PINNED = [                                                                  # (geometry, means, projection)
+    (0, [0.278895, 0.293495, 0.294955, 0.067826, 0.003366], -0.2875),
+    (97, [0.276049, 0.304098, 0.34226, 0.065013, 0.00425], 2.3168),
+    (205, [0.278975, 0.28778, 0.309176, 0.094615, 0.001552], 2.3017),
+    (318, [0.279356, 0.268622, 0.266505, 0.13125, 0.006181], 0.5502),
+    (479, [0.228846, 0.273061, 0.207747, 0.192754, 0.003637], 2.2421),
+]
+
+
+def test_images_are_quantised_and_coloured_by_their_factors(shapes):
+    x = shapes.images(np.array([row(0, 3, 6, 7, 2, 7), row(5, 3, 6, 7, 2, 7)]))
+    assert x.shape == (2, 64, 64, 3) and x.dtype == np.float32 and 0 <= x.min() and x.max() <= 1
+    np.testing.assert_allclose(x * 255, np.round(x * 255), atol=1e-3)
+    assert x[0, -1, 0].argmax() == 0 and x[0, -1, 0, 1:].max() == 0         # floor hue 0 is red, without green or blue
+    np.testing.assert_array_equal(x[0, :20], x[1, :20])                     # the floor's hue touches only the floor
+    sky = np.round(255 * x[0, 0, 32])
+    np.testing.assert_allclose(sky, data.SKY)
+
+
+def test_scale_shape_and_orientation_change_the_picture(shapes):
+    base = [1, 2, 3, 4, 1, 7]
+    x = shapes.images(np.array([row(*base)]))
+    for k in (3, 4, 5):
+        other = list(base)
+        other[k] = 0
+        assert np.abs(shapes.images(np.array([row(*other)])) - x).max() > 0.2
+
+
+# ------------------------------------------------------------------------------------------------ HDF5
+
+
+def test_a_written_file_reads_back(tmp_path, shapes):
+    assert data.write_hdf5(tmp_path / "some.h5", 40) == 40
+    with h5py.File(tmp_path / "some.h5") as file:
+        assert file["images"].dtype == np.uint8 and file["labels"].dtype == np.float64 and file["images"].compression == "gzip"
+        labels = file["labels"][:]
+    some = data.Shapes3D(tmp_path / "some.h5")
+    assert len(some) == 40 and isinstance(some.stored, np.memmap)
+    for k, values in enumerate(data.LABEL_VALUES):
+        np.testing.assert_allclose(values[some.factors[:, k]], labels[:, k])
+    index = np.array([3, 39, 3, 0])
+    rows = np.ravel_multi_index(some.factors[index].T.astype(int), data.LEVELS)
+    np.testing.assert_array_equal(some.images(index), shapes.images(rows))
+    written = (tmp_path / "some.h5.images.npy").stat().st_mtime_ns
+    data.Shapes3D(tmp_path / "some.h5")                                     # the second time nothing is unpacked
+    assert (tmp_path / "some.h5.images.npy").stat().st_mtime_ns == written
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["some.h5", "some.h5.images.npy"]
+
+
+def test_a_changed_file_is_unpacked_again(tmp_path):
+    import os
+    data.write_hdf5(tmp_path / "a.h5", 5)
+    data.Shapes3D(tmp_path / "a.h5")
+    data.write_hdf5(tmp_path / "a.h5", 6)
+    later = (tmp_path / "a.h5.images.npy").stat().st_mtime + 5
+    os.utime(tmp_path / "a.h5", (later, later))
+    assert len(data.Shapes3D(tmp_path / "a.h5").stored) == 6
+
+
+def damaged(path, kind):
+    if kind == "missing":
+        return
+    if kind == "text":
+        path.write_text("not HDF5")
+        return
+    data.write_hdf5(path, 5)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-2000])
+    else:
+        with h5py.File(path, "a") as file:
+            if kind == "labels":
+                file["labels"][2, 3] = 0.8
+            elif kind == "no images":
+                del file["images"]
+            elif kind == "shape":
+                del file["images"]
+                file["images"] = np.zeros((5, 32, 32, 3), np.uint8)
+            elif kind == "dtype":
+                del file["images"]
+                file["images"] = np.zeros((5, 64, 64, 3), np.float32)
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "truncated", "labels", "no images", "shape", "dtype"])
+def test_a_file_that_is_not_3d_shapes_is_refused_by_name(tmp_path, kind):
+    damaged(tmp_path / "bad.h5", kind)
+    with pytest.raises(ValueError, match="bad.h5") as error:
+        data.Shapes3D(tmp_path / "bad.h5")
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------- latents and tasks
+
+
+def test_latents_are_standardised_and_weighted(shapes):
+    z, p = data.latents(shapes, alpha=0.0, rho=0.0)
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-9)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-9)
+    np.testing.assert_allclose(p.sum(), 1)
+    np.testing.assert_allclose(np.log(p[0] / p[7]), ((z[7] ** 2).sum() - (z[0] ** 2).sum()) / 2)    # a standard Gaussian's density
+
+
+def test_correlation_of_the_weights_grows_with_rho(shapes):
+    told = [data.describe_latents(*data.latents(shapes, 1.0, rho)) for rho in (0.0, 0.5, 0.9)]
+    assert abs(told[0]["realised_correlation"]) < 0.01 and 0.2 < told[1]["realised_correlation"] < 0.5
+    assert 0.8 < told[2]["realised_correlation"] < 0.84 and 2500 < told[2]["effective_images"] < 3100
+
+
+def test_the_noise_caps_the_correlation_as_computed(shapes):
+    z, _ = data.latents(shapes, alpha=1.0, rho=0.0)
+    for k, levels in enumerate(data.LEVELS):
+        v = (levels ** 2 - 1) / 12
+        np.testing.assert_allclose(np.corrcoef(z[:, k], shapes.factors[:, k])[0, 1], np.sqrt(v / (v + 1 / 12)), atol=1e-3)
+
+
+def test_noise_is_drawn_once_per_image(shapes):
+    np.testing.assert_array_equal(data.latents(shapes, 1.0, 0.0)[0], data.latents(shapes, 1.0, 0.5)[0])
+
+
+@pytest.mark.parametrize("alpha, rho", [(1.5, 0), (-0.1, 0), (1, 1.0), (1, -0.2), (float("nan"), 0)])
+def test_impossible_latents_are_refused(shapes, alpha, rho):
+    with pytest.raises(ValueError, match="alpha|rho"):
+        data.latents(shapes, alpha, rho)
+
+
+def test_tasks_have_half_their_coefficients_and_never_none():
+    w = data.sample_tasks(np.random.default_rng(0), 20_000, 6)
+    assert ((w != 0).sum(axis=1) >= 1).all()
+    counts = np.bincount((w != 0).sum(axis=1), minlength=7) / 20_000
+    expected = np.array([0, 7, 15, 20, 15, 6, 1]) / 64                      # binomial, the empty support counted with one
+    np.testing.assert_allclose(counts, expected, atol=0.012)
+    np.testing.assert_allclose(w[w != 0].std(), 1, atol=0.02)
+
+
+def test_sampled_labels_are_the_tasks_signal_and_noise(shapes):
+    z, p = data.latents(shapes, 1.0, 0.9)
+    tasks = data.Tasks(z, p, sets=3, samples=200, per_set=5)
+    index, y = tasks.sample(np.random.default_rng(0))
+    assert index.shape == (3, 200) and y.shape == (3, 5, 200)
+    for g in range(3):
+        Z = np.c_[z[index[g]], np.ones(200)]
+        residual = y[g] - (Z @ np.linalg.lstsq(Z, y[g].T)[0]).T
+        np.testing.assert_allclose(residual.std(axis=1) / y[g].std(axis=1), 0.1, atol=0.03)
+    again, y_again = tasks.sample(np.random.default_rng(0))
+    assert np.array_equal(index, again) and np.array_equal(y, y_again)
+
+
+def test_images_are_drawn_by_their_weight(shapes):
+    z, p = data.latents(shapes, 1.0, 0.9)
+    tasks = data.Tasks(z, p, sets=40, samples=500)
+    index = np.concatenate([tasks.sample(np.random.default_rng(s))[0].ravel() for s in range(5)])
+    C = np.corrcoef(z[index].T)
+    assert abs(C[~np.eye(6, dtype=bool)].mean() - data.describe_latents(z, p)["realised_correlation"]) < 0.01
+    assert p[index].min() > 0

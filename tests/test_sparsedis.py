@@ -1,0 +1,178 @@
+"""Layers against loops, every gradient against finite differences, encoders on every array library."""
+import ast
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import library, to_numpy
+
+import data
+import run
+import solvers
+import sparsedis
+
+CASES = {name: (f, arrays) for name, f, arrays in run.gradient_cases()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient(name):
+    r = run.check_gradient(*CASES[name])
+    assert r["same"], "a support or mask changed at every step tried"
+    assert r["error"] <= 1e-6, r["norms"]
+    assert r["rate"] >= 1.9, r
+
+
+def test_the_gradient_check_can_fail():
+    _, f, arrays = run.wrong_on_purpose()
+    assert run.check_gradient(f, arrays)["error"] > 1e-5
+
+
+@pytest.mark.parametrize("k, stride, pad, C, O", [(4, 2, 1, 1, 5), (4, 2, 1, 3, 4), (2, 2, 0, 3, 4), (3, 1, 1, 2, 5), (1, 1, 0, 3, 2), (6, 2, 2, 2, 3)])
+def test_conv2d_is_a_sum_over_the_window(k, stride, pad, C, O):
+    rng = np.random.default_rng(0)
+    x, W, b = rng.standard_normal((2, 8, 10, C)), rng.standard_normal((k, k, C, O)), rng.standard_normal(O)
+    out, _ = sparsedis.conv2d(x, W, b, stride, pad)
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    assert out.shape == (2, (8 + 2 * pad - k) // stride + 1, (10 + 2 * pad - k) // stride + 1, O)
+    for i, j in np.ndindex(out.shape[1:3]):
+        window = padded[:, i * stride:i * stride + k, j * stride:j * stride + k]
+        np.testing.assert_allclose(out[:, i, j], np.tensordot(window, W, axes=3) + b, atol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_normalise_gives_mean_zero_and_variance_one(axis):
+    F = np.random.default_rng(0).standard_normal((3, 20, 8)) * 5 + 2
+    out, _ = sparsedis.normalise(F, axis)
+    np.testing.assert_allclose(out.mean(axis), 0, atol=1e-12)
+    np.testing.assert_allclose(out.var(axis), 1, atol=1e-4)
+
+
+def test_a_constant_feature_survives_normalisation():
+    F = np.ones((2, 5, 3))
+    out, cache = sparsedis.normalise(F)
+    assert not out.any() and np.isfinite(sparsedis.normalise_backward(F, cache)).all()
+
+
+def test_inner_ridge_is_least_squares_without_penalty():
+    rng = np.random.default_rng(0)
+    F, y = rng.standard_normal((3, 20, 4)), rng.standard_normal((3, 20))
+    loss, _, _, info = sparsedis.inner_ridge(F, y, 0.0)
+    residuals = [y[t] - F[t] @ np.linalg.lstsq(F[t], y[t])[0] for t in range(3)]
+    np.testing.assert_allclose(loss, np.mean([r @ r / 40 for r in residuals]))
+
+
+def test_problem_7_scores_on_samples_that_were_not_fitted():
+    rng = np.random.default_rng(0)
+    F, y = rng.standard_normal((3, 20, 4)), rng.standard_normal((3, 20))
+    loss, _, _, info = sparsedis.inner_lasso(F, y, 0.1, n_support=12)
+    w, _ = solvers.lasso(F[:, :12], y[:, :12], 0.1)
+    np.testing.assert_allclose(info["w"], w)
+    np.testing.assert_allclose(loss, np.mean((np.vecdot(F[:, 12:], w[:, None, :]) - y[:, 12:]) ** 2) / 2)
+
+
+def test_tasks_that_share_a_set_are_tasks_on_copies_of_it():
+    rng = np.random.default_rng(0)
+    F, y = rng.standard_normal((2, 20, 4)), rng.standard_normal((2, 3, 20))
+    h = sparsedis.HEADS["inner-lasso"]
+    loss, dF, _ = sparsedis.head_on_sets(*h, F, y, 0.2)
+    apart = [sparsedis.head_on_sets(*h, F, y[:, k:k + 1], 0.2) for k in range(3)]
+    np.testing.assert_allclose(loss, np.mean([a[0] for a in apart]))
+    np.testing.assert_allclose(dF, np.mean([a[1] for a in apart], axis=0), atol=1e-12)
+
+
+def test_adam_takes_the_steps_of_the_paper():
+    p, opt = {"a": np.array([1.0, -2.0])}, None
+    m = v = 0
+    expected = p["a"].copy()
+    for t in range(1, 4):
+        g = np.array([0.5, -t])
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        expected -= 0.1 * (m / (1 - 0.9 ** t)) / (np.sqrt(v / (1 - 0.999 ** t)) + 1e-8)
+        p, opt = sparsedis.adam(p, {"a": g}, opt, 0.1)
+        np.testing.assert_allclose(p["a"], expected, rtol=1e-12)
+
+
+def outer_step(xp, device, dtype=None, images=20):
+    """One whole outer step: images, forward, inner fit, adjoint, backward, Adam."""
+    rng = np.random.default_rng(0)
+    encoder = sparsedis.cnn(3)
+    params, state = encoder.init(rng, dtype or xp.float64, xp, device)
+    x = data.compose(rng.integers(480, size=images), rng.integers(10, size=(images, 3)), xp, device)
+    y = xp.asarray(rng.standard_normal((2, 3, images // 2)), device=device)
+    training = sparsedis.Training(encoder, lambda step: (xp.astype(x, dtype or xp.float64), y), steps=1, warmup=0.0)
+    seen = {}
+    params, *_ = sparsedis.train(training, (params, state, None, 0), lambda now, loss, info: seen.update(loss=loss))
+    return seen["loss"], params
+
+
+def test_an_outer_step_on_every_array_library(backend):
+    loss, params = outer_step(*library("numpy"))
+    loss_, params_ = outer_step(*backend)
+    assert abs(loss_ - loss) <= 1e-8 * abs(loss)                            # images are float32 products on either side
+    for name in params:
+        np.testing.assert_allclose(to_numpy(params_[name]), params[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [40, 47, 53])
+def test_threads_do_not_change_a_bit(images):
+    rng = np.random.default_rng(0)
+    x, encoder = rng.random((images, 64, 64, 3)).astype(np.float32), sparsedis.cnn(6)
+    params, state = encoder.init(rng)
+    results = []
+    for threads in (1, 2, 3):
+        with sparsedis.cpu_threads(threads):
+            F, cache, _ = encoder.forward(params, state, x)
+            results.append([F, *encoder.backward(cache, F).values()])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_training_stops_on_a_loss_that_is_not_finite():
+    encoder = sparsedis.mlp([4, 3])
+    params, state = encoder.init(np.random.default_rng(0), np.float64)
+    params["linear1.W"][0, 0] = 1e200
+    sample = lambda step: (np.full((6, 4), 1e200), np.ones((1, 1, 6)))
+    with pytest.raises((FloatingPointError, ValueError)), np.errstate(all="ignore"):
+        sparsedis.train(sparsedis.Training(encoder, sample, steps=1), (params, state, None, 0))
+
+
+# -------------------------------------------------------------------------------------------------- CuPy
+
+
+def calls_of_xp(path):
+    """Every call xp.name(...) or xp.linalg.name(...) of a file: (line, name, positional arguments, keywords)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name.startswith("xp."):
+                starred = any(isinstance(a, ast.Starred) for a in node.args)
+                yield node.lineno, name[3:], None if starred else len(node.args), [k.arg for k in node.keywords]
+
+
+@pytest.mark.parametrize("file", ["solvers.py", "sparsedis.py", "data.py", "run.py"])
+def test_every_call_fits_cupy(file):
+    """CuPy imports without a GPU, so names and signatures can be checked anywhere."""
+    pytest.importorskip("cupy", reason="no GPU (CuPy is not installed)")
+    import array_api_compat.cupy as xp
+    root = Path(sparsedis.__file__).parent
+    seen = 0
+    for line, name, positional, keywords in calls_of_xp(root / file):
+        f = xp
+        for part in name.split("."):
+            assert hasattr(f, part), f"{file}:{line} CuPy has no {name}"
+            f = getattr(f, part)
+        seen += 1
+        if positional is None or isinstance(f, type):
+            continue
+        if hasattr(f, "nin"):
+            assert f.nin == positional and not keywords, f"{file}:{line} {name}"
+        else:
+            inspect.signature(f).bind(*[None] * positional, **dict.fromkeys(keywords))
+    assert seen > 3
+
+
+def test_no_numpy_on_arrays_that_may_live_on_a_device():
+    for file in ("solvers.py", "sparsedis.py"):
+        tree = ast.parse((Path(sparsedis.__file__).parent / file).read_text())
+        assert "numpy" not in {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
