@@ -1,4 +1,4 @@
-"""metrics.py -- how a representation is scored against the factors it should have found.
+"""metrics.py -- how a representation is scored against the factors it should have found, and a gradient against differences.
 
     z      (N, d)  ground-truth factors          z_hat  (N, m)  learned features
     C      (d, m)  |Pearson correlation| of factors and features
@@ -85,3 +85,48 @@ def scores(z, z_hat):
     """All of the above under the names of result.json."""
     d, c = dci(z, z_hat)
     return {"mcc": mcc(z, z_hat), "r": r_score(z, z_hat), "dci_d": d, "dci_c": c}
+
+
+def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
+    """Error of a gradient against central differences, and the rate of its Taylor remainder.
+
+    f(arrays) -> loss, gradients, pattern, for a dict of float64 arrays: gradients() has the keys of arrays; pattern
+    is the discrete part of the computation (supports, masks), which must stay the same under the differences.
+    The error is the worst over arrays of |g - g_fd| / max(|g|, |g_fd|, 1e-6 |all g|), on at most `entries` random
+    entries of each. The rate, log2 of how the remainder of the linear model falls as the step halves, should be 2.
+    Where a step changes the pattern, a tenth of it is taken, at most three times; same tells whether that sufficed.
+    """
+    rng = np.random.default_rng(seed)
+    loss, gradients, pattern = f(arrays)
+    grads, missed = gradients(), []
+
+    def values(direction, steps):
+        """[f(arrays + t direction) for t in steps], and the shrinking that kept the pattern."""
+        for shrink in (1, 0.1, 0.01, 0.001):
+            results = [f({**arrays, **{k: arrays[k] + shrink * t * e for k, e in direction.items()}}) for t in steps]
+            if all(np.array_equal(a, b) for result in results for a, b in zip(pattern, result[2])):
+                return [float(result[0]) for result in results], shrink
+        missed.append(True)
+        return [float(result[0]) for result in results], shrink
+
+    picked = {}
+    for name, a in arrays.items():
+        g, g_fd = [], []
+        for i in rng.permutation(a.size)[:entries]:
+            e = np.reshape(np.arange(a.size) == i, a.shape)
+            (up, down), shrink = values({name: e}, (h, -h))
+            g.append(grads[name].reshape(-1)[i])
+            g_fd.append((up - down) / (2 * h * shrink))
+        picked[name] = np.array(g), np.array(g_fd)
+    norm = np.linalg.norm
+    floor = max(1e-6 * norm([norm(g) for g, _ in picked.values()]), 1e-300)
+    errors = {name: float(norm(g - g_fd) / max(norm(g), norm(g_fd), floor)) for name, (g, g_fd) in picked.items()}
+
+    v = {name: rng.standard_normal(a.shape) for name, a in arrays.items()}
+    t = 1e-2 / norm([norm(x) for x in v.values()])
+    (full, half), shrink = values(v, (t, t / 2))
+    slope = shrink * t * sum(float((grads[k] * v[k]).sum()) for k in arrays)
+    remainder = abs(full - float(loss) - slope), abs(half - float(loss) - slope / 2)
+    rate = np.log2(remainder[0] / remainder[1]) if remainder[1] > 0 else np.inf
+    norms = {name: (float(norm(g)), float(norm(g_fd))) for name, (g, g_fd) in picked.items()}
+    return {"errors": errors, "error": max(errors.values()), "norms": norms, "rate": float(rate), "same": not missed}

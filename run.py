@@ -3,7 +3,9 @@
     python run.py [disentangle] [--rho 0.9 ...]     the main job: disentangle 3D Shapes with inner-Lasso
     python run.py render --out FILE.h5              write the rendered data set in the official layout
     python run.py encode CHECKPOINT IMAGES.npz      features of your own images
+    python run.py curves FOLDER ... --out FILE.png  training curves of several runs
     python run.py gradcheck                         every derivative against central differences
+    python run.py bench                             timings, side by side with scikit-learn and PyTorch
 """
 import argparse
 import dataclasses
@@ -41,9 +43,9 @@ class Disentangle:
     head: str = option("inner-lasso", "how a task's predictor is fitted", choices=tuple(sparsedis.HEADS))
     eps: float = option(0.3, "strength of the penalty, a fraction of lambda_max; 0 fits without penalty", 0, 1)
     warmup: float = option(0.5, "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper", 0, 1)
-    steps: int = option(1500, "outer steps", 1)
-    lr: float = option(1e-3, "Adam's learning rate at the start of its cosine decay", 1e-12)
-    image_sets: int = option(4, "image sets per step (the paper: 8)", 1)
+    steps: int = option(2400, "outer steps", 1)
+    lr: float = option(5e-3, "Adam's learning rate at the start of its cosine decay (the paper: 1e-3)", 1e-12)
+    image_sets: int = option(2, "image sets per step (the paper: 8)", 1)
     samples: int = option(50, "images per set", 2)
     tasks_per_set: int = option(16, "tasks that share a set's images (ours; the paper: 1)", 1)
     split: int = option(0, "fit on this many samples and score on the others, Problem (7); 0: both on all, Problem (6)", 0)
@@ -282,6 +284,24 @@ def draw_training(rows, path):
     save_figure(fig, path)
 
 
+def draw_curves(folders, path):
+    """MCC against the step of several finished runs, named by the settings in which they differ."""
+    runs = []
+    for folder in map(Path, folders):
+        if not (folder / "result.json").exists():
+            raise ValueError(f"{folder}: no finished run (no result.json)")
+        runs.append((json.loads((folder / "config.json").read_text()), read_rows(folder / "metrics.jsonl", float("inf"))))
+    differ = [k for k in runs[0][0] if len({str(config.get(k)) for config, _ in runs}) > 1 and k not in ("code", "device")]
+    fig, ax = figure(1, 1, (5.2, 3.4))
+    for config, rows in runs:
+        ax.plot([row["step"] for row in rows], [row["mcc"] for row in rows],
+                label=", ".join(f"{k.replace('_', ' ')} {config[k]}" for k in differ))
+    ax.axhline(0.63, color="grey", ls=":", label="random mixing")
+    ax.set(xlabel="step", ylabel="MCC (1,000 images)", ylim=(0.3, 1))
+    ax.legend(fontsize=8, loc="lower right")
+    save_figure(fig, Path(path))
+
+
 def draw_correlation(C, matched, path):
     """|Correlation| of factors (rows) and features (columns), the matched features in their factor's place."""
     order = list(matched[1]) + [j for j in range(C.shape[1]) if j not in matched[1]]
@@ -326,51 +346,7 @@ def draw_responses(features, shapes, F, matched, path, bases=6):
 
 
 # ------------------------------------------------------------------------------------------------ gradcheck
-# A case is (name, f, arrays): f(arrays) -> loss, gradients, pattern. gradients() has the keys of arrays; pattern is
-# the discrete part of the computation (supports, masks), which must stay the same under the differences.
-
-
-def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
-    """Error of f's gradient against central differences, and the rate of its Taylor remainder.
-
-    The error is the worst over arrays of |g - g_fd| / max(|g|, |g_fd|, 1e-6 |all g|), on at most `entries` random
-    entries of each. The rate, log2 of how the remainder of the linear model falls as the step halves, should be 2.
-    Where a step changes the pattern, a tenth of it is taken, at most three times; same tells whether that sufficed.
-    """
-    rng = np.random.default_rng(seed)
-    loss, gradients, pattern = f(arrays)
-    grads, missed = gradients(), []
-
-    def values(direction, steps):
-        """[f(arrays + t direction) for t in steps], and the shrinking that kept the pattern."""
-        for shrink in (1, 0.1, 0.01, 0.001):
-            results = [f({**arrays, **{k: arrays[k] + shrink * t * e for k, e in direction.items()}}) for t in steps]
-            if all(np.array_equal(a, b) for result in results for a, b in zip(pattern, result[2])):
-                return [float(result[0]) for result in results], shrink
-        missed.append(True)
-        return [float(result[0]) for result in results], shrink
-
-    picked = {}
-    for name, a in arrays.items():
-        g, g_fd = [], []
-        for i in rng.permutation(a.size)[:entries]:
-            e = np.reshape(np.arange(a.size) == i, a.shape)
-            (up, down), shrink = values({name: e}, (h, -h))
-            g.append(grads[name].reshape(-1)[i])
-            g_fd.append((up - down) / (2 * h * shrink))
-        picked[name] = np.array(g), np.array(g_fd)
-    norm = np.linalg.norm
-    floor = max(1e-6 * norm([norm(g) for g, _ in picked.values()]), 1e-300)
-    errors = {name: float(norm(g - g_fd) / max(norm(g), norm(g_fd), floor)) for name, (g, g_fd) in picked.items()}
-
-    v = {name: rng.standard_normal(a.shape) for name, a in arrays.items()}
-    t = 1e-2 / norm([norm(x) for x in v.values()])
-    (full, half), shrink = values(v, (t, t / 2))
-    slope = shrink * t * sum(float((grads[k] * v[k]).sum()) for k in arrays)
-    remainder = abs(full - float(loss) - slope), abs(half - float(loss) - slope / 2)
-    rate = np.log2(remainder[0] / remainder[1]) if remainder[1] > 0 else np.inf
-    norms = {name: (float(norm(g)), float(norm(g_fd))) for name, (g, g_fd) in picked.items()}
-    return {"errors": errors, "error": max(errors.values()), "norms": norms, "rate": float(rate), "same": not missed}
+# A case is (name, f, arrays), as metrics.check_gradient takes them.
 
 
 def quadratic(out, R):
@@ -480,15 +456,111 @@ def gradcheck():
     print(f"{'derivative':<40}{'error':>10}{'Taylor rate':>13}   result")
     good = True
     for name, f, arrays in gradient_cases():
-        r = check_gradient(f, arrays)
+        r = metrics.check_gradient(f, arrays)
         ok = r["error"] <= 1e-6 and r["rate"] >= 1.9 and r["same"]
         good &= ok
         print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'pass' if ok else f'FAIL {r}'}", flush=True)
     name, f, arrays = wrong_on_purpose()
-    r = check_gradient(f, arrays)
+    r = metrics.check_gradient(f, arrays)
     caught = r["error"] > 1e-6
     print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'caught, as it must be' if caught else 'NOT CAUGHT'}")
     return good and caught
+
+
+# ----------------------------------------------------------------------------------------------------- bench
+
+
+def seconds_of(*functions, repeats=15):
+    """Median seconds of each function, their calls interleaved so that a noisy machine is noisy for all."""
+    times = [[] for _ in functions]
+    for k in range(repeats + 2):
+        for function, taken in zip(functions, times):
+            taken.append(function())
+    return [float(np.median(taken[2:])) for taken in times]
+
+
+def timed(function, *args):
+    began = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - began
+
+
+def outer_step(threads, sets=8, samples=50):
+    """A function that takes one whole outer step of the paper's size, K = 1, and returns its seconds."""
+    shapes, encoder, now = data.Shapes3D(), sparsedis.cnn(6), [None]
+    tasks = data.Tasks(*data.latents(shapes), sets=sets, samples=samples, per_set=1)
+    now[0] = (*encoder.init(np.random.default_rng(0)), None, 0)
+
+    def sample(step):
+        index, y = tasks.sample(np.random.default_rng(step))
+        return shapes.images(index.ravel()), y
+
+    def step():
+        now[0] = sparsedis.train(sparsedis.Training(encoder, sample, steps=now[0][3] + 1, warmup=0.0), now[0])
+
+    def run():
+        with sparsedis.cpu_threads(threads):
+            return timed(step)
+    return run
+
+
+def torch_network(threads, layout, images=400):
+    """The same network's forward and backward pass alone, by PyTorch; a function that returns its seconds."""
+    import torch
+    torch.set_num_threads(threads)
+    sizes = [(3, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)]
+    convolutions = [layer for c, o, k, pad in sizes for layer in (torch.nn.Conv2d(c, o, k, 2, pad), torch.nn.ReLU())]
+    network = torch.nn.Sequential(*convolutions, torch.nn.Flatten(), torch.nn.Linear(1024, 256), torch.nn.ReLU(), torch.nn.Linear(256, 6))
+    network = network.to(memory_format=layout)
+    x = torch.rand(images, 3, 64, 64).to(memory_format=layout)
+    return lambda: timed(lambda: network(x).square().mean().backward())
+
+
+def lasso_problem(m, eps, T=1000, n=50, correlation=0.9):
+    """T tasks with features correlated at 0.9, half their weights nonzero."""
+    rng = np.random.default_rng(0)
+    F = rng.standard_normal((T, n, m)) @ np.linalg.cholesky((1 - correlation) * np.eye(m) + correlation).T
+    y = np.vecdot(F, (rng.standard_normal((T, m)) * (rng.random((T, m)) < 0.5))[:, None, :])
+    y = y + 0.1 * y.std(axis=1, keepdims=True) * rng.standard_normal(y.shape)
+    return F, y, eps * solvers.lasso_lambda_max(F, y)
+
+
+def scikit_lasso(F, y, lam):
+    """The same by a loop over scikit-learn's Lasso at tol 1e-8."""
+    import warnings
+
+    from sklearn.linear_model import Lasso
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.stack([Lasso(alpha=a, fit_intercept=False, tol=1e-8, max_iter=100_000).fit(X, t).coef_ for X, t, a in zip(F, y, lam)])
+
+
+def bench(threads):
+    """Side by side in one process, medians of interleaved repeats, the ratio to the peer first."""
+    from threadpoolctl import threadpool_info
+    print("BLAS: " + ", ".join(f"{i['internal_api']} {i.get('architecture', '')}" for i in threadpool_info() if i["user_api"] == "blas")
+          + f"; {threads} threads")
+
+    def row(ratio, what, ours, peer, theirs):
+        print(f"{ratio:6.2f} x   {what}: {1e3 * ours:.4g} ms, {peer} {1e3 * theirs:.4g} ms", flush=True)
+    try:
+        import torch
+        peers = ("PyTorch forward + backward", torch.contiguous_format), ("the same, channels_last", torch.channels_last)
+        ours, *theirs = seconds_of(outer_step(threads), *(torch_network(threads, layout) for _, layout in peers))
+        for (peer, _), seconds in zip(peers, theirs):
+            row(ours / seconds, "outer step, 400 images", ours, peer, seconds)
+    except ImportError:
+        ours, = seconds_of(outer_step(threads))
+        print(f"     -     outer step, 400 images: {1e3 * ours:.4g} ms, PyTorch is not installed")
+    for m, eps, repeats in ((6, 0.3, 7), (100, 0.05, 3)):
+        F, y, lam = problem = lasso_problem(m, eps)
+        ours, theirs = seconds_of(lambda: timed(solvers.lasso, *problem), lambda: timed(scikit_lasso, *problem), repeats=repeats)
+        G, c = solvers.gram(F), solvers.correlations(F, y)
+        ours_left, theirs_left = (solvers.lasso_violation(c - solvers.matvec(G, w), lam, w).max()
+                                  for w in (solvers.lasso(*problem)[0], scikit_lasso(*problem)))
+        row(ours / theirs, f"lasso, T = 1000, n = 50, m = {m}, eps {eps}", ours, "scikit-learn", theirs)
+        print(f"            {theirs / ours:.0f} times as fast; largest violation of optimality {ours_left:.1e}, scikit-learn's {theirs_left:.1e}")
+    print(f"     -     render all geometries: {timed(data.geometry_maps.__wrapped__):.2f} s")
 
 
 # --------------------------------------------------------------------------------------------- the commands
@@ -536,7 +608,12 @@ def parser():
     p.add_argument("checkpoint")
     p.add_argument("images", help="an npz file with images (N, 64, 64, 3)")
     p.add_argument("--out", default="F.npz", help="the file to write (default: F.npz)")
+    p = commands.add_parser("curves", help="MCC against the step of finished runs, in one figure", description=draw_curves.__doc__)
+    p.add_argument("folders", nargs="+", help="folders of results")
+    p.add_argument("--out", default="curves.png", help="the file to write (default: curves.png)")
     commands.add_parser("gradcheck", help="every derivative against central differences")
+    p = commands.add_parser("bench", help="timings side by side with peers", description=bench.__doc__)
+    p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
     return top, commands.choices
 
 
@@ -548,8 +625,13 @@ def main(argv):
     try:
         if args.command == "gradcheck":
             return 0 if gradcheck() else 1
-        if args.command == "render":
+        if args.command == "bench":
+            bench(args.threads)
+        elif args.command == "render":
             print(f"{args.out}: {data.write_hdf5(args.out, args.limit)} rows")
+        elif args.command == "curves":
+            draw_curves(args.folders, args.out)
+            print(args.out)
         elif args.command == "encode":
             encode(args.checkpoint, args.images, args.out)
         else:

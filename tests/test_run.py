@@ -133,6 +133,14 @@ def test_encode_writes_the_encoders_features(finished, tmp_path):
     np.testing.assert_allclose(F, arrays(tmp_path / "G.npz")["F"], rtol=1e-5, atol=1e-5)
 
 
+def test_curves_of_runs_are_drawn(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.main([*TINY, "--warmup", "0"]) == 0
+    assert run.main(["curves", str(result_of(finished[0])[1]), str(result_of(tmp_path)[1]), "--out", "c.png"]) == 0
+    assert Path("c.png").read_bytes()[:4] == b"\x89PNG"
+    assert run.main(["curves", "nowhere"]) == 2
+
+
 def test_gradcheck_prints_its_table_and_fails_on_a_wrong_gradient(tmp_path, monkeypatch, capsys):
     few = [case for case in run.gradient_cases() if case[0] in ("linear", "lasso")]
     monkeypatch.setattr(run, "gradient_cases", lambda: iter(few))

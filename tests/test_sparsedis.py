@@ -8,6 +8,7 @@ import pytest
 from conftest import library, to_numpy
 
 import data
+import metrics
 import run
 import solvers
 import sparsedis
@@ -17,7 +18,7 @@ CASES = {name: (f, arrays) for name, f, arrays in run.gradient_cases()}
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradient(name):
-    r = run.check_gradient(*CASES[name])
+    r = metrics.check_gradient(*CASES[name])
     assert r["same"], "a support or mask changed at every step tried"
     assert r["error"] <= 1e-6, r["norms"]
     assert r["rate"] >= 1.9, r
@@ -25,7 +26,7 @@ def test_gradient(name):
 
 def test_the_gradient_check_can_fail():
     _, f, arrays = run.wrong_on_purpose()
-    assert run.check_gradient(f, arrays)["error"] > 1e-5
+    assert metrics.check_gradient(f, arrays)["error"] > 1e-5
 
 
 @pytest.mark.parametrize("k, stride, pad, C, O", [(4, 2, 1, 1, 5), (4, 2, 1, 3, 4), (2, 2, 0, 3, 4), (3, 1, 1, 2, 5), (1, 1, 0, 3, 2), (6, 2, 2, 2, 3)])
