@@ -231,20 +231,23 @@ def train_with_files(config, encoder, shapes, tasks, features, z, folder, xp, de
     every = max(1, config.steps // 25)
     bar = data.progress(range(config.steps), "training")
     bar.update(start[3])
+    losses = []
 
     def report(now, loss, info):
         bar.update()
+        losses.append(loss)
         if now[3] % every and now[3] != config.steps:
             return
-        row = {"step": now[3], "loss": loss, "nonzero": float(xp.mean(xp.astype(info["w"] != 0, xp.float64))), "eps": info["eps"],
+        row = {"step": now[3], "loss": float(np.mean(losses)), "nonzero": float(xp.mean(xp.astype(info["w"] != 0, xp.float64))), "eps": info["eps"],
                "mcc": metrics.mcc(z[index], features(now[0], index)), "seconds": round(time.perf_counter() - began, 2)}
         if "converged" in info:
             row["unsolved"] = int(xp.sum(xp.astype(~info["converged"], xp.int64)))
+        losses.clear()
         rows.append(row)
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
         save_checkpoint(folder / "checkpoint.npz", now, config.seed)
-        bar.set_postfix_str(f"loss {loss:.4f}, nonzero {row['nonzero']:.2f}, MCC {row['mcc']:.3f}")
+        bar.set_postfix_str(f"loss {row['loss']:.4f}, nonzero {row['nonzero']:.2f}, MCC {row['mcc']:.3f}")
 
     training = sparsedis.Training(encoder, sample, config.head, config.steps, config.lr, config.eps, config.warmup,
                                   config.split or None, 1 if config.norm == "batch" else 2)
@@ -273,7 +276,7 @@ def draw_training(rows, path):
     """Loss, sparsity and MCC against the step."""
     fig, axes = figure(1, 3, (10, 2.8))
     step = [row["step"] for row in rows]
-    for ax, key, label in zip(axes, ("loss", "nonzero", "mcc"), ("outer loss", "share of weights not zero", "MCC (1,000 images)")):
+    for ax, key, label in zip(axes, ("loss", "nonzero", "mcc"), ("outer loss (rises with eps)", "share of weights not zero", "MCC (1,000 images)")):
         ax.plot(step, [row[key] for row in rows], label=label)
         ax.set(xlabel="step", title=label)
         ax.set_ylim(0, None if key == "loss" else 1.02)
