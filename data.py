@@ -16,7 +16,9 @@ The maps are ray-cast once, in about a second; any image is then one small produ
 [L23] Lachapelle et al., ICML 2023, arXiv 2211.14666.   [3DS] Burgess and Kim, 3D Shapes dataset, 2018.
 """
 import colorsys
+import contextlib
 import functools
+import hashlib
 import os
 import shutil
 import tempfile
@@ -259,10 +261,15 @@ def compose(geometry, hues, xp=array_api_compat.numpy, device=None):
     return x
 
 
-@functools.cache
+_maps = {}
+
+
 def maps_on(xp, device):
     """geometry_maps, sent once to a device."""
-    return xp.asarray(geometry_maps(), device=device)
+    name = xp.__name__, str(device)                                         # a CuPy device cannot be hashed
+    if name not in _maps:
+        _maps[name] = xp.asarray(geometry_maps(), device=device)
+    return _maps[name]
 
 
 # ------------------------------------------------------------------------------------------- the data set
@@ -305,9 +312,10 @@ def open_hdf5(path):
             N = (found["images"][0] or (0,))[0]
             if N == 0 or found != {"images": ((N, SIDE, SIDE, 3), "uint8"), "labels": ((N, 6), "float64")}:
                 raise ValueError(f"{path}: expected images (N, 64, 64, 3) uint8 and labels (N, 6) float64, found {found}")
-            return unpack_images(path, file["images"]), factors_of_labels(path, file["labels"][:])
+            factors = factors_of_labels(path, file["labels"][:])
+            return unpack_images(path, file["images"]), factors
     except OSError as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from None
+        raise ValueError(f"{path}: cannot be read or unpacked ({str(error).splitlines()[0]})") from None
 
 
 def factors_of_labels(path, labels):
@@ -324,12 +332,14 @@ def factors_of_labels(path, labels):
 def unpack_images(path, images):
     """images memory-mapped from PATH.images.npy, which is written first where it is missing, older, or of another shape."""
     cache = path.with_name(path.name + ".images.npy")
-    if not os.access(path.parent, os.W_OK) and not cache.is_file():
-        cache = Path(tempfile.gettempdir()) / f"{path.name}.{abs(hash(str(path.resolve())))}.images.npy"
+    if not os.access(path.parent, os.W_OK):
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        cache = Path(tempfile.gettempdir()) / f"{path.name}.{name}.images.npy"
     if cache.is_file() and cache.stat().st_mtime >= path.stat().st_mtime:
-        stored = np.load(cache, mmap_mode="r")
-        if stored.shape == images.shape and stored.dtype == np.uint8:
-            return stored
+        with contextlib.suppress(ValueError):                               # a cache that is no array is written again
+            stored = np.load(cache, mmap_mode="r")
+            if stored.shape == images.shape and stored.dtype == np.uint8:
+                return stored
     free = shutil.disk_usage(cache.parent).free
     if free < 1.02 * np.prod(images.shape):
         raise ValueError(f"{cache}: {np.prod(images.shape) / 1e9:.1f} GB are needed to unpack the images, {free / 1e9:.1f} are free")
@@ -347,7 +357,8 @@ def unpack_images(path, images):
 
 def row_blocks(images, rows=2048):
     """Slices of rows that read every chunk of an HDF5 data set once."""
-    step = max(rows, images.chunks[0] if images.chunks else 0)
+    chunk = images.chunks[0] if images.chunks else 1
+    step = -(-rows // chunk) * chunk
     return [slice(i, i + step) for i in range(0, len(images), step)]
 
 
@@ -396,7 +407,8 @@ def latents(shapes, alpha=1.0, rho=0.9, seed=0):
         raise ValueError(f"rho: found {rho}, expected a number from 0 up to, but not including, 1")
     z = shapes.factors + alpha * (np.random.default_rng(seed).random(shapes.factors.shape) - 0.5)
     deviation = z.std(axis=0)
-    z = (z - z.mean(axis=0)) / np.where(deviation > 0, deviation, 1)                        # a constant factor is 0
+    z = (z - z.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    z[:, shapes.factors.min(axis=0) == shapes.factors.max(axis=0)] = 0                      # no image shows a constant factor
     Sigma = (1 - rho) * np.eye(6) + rho
     log_p = -0.5 * np.vecdot(z @ np.linalg.inv(Sigma), z)
     p = np.exp(log_p - log_p.max())
@@ -412,27 +424,95 @@ def describe_latents(z, p):
     return {"effective_images": float(1 / np.sum(p * p)), "realised_correlation": float(R[~np.eye(len(R), dtype=bool)].mean())}
 
 
-def sample_tasks(rng, T, d, density=0.5):
-    """Coefficients (T, d): N(0, 1) times Bernoulli(density); an empty support is given one entry.     [L23, App. D.2.1]"""
-    S = rng.random((T, d)) < density
-    S[np.arange(T), rng.integers(d, size=T)] |= ~S.any(axis=1)
-    return rng.standard_normal((T, d)) * S
+TASKS = "bernoulli-gauss, laplace, gauss, sphere, blocks-B, fixed-K, finite-K"
+
+
+def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
+    """Coefficients w (T, d) of T tasks.                                                           [L23, App. D.2.1, D.3]
+
+    bernoulli-gauss  each entry is N(0, 1) with probability 1/2, else 0; an empty support is given one entry
+    laplace, gauss   dense, independent entries of variance 1
+    sphere           the support of bernoulli-gauss, the direction uniform on the unit sphere of that support
+    blocks-B         whole blocks of B consecutive entries are on or off: violates Assumption 3.6
+    fixed-K          exactly K entries are on
+    finite-K         one of K coefficient vectors fixed beforehand: violates Assumption 3.5
+    """
+    name, _, number = kind.rpartition("-")
+    size = int(number) if number.isdigit() else 0
+    if kind in ("laplace", "gauss"):
+        return rng.laplace(scale=0.5 ** 0.5, size=(T, d)) if kind == "laplace" else rng.standard_normal((T, d))
+    if name == "finite" and size:
+        return sample_tasks(np.random.default_rng(size), size, d)[rng.integers(size, size=T)]
+    if name == "fixed" and 1 <= size <= d:
+        S = rng.random((T, d)).argsort(axis=1) < size
+    elif name == "blocks" and 1 <= size <= d and d % size == 0:
+        S = np.repeat(nonempty(rng, rng.random((T, d // size)) < 0.5), size, axis=1)
+    elif kind in ("bernoulli-gauss", "sphere"):
+        S = nonempty(rng, rng.random((T, d)) < 0.5)
+    else:
+        raise ValueError(f"--tasks: found {kind}, expected one of {TASKS} (B a divisor of {d}, K from 1)")
+    w = rng.standard_normal((T, d)) * S
+    return w / np.linalg.norm(w, axis=1, keepdims=True) if kind == "sphere" else w
+
+
+def nonempty(rng, S):
+    """Supports S (T, d) with an empty one given one entry."""
+    S[np.arange(len(S)), rng.integers(S.shape[1], size=len(S))] |= ~S.any(axis=1)
+    return S
 
 
 class Tasks:
-    """Batches of regression tasks on image sets: .sample(rng) -> index (G, n) of images, labels y (G, K, n).
+    """Batches of tasks on image sets: .sample(rng) -> index (G, n) of images, labels y (G, K, n) or (G, K, n, k).
 
-    y = w.z + noise, the noise with a standard deviation of 0.1 of the task's signal over the set.     [L23, App. D.2.1]
-    K tasks share a set's images, each with its own w and noise; the paper has K = 1.
+    gaussian     y = w.z + noise, the noise with a standard deviation of 0.1 of the task's signal over the set
+    categorical  y one-hot over k classes, of probabilities softmax(5 W z)
+    K tasks share a set's images, each with its own w and noise; the paper has K = 1.              [L23, App. D.2.1]
+    With k > 1 outputs a task's support is common to its outputs. shift > 0 draws each set's images from
+    p(x | W) ~ p(x) exp(shift v.z), v the unit direction of the mean of |w|: p(x | W) may differ from task to task.
     """
 
-    def __init__(self, z, p, sets=4, samples=50, per_set=16, noise=0.1):
+    def __init__(self, z, p, sets=2, samples=50, per_set=16, kind="bernoulli-gauss", outputs=1, likelihood="gaussian", shift=0.0, noise=0.1):
         self.z, self.sets, self.samples, self.per_set, self.noise = z, sets, samples, per_set, noise
+        self.kind, self.outputs, self.likelihood, self.shift = kind, outputs, likelihood, shift
         self.cumulative = np.cumsum(p)
+        sample_tasks(np.random.default_rng(0), 1, z.shape[1], kind)                         # refuses an unknown kind now
+        if likelihood == "categorical" and outputs < 2:
+            raise ValueError(f"--outputs: found {outputs}, expected at least 2 classes")
 
     def sample(self, rng):
-        uniform = rng.random((self.sets, self.samples)) * self.cumulative[-1]
-        index = np.searchsorted(self.cumulative, uniform, side="right")                     # (G, n)
-        w = sample_tasks(rng, self.sets * self.per_set, self.z.shape[1]).reshape(self.sets, self.per_set, -1)
-        y = w @ np.swapaxes(self.z[index], 1, 2)                                            # (G, K, n)
-        return index, y + self.noise * y.std(axis=2, keepdims=True) * rng.standard_normal(y.shape)
+        w = self.sample_coefficients(rng)                                                   # (G, K, k, d)
+        index = self.sample_images(rng, w)                                                  # (G, n)
+        y = np.moveaxis(w @ np.swapaxes(self.z[index], 1, 2)[:, None], 3, 2)                # (G, K, n, k)
+        if self.likelihood == "categorical":                                                # Gumbel's way to draw a class
+            return index, np.eye(self.outputs)[(5 * y + rng.gumbel(size=y.shape)).argmax(axis=3)]
+        y = y + self.noise * y.std(axis=2, keepdims=True) * rng.standard_normal(y.shape)
+        return index, y if self.outputs > 1 else y[..., 0]
+
+    def sample_coefficients(self, rng):
+        T = self.sets * self.per_set
+        w = sample_tasks(rng, T, self.z.shape[1], self.kind)[:, None, :]
+        if self.outputs > 1:
+            w = np.where(w != 0, rng.standard_normal((T, self.outputs, w.shape[2])), 0)
+        return w.reshape(self.sets, self.per_set, self.outputs, -1)
+
+    def sample_images(self, rng, w):
+        draws = self.samples * (20 if self.shift else 1)
+        index = np.searchsorted(self.cumulative, rng.random((self.sets, draws)) * self.cumulative[-1], side="right")
+        if not self.shift:
+            return index
+        v = np.abs(w).mean(axis=(1, 2))                                                     # of 20 n drawn from p, keep n
+        tilt = self.shift * np.vecdot(self.z[index], (v / np.linalg.norm(v, axis=1, keepdims=True))[:, None, :])
+        keep = (tilt + rng.gumbel(size=tilt.shape)).argsort(axis=1)[:, -self.samples:]
+        return np.take_along_axis(index, keep, axis=1)
+
+
+def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise=0.04):
+    """Features z (n, m), labels y (n,) and w of one sparse task.                                   [L23, App. D.1, Fig. 1]
+
+    z ~ N(0, Sigma), Sigma_ij = 0.9^|i-j| ("ar") or I ("identity"); w has `active` entries N(0, 1); y = w.z + N(0, noise).
+    """
+    Sigma = 0.9 ** np.abs(np.subtract.outer(np.arange(m), np.arange(m))) if covariance == "ar" else np.eye(m)
+    z = rng.standard_normal((n, m)) @ np.linalg.cholesky(Sigma).T
+    w = np.zeros(m)
+    w[rng.choice(m, active, replace=False)] = rng.standard_normal(active)
+    return z, z @ w + noise ** 0.5 * rng.standard_normal(n), w

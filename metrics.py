@@ -9,8 +9,11 @@ At m = 6 the MCC of a random Gaussian mixing is 0.63 +- 0.04 and of a random rot
 
 [L23] Lachapelle et al., ICML 2023.   [EW18] Eastwood and Williams, ICLR 2018.
 """
+import warnings
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from sklearn.decomposition import FastICA
 from sklearn.linear_model import LinearRegression
 
 
@@ -85,6 +88,23 @@ def scores(z, z_hat):
     """All of the above under the names of result.json."""
     d, c = dci(z, z_hat)
     return {"mcc": mcc(z, z_hat), "r": r_score(z, z_hat), "dci_d": d, "dci_c": c}
+
+
+def ica(z_hat, fit_on=None):
+    """Linear ICA of features z_hat (N, m): FastICA fitted on the features fit_on, of the training distribution.
+
+    Where ICA does not apply (constant or dependent features) it finds fewer components; the rest score nothing.
+    """
+    fit_on = z_hat if fit_on is None else fit_on
+    mean, scale = to_numpy(fit_on).mean(axis=0), np.maximum(to_numpy(fit_on).std(axis=0), 1e-12)
+    X, Y = (to_numpy(fit_on) - mean) / scale, (to_numpy(z_hat) - mean) / scale
+    rank = np.linalg.matrix_rank(X, tol=1e-4 * len(X) ** 0.5)
+    if rank == 0:
+        return np.zeros(Y.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                     # of an iteration that stops at its limit
+        found = FastICA(rank, whiten="unit-variance", random_state=0, max_iter=500).fit(X).transform(Y)
+    return np.pad(found, ((0, 0), (0, Y.shape[1] - rank)))
 
 
 def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):

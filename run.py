@@ -40,7 +40,13 @@ class Disentangle:
     """Train an encoder through many sparse linear fits and score its features.   [L23, Sec. 5.1]"""
     rho: float = option(0.9, "correlation of the factors in training, 0 <= rho < 1", 0, 0.9999)
     alpha: float = option(1.0, "noise on the factors, in steps between their levels", 0, 1)
-    head: str = option("inner-lasso", "how a task's predictor is fitted", choices=tuple(sparsedis.HEADS))
+    tasks: str = option("bernoulli-gauss", f"distribution of the tasks' coefficients: {data.TASKS}")
+    outputs: int = option(1, "outputs of a task, or classes", 1)
+    likelihood: str = option("gaussian", "of the labels; categorical tasks are fitted by group-Lasso logistic regression",
+                             choices=("gaussian", "categorical"))
+    shift: float = option(0.0, "how far a set's images are tilted towards its tasks' factors: p(x | W) differs between tasks", 0, 5)
+    head: str = option("inner-lasso", "how a task's predictor is fitted",
+                       choices=("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge"))
     eps: float = option(0.3, "strength of the penalty, a fraction of lambda_max; 0 fits without penalty", 0, 1)
     warmup: float = option(0.5, "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper", 0, 1)
     steps: int = option(2400, "outer steps", 1)
@@ -49,7 +55,8 @@ class Disentangle:
     samples: int = option(50, "images per set", 2)
     tasks_per_set: int = option(16, "tasks that share a set's images (ours; the paper: 1)", 1)
     split: int = option(0, "fit on this many samples and score on the others, Problem (7); 0: both on all, Problem (6)", 0)
-    norm: str = option("batch", "how features are normalised", choices=("batch", "layer"))
+    norm: str = option("batch", "over what features are normalised: a set's samples, or each sample's features, which makes them sum to 0",
+                       choices=("batch", "layer"))
     features: int = option(6, "features of the encoder, m", 1)
     seed: int = option(0, "seed of parameters, image sets and tasks", 0)
     eval_images: int = option(20_000, "images of the final scores, drawn uniformly", 2)
@@ -164,6 +171,9 @@ def disentangle(config):
     """Train, score, draw; returns the content of result.json and its folder."""
     if config.split and not config.split < config.samples:
         raise ValueError(f"--split: found {config.split}, expected less than --samples, {config.samples}")
+    if config.norm == "layer" and config.features == 1:
+        raise ValueError("--features: found 1, expected at least 2 with --norm layer")
+    head = head_of(config)
     xp, device = device_of(config.device)
     shapes = data.Shapes3D(config.data or None)
     content, name = hashed(config, data="rendered" if not config.data else fingerprint(shapes))
@@ -173,27 +183,31 @@ def disentangle(config):
         made = json.loads((folder / "config.json").read_text())["code"]
         print(f"already there{'' if made == code_digest() else ', made by other code'} (--force runs it again)")
         return result, folder
+    z, p = data.latents(shapes, config.alpha, config.rho)
+    print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in data.describe_latents(z, p).items()))
+    tasks = data.Tasks(z, p, config.image_sets, config.samples, config.tasks_per_set, config.tasks, config.outputs, config.likelihood,
+                       config.shift)
     folder.mkdir(parents=True, exist_ok=True)
     if config.force:
         for file in folder.iterdir():
             file.unlink()
     write_json(folder / "config.json", {**content, "device": config.device, "code": code_digest()})
 
-    z, p = data.latents(shapes, config.alpha, config.rho)
-    print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in data.describe_latents(z, p).items()))
     encoder = sparsedis.cnn(config.features)
     with sparsedis.cpu_threads(config.threads or os.cpu_count()):
-        features = functools.partial(encode_images, encoder, shapes, xp, device)
-        start, rows = train_with_files(config, encoder, shapes, data.Tasks(z, p, config.image_sets, config.samples, config.tasks_per_set),
-                                       features, z, folder, xp, device)
+        features = functools.partial(encode_images, encoder, shapes, config.norm, xp, device)
+        start, rows = train_with_files(config, head, encoder, shapes, tasks, features, z, folder, xp, device)
         index = np.random.default_rng(20_000).integers(len(shapes), size=config.eval_images)
         F = features(start[0], index)
         if not np.isfinite(F).all():
             raise FloatingPointError("the encoder's features are not finite")
         C = metrics.correlation(z[index], F)
         matched = metrics.match(C)
-        result = {**metrics.scores(z[index], F), "steps": config.steps, "seconds": rows[-1]["seconds"], "seed": config.seed,
-                  "rho": config.rho, "alpha": config.alpha, "head": config.head, "eps": config.eps, "nonzero": rows[-1]["nonzero"],
+        seen = features(start[0], np.random.default_rng(20_001).choice(len(shapes), min(10_000, config.eval_images), p=p))
+        unmixed = metrics.scores(z[index], metrics.ica(F, seen))
+        result = {**metrics.scores(z[index], F), **{f"{k}_ica": v for k, v in unmixed.items()}, "steps": config.steps,
+                  "seconds": rows[-1]["seconds"], "seed": config.seed, "rho": config.rho, "alpha": config.alpha, "head": config.head,
+                  "eps": config.eps, "tasks": config.tasks, "nonzero": rows[-1]["nonzero"],
                   **{f"mcc_{data.FACTORS[i]}": float(C[i, j]) for i, j in zip(*matched)}}
         draw_training(rows, folder / "training.png")
         draw_correlation(C, matched, folder / "correlation.png")
@@ -208,13 +222,23 @@ def fingerprint(shapes):
     return hashlib.sha256(shapes.factors.tobytes() + shapes.stored[some].tobytes()).hexdigest()[:10]
 
 
-def encode_images(encoder, shapes, xp, device, params, index, batch=400):
-    """Features (N, m) of the images of an index, as NumPy."""
-    return np.concatenate([metrics.to_numpy(encoder.forward(params, {}, shapes.images(index[i:i + batch], xp, device), train=False)[0])
-                           for i in range(0, len(index), batch)])
+def encode_images(encoder, shapes, norm, xp, device, params, index, batch=400):
+    """Features (N, m) of the images of an index, as NumPy. Batch norm, affine, changes no score; layer norm is applied."""
+    F = np.concatenate([metrics.to_numpy(encoder.forward(params, {}, shapes.images(index[i:i + batch], xp, device), train=False)[0])
+                        for i in range(0, len(index), batch)])
+    return F if norm == "batch" else sparsedis.normalise(F[None], 2)[0][0]
 
 
-def train_with_files(config, encoder, shapes, tasks, features, z, folder, xp, device):
+def head_of(config):
+    """The head that fits the chosen tasks."""
+    if config.outputs == 1 and config.likelihood == "gaussian":
+        return config.head
+    if config.head != "inner-lasso":
+        raise ValueError(f"--head: found {config.head}, expected inner-lasso for tasks of several outputs or classes")
+    return "inner-group-logistic" if config.likelihood == "categorical" else "inner-group-lasso"
+
+
+def train_with_files(config, head, encoder, shapes, tasks, features, z, folder, xp, device):
     """sparsedis.train with checkpoints, metrics.jsonl and a progress line; resumes from what an interrupted run left."""
     def sample(step):
         index, y = tasks.sample(np.random.default_rng([config.seed, step]))
@@ -249,7 +273,7 @@ def train_with_files(config, encoder, shapes, tasks, features, z, folder, xp, de
         save_checkpoint(folder / "checkpoint.npz", now, config.seed)
         bar.set_postfix_str(f"loss {row['loss']:.4f}, nonzero {row['nonzero']:.2f}, MCC {row['mcc']:.3f}")
 
-    training = sparsedis.Training(encoder, sample, config.head, config.steps, config.lr, config.eps, config.warmup,
+    training = sparsedis.Training(encoder, sample, head, config.steps, config.lr, config.eps, config.warmup,
                                   config.split or None, 1 if config.norm == "batch" else 2)
     with bar:
         return sparsedis.train(training, start, report), rows
@@ -370,8 +394,7 @@ def gradient_cases():
             loss, dout = quadratic(out, R)
 
             def gradients():
-                grads = backward(dout, cache)
-                return dict(zip(arrays, grads if isinstance(grads, tuple) else (grads,)))
+                return dict(zip(arrays, backward(dout, cache)))
             return loss, gradients, pattern(cache)
         return name, f, arrays
 
@@ -398,7 +421,7 @@ def gradient_cases():
         def f(params):
             F, cache, _ = enc.forward(params, state, x)
             loss, dF = quadratic(F, R)
-            masks = [c > 0 for stage, parts in zip(enc.stages, cache) for part in parts
+            masks = [c > 0 for (_, stage), parts in zip(enc.stages, cache) for part in parts
                      for (_, kind, _, _), c in zip(stage, part) if kind == "relu"]
             return loss, lambda: enc.backward(cache, dF), masks
         return name, f, params
@@ -426,14 +449,29 @@ def gradient_cases():
     p = problem(3, 4, 6) | {"lam": np.array([0.1, 0.5, 2.0])}
     yield solver("ridge, n < m", solvers.ridge, solvers.ridge_vjp, p, N((3, 6)))
 
+    def group_solver(name, F, Y, eps, loss):
+        lam, R = eps * solvers.group_lasso_lambda_max(F, Y, loss), N((F.shape[0], Y.shape[2], F.shape[2]))
+
+        def f(arrays):
+            W = solvers.group_lasso(arrays["F"], Y, arrays["lam"], loss)[0]
+            value, dW = quadratic(W, R)
+            return value, lambda: dict(zip(("F", "lam"), solvers.group_lasso_vjp(arrays["F"], Y, arrays["lam"], W, dW, loss))), [W != 0]
+        return name, f, {"F": F, "lam": lam}
+
+    one_hot = np.eye(3)[rng.integers(3, size=(2, 20))]
+    yield group_solver("group lasso, squared, k = 3", N((2, 12, 5)), N((2, 12, 3)), 0.3, "squared")
+    yield group_solver("group lasso, logistic, k = 3", N((2, 20, 5)), one_hot, 0.3, "logistic")
+
     def head(name, fitted, arrays, **kw):
         def f(arrays):
             loss, dF, info = fitted(arrays["F"])
             return loss, lambda: {"F": dF}, [info["w"] != 0]
         return name, f, arrays
 
-    for name, split in (("inner-lasso", None), ("inner-lasso", 7), ("inner-ridge", None), ("inner-ridge", 7)):
-        p, (h, lambda_max) = problem(3, 12, 4), sparsedis.HEADS[name]
+    for name, split in ((name, split) for name in sparsedis.HEADS for split in (None, 14)):
+        p, (h, lambda_max) = problem(2, 20, 4), sparsedis.HEADS[name]
+        if "group" in name:
+            p["y"] = one_hot if "logistic" in name else N((2, 20, 3))
         lam = 0.1 * lambda_max(p["F"][:, :split], p["y"][:, :split])
         yield head(f"head {name}, Problem ({'6' if split is None else '7'})",
                    lambda F, h=h, lam=lam, y=p["y"], split=split: [h(F, y, lam, split)[i] for i in (0, 1, 3)], {"F": p["F"]})
@@ -570,7 +608,7 @@ def bench(threads):
 
 
 def encode(checkpoint, images, out):
-    """Features F (N, m) of the `images` of an npz file, by a trained encoder; not standardised. Written as F to out."""
+    """Features F (N, m) of the `images` of an npz file: what a trained encoder puts out, before any normalisation. Written as F."""
     params, state, _, _ = load_checkpoint(checkpoint)
     try:
         with np.load(images, allow_pickle=False) as file:
@@ -589,7 +627,8 @@ def encode(checkpoint, images, out):
 def print_result(result, folder):
     print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}   DCI-D {result['dci_d']:.4f}   DCI-C {result['dci_c']:.4f}"
           f"      {result['steps']} steps in {result['seconds']:.0f} s")
-    print("matched |correlation|: " + ", ".join(f"{k[4:]} {v:.3f}" for k, v in result.items() if k.startswith("mcc_")))
+    print("matched |correlation|: " + ", ".join(f"{name} {result['mcc_' + name]:.3f}" for name in data.FACTORS
+                                               if "mcc_" + name in result))
     print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
 
 

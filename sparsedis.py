@@ -7,11 +7,11 @@
     eps             strength of the penalty as a fraction of lambda_max:  lam = eps lambda_max(F, y)
     dX              dL/dX, with the shape of X
 
-The bilevel problem, and the line of `train` that computes each part:
+The bilevel problem, and the function that computes each part:
 
-    min_theta  1/T sum_t  1/(2 n) ||y_t - F_t w_t||^2                    outer problem                [L23, Problem (6)]
-    with       F_t = normalise(f_theta(x_t))
-               w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   inner problem
+    min_theta  1/T sum_t  1/(2 n) ||y_t - F_t w_t||^2                    train, squared_error         [L23, Problem (6)]
+    with       F_t = normalise(f_theta(x_t))                             head_on_sets, Encoder
+               w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   bilevel, solvers.lasso
 
 Every forward pass f(x, ...) -> (out, cache) is followed by its backward pass f_backward(dout, cache) -> (dx, dparams...).
 
@@ -150,16 +150,19 @@ def rows(x):
 
 
 def conv2d(x, W, b, stride=1, pad=0, need_dx=True):
-    """Convolution with zero padding: x (N, H, W, C), W (k, k, C, O), b (O,) -> (N, H', W', O); stride divides k.
+    """Convolution with zero padding: x (N, H, W, C), W (k, k, C, O), b (O,) -> (N, H', W', O).
 
-    need_dx=False, for an encoder's first layer, leaves out the gradient of the images.
+    The stride divides k, H + 2 pad and W + 2 pad. need_dx=False, for an encoder's first layer, leaves out the
+    gradient of the images.
     """
     xp = array_namespace(x)
+    if any(size % stride for size in (W.shape[0], x.shape[1] + 2 * pad, x.shape[2] + 2 * pad)):
+        raise ValueError(f"conv2d: stride {stride} must divide the kernel, {W.shape[0]}, and the padded image, {x.shape[1:3]} + 2 * {pad}")
     X, V = space_to_depth(x, stride, pad), fold_kernel(W, stride)
-    (qq, C, O), q = V.shape, W.shape[0] // stride
+    (qq, C, O), q = V.shape, W.shape[0] // stride                                       # C is C' from here on
     thin_input = C < O
     if thin_input:
-        X = windows(X, q)                                                               # (N, H', W', q q C')
+        X = windows(X, q)                                                               # (N, H', W', q q C'), also the cached X
         out = xp.reshape(rows(X) @ xp.reshape(V, (qq * C, O)), X.shape[:3] + (O,))
     else:
         Z = rows(X) @ xp.reshape(xp.permute_dims(V, (1, 0, 2)), (C, qq * O))
@@ -200,12 +203,12 @@ def normalise_backward(dout, cache):
     xp = array_namespace(dout)
     out, deviation, axis = cache
     mean = functools.partial(xp.mean, axis=axis, keepdims=True)
-    return (dout - mean(dout) - out * mean(dout * out)) / deviation
+    return ((dout - mean(dout) - out * mean(dout * out)) / deviation,)
 
 
 LAYERS = {"linear": (linear, linear_backward), "relu": (relu, relu_backward), "flatten": (flatten, flatten_backward),
           "conv2d": (conv2d, conv2d_backward)}
-IMAGEWISE = {"conv2d", "relu"}                              # layers on images that treat each one by itself
+IMAGEWISE = {"conv2d", "relu"}                              # layers that treat each (H, W, C) image by itself
 
 # ------------------------------------------------------------------------------------------------- encoders
 
@@ -239,28 +242,32 @@ class Encoder:
 
     def __init__(self, layers):
         self.layers = layers
-        self.stages = [list(stage) for _, stage in itertools.groupby(layers, lambda layer: layer[1] in IMAGEWISE)]
+        kinds = [kind for _, kind, _, _ in layers]
+        images = kinds.index("flatten") if "flatten" in kinds else 0                    # so many layers see images
+        stages = itertools.groupby(enumerate(layers), lambda i_layer: i_layer[0] < images and i_layer[1][1] in IMAGEWISE)
+        self.stages = [(blocked, [layer for _, layer in stage]) for blocked, stage in stages]
 
     def init(self, rng, dtype=None, xp=None, device=None):
         """params and state: weights N(0, 2/fan_in) (He et al. 2015), biases 0, drawn by a NumPy Generator."""
         params, xp = {}, xp or array_api_compat.numpy
         for name, _, shapes, _ in self.layers:
             for p, shape in shapes.items():
-                scale = math.sqrt(2 / math.prod(shape[:-1])) if p == "W" else 0
-                params[f"{name}.{p}"] = xp.asarray(scale * rng.standard_normal(shape), dtype=dtype or xp.float32, device=device)
+                dtype = dtype or xp.float32
+                params[f"{name}.{p}"] = xp.zeros(shape, dtype=dtype, device=device) if p == "b" else \
+                    xp.asarray(math.sqrt(2 / math.prod(shape[:-1])) * rng.standard_normal(shape), dtype=dtype, device=device)
         return params, {}
 
     def forward(self, params, state, x, train=True):
         """x (N, H, W, C) or (N, d) -> features (N, m), cache, state."""
         xp, caches = array_namespace(x), []
-        for stage in self.stages:
+        for blocked, stage in self.stages:
             def run(block):
                 out, cache = x[block, ...], []
                 for name, kind, shapes, settings in stage:
                     out, c = LAYERS[kind][0](out, *(params[f"{name}.{p}"] for p in shapes), **settings)
                     cache.append(c)
                 return out, cache
-            outs, cache = zip(*over_blocks(run, x.shape[0], stage[0][1] in IMAGEWISE and is_numpy_array(x)))
+            outs, cache = zip(*over_blocks(run, x.shape[0], blocked and is_numpy_array(x)))
             x = outs[0] if len(outs) == 1 else xp.concat(outs)
             caches.append(cache)
         return x, caches, state
@@ -268,14 +275,14 @@ class Encoder:
     def backward(self, caches, dF):
         """dF (N, m) -> gradients, with the keys and shapes of params."""
         xp, grads, dx = array_namespace(dF), {}, dF
-        for stage, cache in zip(self.stages[::-1], caches[::-1]):
+        for (blocked, stage), cache in zip(self.stages[::-1], caches[::-1]):
             def run(block):
                 dout, own = dx[block, ...], {}
                 for (name, kind, shapes, _), c in zip(stage[::-1], cache[block.start // BLOCK][::-1]):
                     dout, *dparams = LAYERS[kind][1](dout, c)
                     own.update({f"{name}.{p}": g for p, g in zip(shapes, dparams)})
                 return dout, own
-            dxs, parts = zip(*over_blocks(run, dx.shape[0], stage[0][1] in IMAGEWISE and is_numpy_array(dx)))
+            dxs, parts = zip(*over_blocks(run, dx.shape[0], blocked and is_numpy_array(dx)))
             grads.update({key: functools.reduce(lambda a, b: a + b, [part[key] for part in parts]) for key in parts[0]})
             dx = dxs[0] if len(dxs) == 1 or dxs[0] is None else xp.concat(dxs)
         return grads
@@ -317,13 +324,27 @@ def squared_error(F, y, w):
     return T * n / 2 * xp.sum(r * r), outer(r, w), matvec(transpose(F), r)
 
 
-def bilevel(fit, fit_vjp, F, y, lam, n_support):
-    """The loss of the fitted predictors and its gradient: directly through F, and through the solution w(F)."""
+def halves(n_support, n):
+    """Of n samples, those to fit on and those to score on."""
+    if n_support is not None and not 0 < n_support < n:
+        raise ValueError(f"n_support: found {n_support}, expected 1 to {n - 1} of {n} samples")
+    return (slice(None), slice(None)) if n_support is None else (slice(n_support), slice(n_support, None))
+
+
+def bilevel(fit, fit_vjp, F, y, lam, n_support, penalty=None):
+    """The loss of the fitted predictors and its gradient: directly through F, and through the solution w(F).
+
+    penalty(w, lam) -> sum over tasks and its derivative in w, adds the outer regularisation of Problem (62).
+    """
     xp = array_namespace(F)
-    fit_on, score_on = (slice(None),) * 2 if n_support is None else (slice(n_support), slice(n_support, None))
+    T = F.shape[0]
+    fit_on, score_on = halves(n_support, F.shape[1])
     Fs, ys = F[:, fit_on, :], y[:, fit_on]
     w, info = fit(Fs, ys, lam)                                                          # inner problem
-    loss, dF_direct, dw = squared_error(F[:, score_on, :], y[:, score_on], w)              # outer problem
+    loss, dF_direct, dw = squared_error(F[:, score_on, :], y[:, score_on], w)           # outer problem
+    if penalty:
+        total, d_total = penalty(w, lam)
+        loss, dw = loss + total / T, dw + d_total / T
     dF = xp.zeros_like(F)
     dF[:, score_on, :] += dF_direct
     dF[:, fit_on, :] += fit_vjp(Fs, ys, lam, w, dw)[0]
@@ -343,30 +364,84 @@ def inner_ridge(F, y, lam, n_support=None, params=None):
     return bilevel(lambda F, y, lam: (solvers.ridge(F, y, lam), {}), solvers.ridge_vjp, F, y, lam, n_support)
 
 
-HEADS = {"inner-lasso": (inner_lasso, solvers.lasso_lambda_max),
-         "inner-ridge": (inner_ridge, lambda F, y: solvers.ridge_lambda_max(F))}
+def least_squares(F, y, lam):
+    """Plain least squares, kept regular by a ridge of 1e-7 ||F||_F^2/n.                                  [L23, Problem (62)]"""
+    return solvers.ridge(F, y, 1e-7 * solvers.ridge_lambda_max(F)), {}
+
+
+def least_squares_vjp(F, y, lam, w, dw):
+    dF, dy, d_ridge = solvers.ridge_vjp(F, y, 1e-7 * solvers.ridge_lambda_max(F), w, dw)
+    return dF + 2e-7 / F.shape[1] * d_ridge[:, None, None] * F, dy, 0 * d_ridge
+
+
+def outer_lasso(F, y, lam, n_support=None, params=None):
+    """Plain fits; the outer loss asks them to be sparse: + 1/T sum_t lam_t ||w_t||_1. sign(0) = 0.       [L23, Problem (62)]"""
+    xp = array_namespace(F)
+    return bilevel(least_squares, least_squares_vjp, F, y, lam, n_support,
+                   lambda w, lam: (xp.sum(lam * xp.sum(xp.abs(w), axis=1)), lam[:, None] * xp.sign(w)))
+
+
+def outer_ridge(F, y, lam, n_support=None, params=None):
+    """The same with + 1/T sum_t lam_t/2 ||w_t||^2."""
+    xp = array_namespace(F)
+    return bilevel(least_squares, least_squares_vjp, F, y, lam, n_support,
+                   lambda w, lam: (xp.sum(lam * xp.sum(w * w, axis=1)) / 2, lam[:, None] * w))
+
+
+def inner_group_lasso(F, Y, lam, n_support=None, params=None, loss="squared"):
+    """Tasks of k outputs, Y (T, n, k): W_t = argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}; the outer loss is
+    the same loss on the scoring samples, averaged over tasks. "squared" or "logistic" (Y one-hot).
+    """
+    xp = array_namespace(F)
+    T = F.shape[0]
+    fit_on, score_on = halves(n_support, F.shape[1])
+    Fs, Ys, Fq, Yq = F[:, fit_on, :], Y[:, fit_on, :], F[:, score_on, :], Y[:, score_on, :]
+    W, info = solvers.group_lasso(Fs, Ys, lam, loss)
+    Z = xp.matmul(Fq, transpose(W))                                                     # (T, n, k)
+    R = solvers.residual(Z, Yq, loss)[0] / T                                            # dL/dZ
+    dF = xp.zeros_like(F)
+    dF[:, score_on, :] += xp.matmul(R, W)
+    dF[:, fit_on, :] += solvers.group_lasso_vjp(Fs, Ys, lam, W, xp.matmul(transpose(R), Fq), loss)[0]
+    return xp.mean(solvers.data_loss(Z, Yq, loss)), dF, {}, {"w": W, **info}
+
+
+def lasso_scale(F, y):
+    return solvers.lasso_lambda_max(F, y)
+
+
+def ridge_scale(F, y):
+    return solvers.ridge_lambda_max(F)
+
+
+HEADS = {"inner-lasso": (inner_lasso, lasso_scale), "inner-ridge": (inner_ridge, ridge_scale),
+         "outer-lasso": (outer_lasso, lasso_scale), "outer-ridge": (outer_ridge, ridge_scale),
+         "inner-group-lasso": (inner_group_lasso, solvers.group_lasso_lambda_max),
+         "inner-group-logistic": (functools.partial(inner_group_lasso, loss="logistic"),
+                                  functools.partial(solvers.group_lasso_lambda_max, loss="logistic"))}
 
 
 def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm_axis=1):
-    """A head on G image sets that K tasks share: F (G, n, m), y (G, K, n) -> loss, dF (G, n, m), info.
+    """A head on G image sets that K tasks share: F (G, n, m), y (G, K, n) or (G, K, n, k) -> loss, dF (G, n, m), info.
 
-    Normalise each set's features, repeat them for its K tasks, fit and score, and add the K gradients up.
+    Normalise each set's features, repeat them for its K tasks, fit and score, and add the K gradients up. Predictors
+    have no intercept: under batch norm and Problem (6) the mean of y stays in the loss but has no gradient. Under
+    Problem (7) a set's statistics are those of all its samples, fitted and scored.
     """
     xp = array_namespace(F)
     (G, n, m), K = F.shape, y.shape[1]
     features, cache = normalise(F, norm_axis)
-    F_k, y_k = xp.repeat(features, K, axis=0), xp.reshape(y, (G * K, n))                # one row per task
-    lam = eps * lambda_max(F_k[:, :n_support, :], y_k[:, :n_support])                      # [L23, App. D.2.3]
+    F_k, y_k = xp.repeat(features, K, axis=0), xp.reshape(y, (G * K, *y.shape[2:]))     # one row per task
+    lam = eps * lambda_max(F_k[:, :n_support, :], y_k[:, :n_support, ...])              # [L23, App. D.2.3]
     loss, dF_k, _, info = head(F_k, y_k, lam, n_support)
     dF = xp.sum(xp.reshape(dF_k, (G, K, n, m)), axis=1)
-    return loss, normalise_backward(dF, cache), info
+    return loss, normalise_backward(dF, cache)[0], info
 
 
 # ------------------------------------------------------------------------------------------------- training
 
 
 def adam(params, grads, opt, lr, beta1=0.9, beta2=0.999, tiny=1e-8):
-    """One step of Adam (Kingma and Ba 2015, Algorithm 1). opt is {} at first, then (step, first and second moments)."""
+    """One step of Adam (Kingma and Ba 2015, Algorithm 1). opt is None at first, then (step, first and second moments)."""
     xp = array_namespace(*grads.values())
     t, mean, square = opt or (0, {k: 0 * p for k, p in params.items()}, {k: 0 * p for k, p in params.items()})
     t = t + 1
@@ -395,7 +470,7 @@ def train(config, start, report=None):
     """Solve [L23, Problem (6)] from start = (params, state, opt, step); report(start, loss, info) hears of every step.
 
     The inner problems are solved in double precision whatever the encoder's. Returns the last (params, state, opt,
-    step). Raises FloatingPointError when the loss is no longer finite.
+    step). Raises FloatingPointError when the features, the loss or a gradient is no longer finite.
     """
     params, state, opt, first = start
     head, lambda_max = HEADS[config.head]
@@ -405,14 +480,21 @@ def train(config, start, report=None):
         lr = config.lr * (1 + math.cos(math.pi * progress)) / 2
         x, y = config.sample(step)
         F, cache, state = config.encoder.forward(params, state, x)                      # (G n, m)
+        refuse_non_finite("features", {"F": F}, step)
         xp = array_namespace(F)
         F_sets = xp.reshape(xp.astype(F, xp.float64), (y.shape[0], y.shape[2], -1))     # (G, n, m)
         loss, dF, info = head_on_sets(head, lambda_max, F_sets, y, eps, config.n_support, config.norm_axis)
-        loss = float(loss)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {step}")
         grads = config.encoder.backward(cache, xp.astype(xp.reshape(dF, F.shape), F.dtype))
+        refuse_non_finite("gradient", {"loss": loss, **grads}, step)
         params, opt = adam(params, grads, opt, lr)
         if report:
-            report((params, state, opt, step + 1), loss, {"eps": eps, "lr": lr, **info})
+            report((params, state, opt, step + 1), float(loss), {"eps": eps, "lr": lr, **info})
     return params, state, opt, config.steps
+
+
+def refuse_non_finite(what, arrays, step):
+    """Raise FloatingPointError where an array holds a value that is not finite."""
+    xp = array_namespace(*arrays.values())
+    bad = [name for name, a in arrays.items() if not bool(xp.all(xp.isfinite(a)))]
+    if bad:
+        raise FloatingPointError(f"the {what} is no longer finite at step {step} (in {', '.join(bad)})")

@@ -189,3 +189,44 @@ def test_images_are_drawn_by_their_weight(shapes):
     C = np.corrcoef(z[index].T)
     assert abs(C[~np.eye(6, dtype=bool)].mean() - data.describe_latents(z, p)["realised_correlation"]) < 0.01
     assert p[index].min() > 0
+
+
+def test_task_distributions():
+    rng = np.random.default_rng(0)
+    w = {kind: data.sample_tasks(rng, 4000, 6, kind) for kind in ("laplace", "gauss", "sphere", "blocks-2", "blocks-6", "fixed-2", "finite-3")}
+    for kind in ("laplace", "gauss"):
+        assert (w[kind] != 0).all() and abs(w[kind].std() - 1) < 0.05
+    assert np.mean(w["laplace"] ** 4) > 4 > np.mean(w["gauss"] ** 4) > 2.5                  # 6 and 3 for unit variance
+    np.testing.assert_allclose(np.linalg.norm(w["sphere"], axis=1), 1)
+    S = w["blocks-2"] != 0
+    assert (S[:, 0::2] == S[:, 1::2]).all() and S.any(axis=1).all() and 0.4 < S.mean() < 0.65
+    assert (w["blocks-6"] != 0).all() and ((w["fixed-2"] != 0).sum(axis=1) == 2).all()
+    assert len(np.unique(w["finite-3"], axis=0)) == 3
+    for kind in ("blocks-4", "fixed-7", "fixed-0", "finite-0", "finite-x", "gaussian", ""):
+        with pytest.raises(ValueError, match="--tasks"):
+            data.sample_tasks(rng, 5, 6, kind)
+
+
+def test_categorical_labels_follow_the_softmax(shapes):
+    z, p = data.latents(shapes, 1.0, 0.0)
+    index, y = data.Tasks(z, p, sets=2, samples=300, per_set=4, outputs=3, likelihood="categorical").sample(np.random.default_rng(0))
+    assert y.shape == (2, 4, 300, 3) and (y.sum(axis=3) == 1).all()
+    _, y = data.Tasks(z, p, sets=2, samples=30, per_set=4, outputs=3).sample(np.random.default_rng(0))
+    assert y.shape == (2, 4, 30, 3)
+
+
+def test_shift_moves_each_set_towards_its_tasks(shapes):
+    z, p = data.latents(shapes, 1.0, 0.0)
+    tasks = data.Tasks(z, p, sets=40, samples=100, per_set=1, kind="fixed-1", shift=1.5)
+    rng = np.random.default_rng(0)
+    w = tasks.sample_coefficients(rng)
+    mean = z[tasks.sample_images(rng, w)].mean(axis=1)                                      # (G, 6)
+    on = w[:, 0, 0] != 0
+    assert mean[on].mean() > 0.6 and abs(mean[~on].mean()) < 0.1
+
+
+def test_a_gaussian_task_is_as_described():
+    rng = np.random.default_rng(0)
+    z, y, w = data.gaussian_task(rng, 20_000, m=10, active=3, covariance="ar")
+    np.testing.assert_allclose(np.cov(z.T)[0, :3], [1, 0.9, 0.81], atol=0.05)
+    assert np.count_nonzero(w) == 3 and abs((y - z @ w).var() - 0.04) < 0.003

@@ -92,3 +92,17 @@ def test_random_mixing_scores_what_the_chance_line_says():
     z = independent(2000, 6)
     chance = [metrics.mcc(z, z @ rng.standard_normal((6, 6))) for _ in range(200)]
     assert abs(np.mean(chance) - 0.63) < 0.01
+
+
+def test_ica_undoes_a_linear_mixing_of_independent_factors():
+    rng = np.random.default_rng(0)
+    z = rng.uniform(-1, 1, (5000, 4))
+    z_hat = z @ rng.standard_normal((4, 4))
+    assert metrics.mcc(z, z_hat) < 0.9 and metrics.mcc(z, metrics.ica(z_hat)) > 0.99
+    assert metrics.mcc(z[:50], metrics.ica(z_hat[:50], fit_on=z_hat)) > 0.97
+
+
+def test_ica_of_dependent_or_constant_features_is_finite():
+    z = np.random.default_rng(0).uniform(-1, 1, (500, 3))
+    for z_hat in (np.ones((500, 3)), z[:, [0, 0, 1]], np.c_[z[:, :2], np.ones(500)]):
+        assert np.isfinite(metrics.ica(z_hat)).all()

@@ -107,7 +107,8 @@ def test_resuming_in_the_middle_changes_no_bit(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [["--head", "inner-ridge"], ["--split", "11"], ["--norm", "layer"], ["--features", "8"], ["--warmup", "0"],
-                                   ["--alpha", "0", "--rho", "0"], ["--lr", "0.01"], ["--eps", "0"], ["--seed", "1"]])
+                                   ["--tasks", "laplace"], ["--outputs", "3"], ["--outputs", "3", "--likelihood", "categorical"], ["--shift", "2"],
+                                   ["--head", "outer-lasso"], ["--alpha", "0", "--rho", "0"], ["--lr", "0.01"], ["--eps", "0"], ["--seed", "1"]])
 def test_settings_reach_the_training(finished, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run.main([*TINY, *flags]) == 0
@@ -155,7 +156,9 @@ def test_gradcheck_prints_its_table_and_fails_on_a_wrong_gradient(tmp_path, monk
 @pytest.mark.parametrize("args, said", [
     (["--rho", "1"], "--rho"), (["--rho", "x"], "--rho"), (["--alpha", "2"], "--alpha"), (["--eps", "-1"], "--eps"), (["--eps", "nan"], "--eps"),
     (["--steps", "0"], "--steps"), (["--samples", "1"], "--samples"), (["--head", "lasso"], "--head"), (["--split", "50"], "--split"),
-    (["--data", "nowhere.h5"], "nowhere.h5"), (["--device", "gpu"], "gpu"), (["--nonsense", "1"], "--nonsense"), (["nonsense"], "nonsense"),
+    (["--data", "nowhere.h5"], "nowhere.h5"), (["--device", "gpu"], "gpu"), (["--nonsense", "1"], "--nonsense"), (["--tasks", "blocks-4"], "--tasks"),
+    (["--likelihood", "categorical"], "--outputs"), (["--outputs", "2", "--head", "inner-ridge"], "--head"),
+    (["--norm", "layer", "--features", "1"], "--features"), (["nonsense"], "nonsense"),
     (["render", "--out", "no/such/folder.h5"], "no/such"), (["render", "--out", "a.h5", "--limit", "0"], "--limit"),
     (["encode", "none.npz", "none.npz"], "none.npz"), (["encode", "bad.npz", "bad.npz"], "bad.npz"), (["--results", "bad.npz/results"], "bad.npz")])
 def test_errors_are_one_line_and_status_2(args, said, tmp_path, monkeypatch, capsys):

@@ -138,7 +138,8 @@ def test_soft_threshold_is_the_proximal_operator():
 
 @pytest.mark.parametrize("F, y, lam", [(np.ones((2, 3, 4)), np.full((2, 3), np.nan), 0.1), (np.full((2, 3, 4), np.inf), np.ones((2, 3)), 0.1),
                                        (np.ones((2, 3, 4)), np.ones((2, 3)), -0.1), (np.ones((2, 3, 4)), np.ones((2, 3)), np.nan),
-                                       (np.ones((2, 3, 4)), np.ones((2, 4)), 0.1)])
+                                       (np.ones((2, 3, 4)), np.ones((2, 4)), 0.1), (np.ones((2, 3, 4), int), np.ones((2, 3), int), 0.1),
+                                       (np.ones((2, 3, 4)), np.ones((2, 3)), np.ones((2, 1)))])
 def test_bad_input_is_refused(F, y, lam):
     for solve in (solvers.lasso, solvers.ridge):
         with pytest.raises(ValueError):
@@ -165,3 +166,91 @@ def test_every_array_library_gives_the_same(backend):
         np.testing.assert_allclose(to_numpy(w_), w, atol=1e-10)
         for ours, theirs in zip(vjp(F, y, lam, w, dw), vjp(F_, y_, lam_, w_, dw_)):
             np.testing.assert_allclose(to_numpy(theirs), ours, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_gradients_of_tasks_do_not_disturb_each_other(scale):
+    """Supports of unequal size in one batch, at any scale of the features."""
+    F, y = problem(4, 30, 6, correlation=0.5)
+    F = F * scale
+    lam = np.array([0.9, 0.5, 0.1, 0.01]) * solvers.lasso_lambda_max(F, y)
+    w, _ = solvers.lasso(F, y, lam)
+    dw = np.random.default_rng(1).standard_normal(w.shape)
+    together = solvers.lasso_vjp(F, y, lam, w, dw)
+    for t in range(4):
+        alone = solvers.lasso_vjp(F[t:t + 1], y[t:t + 1], lam[t:t + 1], w[t:t + 1], dw[t:t + 1])
+        for a, b in zip(together, alone):
+            np.testing.assert_allclose(a[t], b[0], rtol=1e-9, atol=1e-12 * np.abs(b).max())
+
+
+def test_equal_columns_are_found_wherever_they_are():
+    rng = np.random.default_rng(0)
+    F = rng.standard_normal((1, 150, 100))
+    for i, j in ((17, 84), (5, 27), (0, 99), (42, 43)):
+        G = F.copy()
+        G[:, :, j] = G[:, :, i]
+        b = G[0].T @ rng.standard_normal(150)
+        A = G[0].T @ G[0]
+        np.testing.assert_allclose(solvers.solve_psd(A[None], b[None])[0], np.linalg.pinv(A, rcond=1e-12) @ b, atol=1e-9)
+
+
+def test_one_singular_task_leaves_the_others_their_bits():
+    rng = np.random.default_rng(0)
+    A = np.swapaxes(F := rng.standard_normal((3, 9, 4)), 1, 2) @ F
+    b = rng.standard_normal((3, 4))
+    before = solvers.solve_psd(A, b)
+    A[1, :, 2] = A[1, 2, :] = 0
+    assert np.array_equal(solvers.solve_psd(A, b)[[0, 2]], before[[0, 2]])
+
+
+# ---------------------------------------------------------------------------------------------- group Lasso
+
+
+def group_problem(T, n, m, k, loss, correlation=0.5, seed=0):
+    rng = np.random.default_rng(seed)
+    F = rng.standard_normal((T, n, m)) @ np.linalg.cholesky((1 - correlation) * np.eye(m) + correlation).T
+    Y = F @ (rng.standard_normal((T, m, k)) * (rng.random((T, m, 1)) < 0.5)) + 0.1 * rng.standard_normal((T, n, k))
+    return F, np.eye(k)[(3 * Y + rng.gumbel(size=Y.shape)).argmax(-1)] if loss == "logistic" else Y
+
+
+def group_conditions(F, Y, lam, W, loss):
+    """The optimality conditions of the group Lasso, written independently of the solver."""
+    worst = 0.0
+    for t in range(len(F)):
+        Z = F[t] @ W[t].T
+        P = Z if loss == "squared" else np.exp(Z) / np.exp(Z).sum(1, keepdims=True)
+        g = F[t].T @ (P - Y[t]) / F.shape[1]
+        for j in range(F.shape[2]):
+            size = np.linalg.norm(W[t, :, j])
+            worst = max(worst, np.linalg.norm(g[j] + lam[t] * W[t, :, j] / size) if size else np.linalg.norm(g[j]) - lam[t])
+    return worst
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+@pytest.mark.parametrize("T, n, m, k, eps", [(5, 40, 6, 3, 0.3), (5, 40, 6, 3, 0.03), (3, 20, 30, 2, 0.2), (2, 30, 5, 10, 0.05), (3, 10, 1, 2, 0.5)])
+def test_group_lasso_is_optimal(T, n, m, k, eps, loss):
+    F, Y = group_problem(T, n, m, k, loss)
+    lam = eps * solvers.group_lasso_lambda_max(F, Y, loss)
+    W, info = solvers.group_lasso(F, Y, lam, loss)
+    assert info["converged"].all() and group_conditions(F, Y, lam, W, loss) <= 1e-9
+    assert not solvers.group_lasso(F, Y, 1.001 * lam / eps, loss)[0].any()
+    assert solvers.group_lasso(F, Y, 0.99 * lam / eps, loss)[0].any()
+
+
+def test_group_lasso_of_one_output_is_the_lasso():
+    F, y = problem(4, 30, 6, correlation=0.7)
+    lam = 0.1 * solvers.lasso_lambda_max(F, y)
+    np.testing.assert_allclose(solvers.group_lasso(F, y[..., None], lam)[0][:, 0], solvers.lasso(F, y, lam)[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["squared", "logistic"])
+def test_group_lasso_on_every_array_library(backend, loss):
+    xp, device = backend
+    F, Y = group_problem(3, 20, 5, 3, loss)
+    lam = 0.2 * solvers.group_lasso_lambda_max(F, Y, loss)
+    W, _ = solvers.group_lasso(F, Y, lam, loss)
+    F_, Y_, lam_ = (xp.asarray(a, device=device) for a in (F, Y, lam))
+    W_, _ = solvers.group_lasso(F_, Y_, lam_, loss)
+    np.testing.assert_allclose(to_numpy(W_), W, atol=1e-9)
+    for ours, theirs in zip(solvers.group_lasso_vjp(F, Y, lam, W, W, loss), solvers.group_lasso_vjp(F_, Y_, lam_, W_, W_, loss)):
+        np.testing.assert_allclose(to_numpy(theirs), ours, atol=1e-8)
