@@ -362,10 +362,10 @@ def row_blocks(images, rows=2048):
     return [slice(i, i + step) for i in range(0, len(images), step)]
 
 
-def progress(steps, what):
+def progress(steps, what, total=None):
     """A progress bar on a terminal, silence elsewhere."""
     from tqdm import tqdm
-    return tqdm(steps, desc=what, disable=None)
+    return tqdm(steps, desc=what, total=total, disable=None)
 
 
 def write_hdf5(path, limit=None, seed=0):

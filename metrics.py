@@ -9,12 +9,14 @@ At m = 6 the MCC of a random Gaussian mixing is 0.63 +- 0.04 and of a random rot
 
 [L23] Lachapelle et al., ICML 2023.   [EW18] Eastwood and Williams, ICLR 2018.
 """
+import itertools
 import warnings
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
 from sklearn.decomposition import FastICA
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 
 
 def to_numpy(a):
@@ -107,6 +109,64 @@ def ica(z_hat, fit_on=None):
     return np.pad(found, ((0, 0), (0, Y.shape[1] - rank)))
 
 
+def block_share(z, z_hat, size):
+    """The share of |L| inside blocks, L the regression of standardised features on standardised factors.
+
+    Factors come in blocks of `size` consecutive ones; a feature belongs to its matched factor's block. 1 where
+    features mix no factors of different blocks: the partial disentanglement conjectured after [L23, Assumption 3.6].
+    Mass spread evenly gives size/d.
+    """
+    L = np.abs(LinearRegression(fit_intercept=False).fit(standardise(z), standardise(z_hat)).coef_)     # (m, d)
+    factor, feature = match(correlation(z, z_hat))
+    same = factor[:, None] // size == np.arange(L.shape[1])[None, :] // size
+    return float((L[feature] * same).sum() / max(L[feature].sum(), 1e-300))
+
+
+def udr(models):
+    """Unsupervised disentanglement ranking of models' features [(N, m), ...] on the same images: one score for each.
+
+    Two models agree where each feature of one has one counterpart in the other: with R the |Spearman correlations|,
+    the mean over rows and columns of max^2/sum. A model's score is the median over the others.   [Duan et al. 2020, Eq. 2]
+    """
+    ranks = [np.apply_along_axis(rankdata, 0, standardise(a)) for a in models]
+    pairs = np.full((len(models), len(models)), np.nan)
+    for i, j in np.ndindex(pairs.shape):
+        if i != j:
+            R = correlation(ranks[i], ranks[j])
+            agreement = [np.where(S.sum(axis=1) > 0, S.max(axis=1) ** 2 / np.maximum(S.sum(axis=1), 1e-300), 0) for S in (R, R.T)]
+            pairs[i, j] = np.concatenate(agreement).mean()
+    return np.nanmedian(pairs, axis=1)
+
+
+def supports_are_sufficient(S):
+    """Assumption 3.6 on supports S (T, m), a mask: for any two features, some task uses the one without the other.  [L23]"""
+    S = to_numpy(S) != 0
+    alone = S.T.astype(int) @ ~S                                            # (m, m): tasks that use i and not j
+    return bool((alone + np.eye(S.shape[1], dtype=int) > 0).all())
+
+
+def assumptions(F, W, likelihood="gaussian"):
+    """What samples tell of [L23, Assumptions 3.2 to 3.6]: features F (N, m), coefficients W (T, m) -> name -> (holds, why).
+
+    3.5 is judged by the rank of coefficients that share a support: evidence, not proof.
+    """
+    F, W = to_numpy(F), to_numpy(W)
+    m, S, rng = W.shape[1], W != 0, np.random.default_rng(0)
+    deficient = []
+    for support in np.unique(S, axis=0):
+        w = W[(S == support).all(axis=1)][:, support]                       # coefficients on that support
+        k = w.shape[1]
+        draws = [np.linalg.matrix_rank(w[rng.choice(len(w), k, replace=False)]) < k for _ in range(20)] if len(w) >= k else []
+        if any(draws):
+            deficient.append(np.flatnonzero(support).tolist())
+    return {"3.2": (True, f"the mean of a {likelihood} label determines its distribution"),
+            "3.3": (np.linalg.matrix_rank(F) == F.shape[1], f"features of rank {np.linalg.matrix_rank(F)} of {F.shape[1]}"),
+            "3.4": (np.linalg.matrix_rank(W) == m, f"coefficients of rank {np.linalg.matrix_rank(W)} of {m}"),
+            "3.5": (not deficient, f"dependent coefficients on support {deficient[0]}" if deficient else "full rank on every support seen"),
+            "3.6": (supports_are_sufficient(S), "any two factors are told apart by some support" if supports_are_sufficient(S)
+                    else "some factor never comes without another")}
+
+
 def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
     """Error of a gradient against central differences, and the rate of its Taylor remainder.
 
@@ -150,3 +210,131 @@ def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
     rate = np.log2(remainder[0] / remainder[1]) if remainder[1] > 0 else np.inf
     norms = {name: (float(norm(g)), float(norm(g_fd))) for name, (g, g_fd) in picked.items()}
     return {"errors": errors, "error": max(errors.values()), "norms": norms, "rate": float(rate), "same": not missed}
+
+
+# ----------------------------------------------------------------------------------- the theory, on numbers
+# theory() yields (claim, what was computed, holds). Factors F (N, m) = f(x), other features F_hat = F L' (f_hat = L f),
+# so that predictors transform as W_hat = W L^-1 (the convention of [L23, Sec. 2]; its App. B has f = L f_hat).
+
+
+def theory(m=6, N=400, T=300, seed=0):
+    """Every formal claim of [L23], Sections 2, 3 and B, tried on numbers. Where a statement's exact form was not at hand the
+    claim says what was tested."""
+    rng = np.random.default_rng(seed)
+    F, L = rng.standard_normal((N, m)), rng.standard_normal((m, m))
+    scaling = np.eye(m)[rng.permutation(m)] * rng.uniform(0.5, 2, m)[:, None] * rng.choice([-1, 1], (m, 1))
+    W = rng.standard_normal((T, m)) * nonempty_supports(rng, T, m)
+    yield from predictions_do_not_see_L(rng, F, L)
+    yield from population_predictor(rng, W, L)
+    yield from sparse_estimators(rng, F[:60], W[:40], L, scaling)
+    yield from permutation_in_every_invertible_matrix(rng, m)
+    yield from linear_identifiability(rng, F, W)
+    yield from sparsity_prefers_scalings(rng, m, scaling)
+    yield from support_variability_bound(rng)
+
+
+def nonempty_supports(rng, T, m, p=0.5):
+    S = rng.random((T, m)) < p
+    S[np.arange(T), rng.integers(m, size=T)] |= ~S.any(axis=1)
+    return S
+
+
+def predictions_do_not_see_L(rng, F, L):
+    w = rng.standard_normal(F.shape[1])
+    y = F @ w + 0.5 * rng.standard_normal(len(F))
+    labels = rng.random(len(F)) < 1 / (1 + np.exp(-F @ w))
+    fits = {"squared": lambda X: X @ np.linalg.lstsq(X, y)[0],
+            "logistic": lambda X: LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-12, max_iter=1000, solver="newton-cholesky")
+            .fit(X, labels).decision_function(X)}
+    for loss, predict in fits.items():
+        change = np.abs(predict(F @ L.T) - predict(F)).max()
+        yield f"Prop. 2.2, {loss} loss: an invertible L leaves the MLE's predictions as they are", f"largest change {change:.1e}", change < 1e-6
+
+
+def population_predictor(rng, W, L):
+    A = rng.standard_normal(L.shape)
+    Sigma = A @ A.T                                                         # any covariance of the factors
+    W_hat = np.linalg.solve(L @ Sigma @ L.T, L @ Sigma @ W.T).T             # the population least-squares predictor on L f
+    error = np.abs(W_hat - W @ np.linalg.inv(L)).max()
+    before, after = (W != 0).sum(axis=1).mean(), (np.abs(W_hat) > 1e-9).sum(axis=1).mean()
+    yield "Prop. 2.4: on features L f the population predictor is W L^-1, whatever the covariance", f"error {error:.1e}", error < 1e-8
+    yield "          ... and a sparse W becomes dense", f"{before:.2f} coefficients a task become {after:.2f}", after == L.shape[0] > before
+
+
+def best_subset(F, y, size):
+    """The l0-constrained least-squares estimator: least mean squared error over all supports of `size` features."""
+    return min(np.mean((y - F[:, S] @ np.linalg.lstsq(F[:, S], y)[0]) ** 2) for S in map(list, itertools.combinations(range(F.shape[1]), size)))
+
+
+def sparse_estimators(rng, F, W, L, scaling):
+    sizes = (W != 0).sum(axis=1)
+    rotation = np.linalg.qr(L)[0]
+    mixings = {"the factors": np.eye(len(L)), "a permutation-scaling": scaling, "a rotation": rotation, "a random L": L}
+    loss, need = {}, {}
+    for name, M in mixings.items():
+        X = F @ M.T
+        loss[name] = np.mean([best_subset(X, F @ w, size) for w, size in zip(W, sizes)])
+        need[name] = np.mean([next(k for k in range(1, len(L) + 1) if best_subset(X, F @ w, k) < 1e-18) for w in W])
+    told = ", ".join(f"{name} {value:.3g}" for name, value in loss.items())
+    yield ("Eq. (2): with ||w||_0 as in the truth, only permutation-scalings fit exactly", "mean squared error: " + told,
+           loss["a permutation-scaling"] < 1e-18 and min(loss["a rotation"], loss["a random L"]) > 1e-4)
+    told = ", ".join(f"{name} {value:.2f}" for name, value in need.items())
+    yield ("Eq. (4): the fewest features that fit exactly are attained by permutation-scalings", "mean ||w||_0: " + told,
+           need["a permutation-scaling"] == need["the factors"] < min(need["a rotation"], need["a random L"]))
+
+
+def permutation_in_every_invertible_matrix(rng, m, trials=500):
+    found = tried = 0
+    while tried < trials:
+        L = rng.standard_normal((m, m)) * (rng.random((m, m)) < 0.4)
+        if np.linalg.matrix_rank(L) == m:
+            tried += 1
+            found += bool((L[match(1.0 * (L != 0))] != 0).all())
+    yield "Lemma B.1: an invertible L has a permutation s with L_i,s(i) != 0 for all i", f"{found} of {tried} sparse matrices", found == tried
+
+
+def linear_identifiability(rng, F, W):
+    U, s, Vt = np.linalg.svd(F @ W.T, full_matrices=False)                  # any other exact fit of the same predictions
+    m = F.shape[1]
+    mix = rng.standard_normal((m, m))
+    F_hat = U[:, :m] * s[:m] @ mix
+    left = np.abs(F_hat - F @ np.linalg.lstsq(F, F_hat)[0]).max() / np.abs(F_hat).max()
+    yield "Thm. B.4: exact fits with coefficients that span R^m make f_hat linear in f", f"not explained linearly: {left:.1e}", left < 1e-10
+    thin = W @ (np.eye(m) - np.ones((m, m)) / m)                            # coefficients that miss one direction, (1, ..., 1)
+    other = F + np.sin(3 * F[:, :1])                                        # moves along it, and not linearly
+    same = np.abs(other @ thin.T - F @ thin.T).max()
+    left = np.abs(other - F @ np.linalg.lstsq(F, other)[0]).max()
+    yield ("          counterexample: coefficients that miss a direction fit exactly with a nonlinear f_hat",
+           f"predictions differ by {same:.1e}, not explained linearly: {left:.2f}", same < 1e-12 and left > 0.1)
+
+
+def sparsity_prefers_scalings(rng, m, scaling, T=2000, k=3):
+    W = rng.standard_normal((T, k, m)) * nonempty_supports(rng, T, m)[:, None, :]
+    used = lambda L: (np.abs(W @ L) > 1e-9).any(axis=1).sum(axis=1).mean()  # E ||W L||_2,0, in the convention f = L f_hat
+    true, scaled = used(np.eye(m)), used(scaling)
+    sparse = []
+    while len(sparse) < 200:
+        L = np.eye(m)[rng.permutation(m)] + (rng.random((m, m)) < 0.1) * rng.standard_normal((m, m))
+        if np.linalg.matrix_rank(L) == m and (L != 0).sum() > m:
+            sparse.append(used(L))
+    yield ("Thm. B.5: E||W L||_2,0 >= E||W||_2,0, with equality only for permutation-scalings",
+           f"W {true:.3f}, permutation-scaling {scaled:.3f}, least of 200 others {min(sparse):.3f}", scaled == true < min(sparse))
+
+
+def variability_bound(m, p, T):
+    """Prop. B.7: supports of T tasks, each feature with probability p, violate Assumption 3.6 with at most this probability."""
+    return np.minimum(1, m * (m - 1) * (1 - p * (1 - p)) ** np.asarray(T, dtype=float))
+
+
+def variability_violated(rng, m, p, T, trials=400):
+    """The same probability, by drawing."""
+    return np.mean([not supports_are_sufficient(rng.random((T, m)) < p) for _ in range(trials)])
+
+
+def support_variability_bound(rng):
+    worst, told = 0.0, []
+    for m, p, T in ((6, 0.5, 10), (6, 0.5, 20), (6, 0.2, 40), (20, 0.5, 25), (20, 0.2, 60)):
+        bound, drawn = float(variability_bound(m, p, T)), variability_violated(rng, m, p, T)
+        worst = max(worst, drawn - bound)
+        told.append(f"{drawn:.3f} <= {bound:.3f}")
+    yield "Prop. B.7: P(Assumption 3.6 fails) <= m(m-1)(1-p(1-p))^T", "drawn and bound: " + ", ".join(told), worst < 0.03

@@ -4,6 +4,10 @@
     python run.py render --out FILE.h5              write the rendered data set in the official layout
     python run.py encode CHECKPOINT IMAGES.npz      features of your own images
     python run.py curves FOLDER ... --out FILE.png  training curves of several runs
+    python run.py sweep NAME --jobs N               the runs behind the paper's figures
+    python run.py figure NAME                       a figure, from the runs of its sweep
+    python run.py theory                            the paper's formal claims, on numbers
+    python run.py choose-eps                        choose eps without ground truth, by UDR
     python run.py gradcheck                         every derivative against central differences
     python run.py bench                             timings, side by side with scikit-learn and PyTorch
 """
@@ -11,6 +15,7 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -193,6 +198,7 @@ def disentangle(config):
             file.unlink()
     write_json(folder / "config.json", {**content, "device": config.device, "code": code_digest()})
 
+    print("assumptions of [L23]: " + describe_assumptions(z, config))
     encoder = sparsedis.cnn(config.features)
     with sparsedis.cpu_threads(config.threads or os.cpu_count()):
         features = functools.partial(encode_images, encoder, shapes, config.norm, xp, device)
@@ -208,6 +214,7 @@ def disentangle(config):
         result = {**metrics.scores(z[index], F), **{f"{k}_ica": v for k, v in unmixed.items()}, "steps": config.steps,
                   "seconds": rows[-1]["seconds"], "seed": config.seed, "rho": config.rho, "alpha": config.alpha, "head": config.head,
                   "eps": config.eps, "tasks": config.tasks, "nonzero": rows[-1]["nonzero"],
+                  **{f"block_share_{size}": metrics.block_share(z[index], F, size) for size in (1, 2, 3)},
                   **{f"mcc_{data.FACTORS[i]}": float(C[i, j]) for i, j in zip(*matched)}}
         draw_training(rows, folder / "training.png")
         draw_correlation(C, matched, folder / "correlation.png")
@@ -227,6 +234,14 @@ def encode_images(encoder, shapes, norm, xp, device, params, index, batch=400):
     F = np.concatenate([metrics.to_numpy(encoder.forward(params, {}, shapes.images(index[i:i + batch], xp, device), train=False)[0])
                         for i in range(0, len(index), batch)])
     return F if norm == "batch" else sparsedis.normalise(F[None], 2)[0][0]
+
+
+def describe_assumptions(z, config):
+    """In one line, whether the factors and 4,000 drawn tasks meet Assumptions 3.2 to 3.6."""
+    w = data.sample_tasks(np.random.default_rng(0), 4000, z.shape[1], config.tasks)
+    told = metrics.assumptions(z[np.random.default_rng(0).integers(len(z), size=1000)], w, config.likelihood)
+    good = [name for name, (holds, _) in told.items() if holds]
+    return ", ".join(good) + " hold" + "".join(f"; {name} does not: {why}" for name, (holds, why) in told.items() if not holds)
 
 
 def head_of(config):
@@ -372,128 +387,320 @@ def draw_responses(features, shapes, F, matched, path, bases=6):
     save_figure(fig, path)
 
 
+# ------------------------------------------------------------------------------------- sweeps and their figures
+# A sweep is a list of Disentangle settings; its table is the result.json of each. Figures draw from the table.
+
+SCALES = {"quick": ({"steps": 800}, 2, {"main": (0.01, 0.1, 0.3), "other": (0.1, 0.3)}),
+          "paper": ({"steps": 20_000, "image_sets": 8, "tasks_per_set": 1, "lr": 1e-3, "warmup": 0.0}, 10,
+                    {"main": (0.0, 0.01, 0.03, 0.1, 0.3, 1.0), "other": (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)})}
+INNER, OUTER = ("inner-lasso", "inner-ridge"), ("outer-lasso", "outer-ridge")
+SWEEPS = {                                                                  # name: heads, and what varies besides eps and seed
+    "main": (INNER, {"quick": [{"rho": 0.0}, {"rho": 0.9}, {"rho": 0.0, "alpha": 0.0}],
+                     "paper": [{"rho": rho} for rho in (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)]
+                     + [{"rho": 0.0, "alpha": alpha} for alpha in (0.0, 0.25, 0.5, 0.75)]}),
+    "blocks": (INNER, [{"rho": 0.0, "tasks": f"blocks-{size}"} for size in (2, 3, 6)]),
+    "laplace": (INNER, [{"rho": rho, "tasks": "laplace"} for rho in (0.0, 0.9)]),
+    "outer": (OUTER, [{"rho": rho} for rho in (0.0, 0.9)]),
+}
+
+
+def sweep_configs(name, scale, results):
+    """The runs of a sweep, in order: first every setting of one seed, then the next."""
+    fixed, seeds, eps = SCALES[scale]
+    heads, cells = SWEEPS[name]
+    cells = cells[scale] if isinstance(cells, dict) else cells
+    return [Disentangle(head=head, eps=e, seed=seed, threads=1, results=results, **cell, **fixed)
+            for seed in range(seeds) for cell in cells for head in heads for e in eps.get(name, eps["other"])]
+
+
+def result_folder(config):
+    """Where the result of a rendered run lies."""
+    return Path(config.results) / "disentangle" / hashed(config, data="rendered")[1]
+
+
+def read_table(configs):
+    """The rows of a sweep's table: settings and scores of every finished run."""
+    done = [(config, result_folder(config) / "result.json") for config in configs]
+    return [{**hashed(config)[0], **json.loads(path.read_text()), "folder": str(path.parent)} for config, path in done if path.exists()]
+
+
+def run_quietly(root, settings):
+    """One run of a sweep, on any machine that sees this folder; what it prints is dropped."""
+    import contextlib
+    import io
+    import sys
+    sys.path.insert(0, root)
+    import run
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        run.disentangle(run.Disentangle(**settings))
+
+
+def sweep(name, scale, jobs, results, dask="", index=-1):
+    """Run what is missing of a sweep, on `jobs` processes or a Dask cluster; whatever interrupts it, the same command goes on."""
+    import contextlib
+
+    import joblib
+    configs = sweep_configs(name, scale, results)
+    configs = configs if index < 0 else configs[index:index + 1]
+    threads = max(1, os.cpu_count() // jobs)
+    missing = [dataclasses.asdict(config) | {"threads": threads, "results": str(Path(results).resolve())}
+               for config in configs if not (result_folder(config) / "result.json").exists()]
+    print(f"sweep {name}, {scale}: {len(configs)} runs, {len(configs) - len(missing)} there already", flush=True)
+    backend = contextlib.nullcontext()
+    if dask:
+        try:
+            import distributed
+            distributed.Client(dask, timeout=10)
+        except (ImportError, OSError) as error:
+            raise ValueError(f"--dask {dask}: {error}") from None
+        backend = joblib.parallel_config("dask")
+    here = str(Path(__file__).resolve().parent)
+    try:
+        with backend:
+            tasks = (joblib.delayed(run_quietly)(here, settings) for settings in missing)
+            for _ in data.progress(joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks), f"sweep {name}", len(missing)):
+                continue
+    except joblib.externals.loky.process_executor.TerminatedWorkerError:
+        raise ValueError("a worker was killed; finished runs are kept, the same command goes on") from None
+    rows = read_table(sweep_configs(name, scale, results))
+    if rows:
+        write_table(rows, Path(results) / f"{name}-{scale}.csv")
+
+
+def write_table(rows, path):
+    """Rows as CSV; the settings that none of them varies are left out."""
+    keys = [k for k in rows[0] if k != "folder" and (k not in (f.name for f in dataclasses.fields(Disentangle))
+                                                     or k in ("steps", "seed", "rho", "alpha", "head", "eps", "tasks"))]
+    lines = [",".join(keys)] + [",".join(f"{row[k]:.4f}" if isinstance(row[k], float) and k not in ("eps", "rho", "alpha") else str(row[k])
+                                         for k in keys) for row in rows]
+    write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    print(path)
+
+
+SERIES = [("lasso", "", "Lasso", "C0"), ("lasso", "_ica", "Lasso + ICA", "C9"), ("ridge", "", "Ridge", "C1"), ("ridge", "_ica", "Ridge + ICA", "C3")]
+LABELS = {"mcc": "MCC", "r": "R", "dci_d": "DCI disentanglement", "dci_c": "DCI completeness"}
+
+
+def mean_and_deviation(rows, key):
+    values = [row[key] for row in rows if key in row]
+    return (np.mean(values), np.std(values)) if values else (np.nan, 0)
+
+
+def draw_bars(rows, panels, scores, path):
+    """Scores (rows of axes) against eps (groups of bars), a column of axes per panel (title, settings), mean and deviation over seeds."""
+    fig, axes = figure(len(scores), len(panels), (4.2 * len(panels), 2.6 * len(scores) + 0.6))
+    axes = np.reshape(axes, (len(scores), len(panels)))
+    for k, (title, cell) in enumerate(panels):
+        inside = [row for row in rows if all(row[key] == value for key, value in cell.items())]
+        eps = sorted({row["eps"] for row in inside})
+        for i, score in enumerate(scores):
+            ax = axes[i, k]
+            for j, (penalty, suffix, label, color) in enumerate(SERIES):
+                if score == "r" and suffix:
+                    continue                                                # R does not see a linear map
+                told = [mean_and_deviation([row for row in inside if row["eps"] == e and row["head"].endswith(penalty)], score + suffix)
+                        for e in eps]
+                kind = inside[0]["head"].split("-")[0] + "-" if inside else ""
+                ax.bar(np.arange(len(eps)) + 0.2 * (j - 1.5), [a for a, _ in told], 0.18, yerr=[b for _, b in told], capsize=2,
+                       color=color, label=kind + label)
+            ax.set(xticks=range(len(eps)), xticklabels=eps, ylim=(0, 1.02), title=title if i == 0 else "")
+            ax.set_xlabel("$\\lambda/\\lambda_{max}$" if i == len(scores) - 1 else "")
+            if score == "mcc":
+                ax.axhline(0.63, color="grey", ls=":", label="random mixing")
+            if k == 0:
+                ax.set_ylabel(LABELS[score])
+    axes[0, -1].legend(fontsize=7, loc="lower right")
+    save_figure(fig, path)
+
+
+def draw_best(rows, variables, path):
+    """MCC and R of the best eps (by MCC, per seed) against rho and alpha."""
+    fig, axes = figure(2, len(variables), (4.2 * len(variables), 5.2))
+    for k, (variable, fixed) in enumerate(variables):
+        inside = [row for row in rows if all(row[key] == value for key, value in fixed.items())]
+        levels = sorted({row[variable] for row in inside})
+        for (penalty, suffix, label, color), (i, score) in itertools.product(SERIES, enumerate(("mcc", "r"))):
+            told = []
+            for level in levels:
+                at = [row for row in inside if row[variable] == level and row["head"].endswith(penalty)]
+                best = [max((row for row in at if row["seed"] == seed), key=lambda row: row["mcc" + suffix])[score + suffix]
+                        for seed in sorted({row["seed"] for row in at})]
+                told.append((np.mean(best), np.std(best)) if best else (np.nan, 0))
+            axes[i, k].errorbar(levels, [a for a, _ in told], [b for _, b in told], marker="o", capsize=3, color=color, label="inner-" + label)
+            axes[i, k].set(ylim=(0.3, 1.02), xlabel=variable, ylabel=LABELS[score] + ", best eps")
+        axes[0, k].axhline(0.63, color="grey", ls=":", label="random mixing")
+    axes[0, 0].legend(fontsize=7, loc="lower left")
+    save_figure(fig, path)
+
+
+def draw_blocks(rows, path):
+    """[L23, Fig. 8] and the share of |L| that stays inside the blocks."""
+    fig, axes = figure(1, 3, (11, 3))
+    for (penalty, suffix, label, color), (ax, score) in itertools.product(SERIES[::2], zip(axes, ("mcc", "r", "block_share"))):
+        sizes = [2, 3] if score == "block_share" else [2, 3, 6]
+        for eps, style in zip(sorted({row["eps"] for row in rows}), ("o--", "s-", "^:", "v-.", "d-", "x-")):
+            told = [mean_and_deviation([row for row in rows if row["tasks"] == f"blocks-{size}" and row["eps"] == eps
+                                        and row["head"].endswith(penalty)], score + (f"_{size}" if score == "block_share" else "")) for size in sizes]
+            ax.errorbar(sizes, [a for a, _ in told], [b for _, b in told], fmt=style, color=color, capsize=3, label=f"inner-{label}, eps {eps}")
+        ax.set(xlabel="block size", ylim=(0, 1.03), xticks=sizes, title=LABELS.get(score, "share of |L| inside blocks"))
+    axes[0].axhline(0.63, color="grey", ls=":", label="random mixing")
+    axes[2].plot([2, 3], [2 / 6, 3 / 6], color="grey", ls=":", label="spread evenly")
+    axes[0].legend(fontsize=7)
+    axes[2].legend(fontsize=7)
+    save_figure(fig, path)
+
+
+def load_encoder(folder, shapes):
+    """features(index) of a finished run, by its checkpoint."""
+    params, _, _, _ = load_checkpoint(Path(folder) / "checkpoint.npz")
+    import array_api_compat.numpy as xp
+    return functools.partial(encode_images, sparsedis.cnn(len(params["linear2.b"])), shapes, "batch", xp, "cpu", params)
+
+
+def draw_best_responses(rows, cell, path):
+    """Latent responses of the run of highest MCC among some."""
+    inside = [row for row in rows if all(row[key] == value for key, value in cell.items())]
+    if not inside:
+        raise ValueError(f"no finished run with {cell}: run its sweep first")
+    shapes = data.Shapes3D()
+    features = load_encoder(max(inside, key=lambda row: row["mcc"])["folder"], shapes)
+    index = np.random.default_rng(0).integers(len(shapes), size=2000)
+    F = features(index)
+    draw_responses(features, shapes, F, metrics.match(metrics.correlation(data.latents(shapes)[0][index], F)), path)
+
+
+RHO = [("rho = 0", {"rho": 0.0, "alpha": 1.0}), ("rho = 0.9", {"rho": 0.9, "alpha": 1.0})]
+ALPHA = [("alpha = 0", {"rho": 0.0, "alpha": 0.0}), ("alpha = 1", {"rho": 0.0, "alpha": 1.0})]
+FIGURES = {                                                                 # name: its sweep, how it is drawn
+    "fig4": ("main", lambda rows, path: draw_bars(rows, RHO, ("mcc", "r"), path)),
+    "fig6": ("main", lambda rows, path: draw_bars(rows, ALPHA, ("mcc", "r"), path)),
+    "fig7": ("main", lambda rows, path: draw_best(rows, [("rho", {"alpha": 1.0}), ("alpha", {"rho": 0.0})], path)),
+    "fig8": ("blocks", draw_blocks),
+    "fig9": ("laplace", lambda rows, path: draw_bars(rows, RHO, ("mcc", "r"), path)),
+    "fig10": ("outer", lambda rows, path: draw_bars(rows, RHO, ("mcc", "r"), path)),
+    "fig11": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-lasso", "rho": 0.0, "alpha": 1.0}, path)),
+    "fig12": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-lasso", "rho": 0.9, "alpha": 1.0}, path)),
+    "fig13": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-ridge", "rho": 0.9, "alpha": 1.0}, path)),
+    "fig14": ("main", lambda rows, path: draw_bars(rows, RHO + ALPHA[:1], ("dci_d",), path)),
+    "fig15": ("main", lambda rows, path: draw_bars(rows, RHO + ALPHA[:1], ("dci_c",), path)),
+}
+
+
+def draw_figure(name, scale, results, out):
+    """Draw a figure of [L23] from its sweep's table; says how many of its runs are missing."""
+    source, draw = FIGURES[name]
+    configs = sweep_configs(source, scale, results)
+    rows = read_table(configs)
+    if not rows:
+        raise ValueError(f"{results}: no run of sweep {source} is finished; run.py sweep {source} --scale {scale}")
+    if len(rows) < len(configs):
+        print(f"{len(configs) - len(rows)} of {len(configs)} runs are missing: run.py sweep {source} --scale {scale}")
+    path = Path(out or Path(results) / f"{name}-{scale}.png")
+    draw(rows, path)
+    print(path)
+
+
+def choose_eps(scale, results, rho, head):
+    """Choose eps without ground truth: the one whose seeds agree most, by UDR, and how far that is, in MCC, from the best."""
+    rows = [row for row in read_table(sweep_configs("main", scale, results)) if row["rho"] == rho and row["alpha"] == 1 and row["head"] == head]
+    shapes = data.Shapes3D()
+    index = np.random.default_rng(0).integers(len(shapes), size=2000)
+    told = {}
+    for eps in sorted({row["eps"] for row in rows}):
+        same = [row for row in rows if row["eps"] == eps]
+        if len(same) > 1:
+            told[eps] = (float(np.median(metrics.udr([load_encoder(row["folder"], shapes)(index) for row in same]))),
+                         float(np.mean([row["mcc"] for row in same])))
+    if not told:
+        raise ValueError(f"{results}: at least two finished seeds per eps are needed; run.py sweep main --scale {scale}")
+    for eps, (udr, mcc) in told.items():
+        print(f"eps {eps:<6} UDR {udr:.3f}   MCC {mcc:.4f}")
+    chosen = max(told, key=lambda eps: told[eps][0])
+    best = max(told, key=lambda eps: told[eps][1])
+    print(f"UDR chooses eps {chosen}: MCC {told[chosen][1]:.4f}, {told[best][1] - told[chosen][1]:.4f} below the best, eps {best}")
+
+
+# ------------------------------------------------------------------------------------- Fig. 1 and the theory
+
+FIG1 = [("disentangled", "lasso"), ("entangled", "lasso"), ("disentangled", "ridge"), ("entangled", "ridge")]
+
+
+def fig1_scores(covariance, percent, n, seed, m=100):
+    """Test R^2 of the four estimators of Fig. 1 on one task; the entangled features are a random rotation of the factors."""
+    from sklearn.linear_model import LassoCV, RidgeCV
+    rng = np.random.default_rng([seed, percent, n])
+    z, y, _ = data.gaussian_task(rng, n + 1000, m, percent * m // 100, covariance)
+    rotation, _ = np.linalg.qr(rng.standard_normal((m, m)))
+    scores = []
+    for features, penalty in FIG1:
+        X = z if features == "disentangled" else z @ rotation
+        fit = LassoCV(cv=5, max_iter=5000) if penalty == "lasso" else RidgeCV(np.logspace(-4, 5, 40), cv=5)
+        scores.append(fit.fit(X[:n], y[:n]).score(X[n:], y[n:]))
+    return scores
+
+
+def draw_fig1(covariance, jobs, path, seeds=10, percents=(5, 20, 80), sizes=(25, 50, 75, 100, 125, 150)):
+    """[L23, Fig. 1]: R^2 against the number of samples, by sparsity; returns R^2 (sparsity, samples, seed, estimator)."""
+    import joblib
+    cells = list(itertools.product(percents, sizes, range(seeds)))
+    scores = joblib.Parallel(n_jobs=jobs)(joblib.delayed(fig1_quiet)(covariance, *cell) for cell in cells)
+    scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(FIG1)))
+    fig, axes = figure(1, len(percents), (3.7 * len(percents), 3.2))
+    axes = np.atleast_1d(axes)
+    for ax, percent, told in zip(axes, percents, scores):
+        for k, (features, penalty) in enumerate(FIG1):
+            ax.errorbar(sizes, told[:, :, k].mean(axis=1), told[:, :, k].std(axis=1) / seeds ** 0.5, marker="o" if penalty == "lasso" else "^",
+                        color="C1" if features == "disentangled" else "C0", ls="-" if penalty == "lasso" else "--", capsize=3,
+                        label=f"{features}-{penalty.capitalize()}")
+        ax.set(title=f"$\\ell/m$ = {percent} %", xlabel="samples", ylim=(-0.3, 1.02))
+    axes[0].set_ylabel("$R^2$")
+    axes[-1].legend(fontsize=8)
+    save_figure(fig, path)
+    return scores
+
+
+def fig1_quiet(*cell):
+    """fig1_scores without scikit-learn's warnings of fits that stop at their limit."""
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return fig1_scores(*cell)
+
+
+def fig1(covariance, jobs, path):
+    scores = draw_fig1(covariance, jobs, path)
+    for k, (features, penalty) in enumerate(FIG1):
+        told = scores[0, 0, :, k]
+        print(f"l/m = 5 %, n = 25, {features}-{penalty}: R^2 {told.mean():.2f} +- {told.std() / len(told) ** 0.5:.2f}")
+    print(path)
+
+
+def theory(out):
+    """Check the formal claims of [L23] on numbers, and draw the bound of Prop. B.7 beside what is drawn; True where all hold."""
+    good = True
+    for claim, computed, holds in metrics.theory():
+        good &= bool(holds)
+        print(f"{'holds' if holds else 'FAILS'}  {claim}\n         {computed}", flush=True)
+    fig, axes = figure(1, 2, (8.5, 3.2))
+    rng, T = np.random.default_rng(0), np.arange(2, 81, 6)
+    for ax, cells in zip(axes, ([(m, 0.5) for m in (3, 6, 12, 24)], [(6, p) for p in (0.1, 0.2, 0.5)])):
+        for k, (m, p) in enumerate(cells):
+            ax.plot(T, metrics.variability_bound(m, p, T), "-", color=f"C{k}", label=f"m = {m}, p = {p}")
+            ax.plot(T, [metrics.variability_violated(rng, m, p, t) for t in T], "o", ms=3, color=f"C{k}")
+        ax.set(xlabel="tasks T", ylabel="P(Assumption 3.6 fails)", title="line: bound of Prop. B.7; dots: drawn")
+        ax.legend(fontsize=8)
+    save_figure(fig, Path(out))
+    print(out)
+    return good
+
+
 # ------------------------------------------------------------------------------------------------ gradcheck
-# A case is (name, f, arrays), as metrics.check_gradient takes them.
-
-
-def quadratic(out, R):
-    """A loss with curvature for any output: sum R out + 1/2 sum out^2, and its gradient."""
-    return (R * out).sum() + (out * out).sum() / 2, R + out
-
-
-def gradient_cases():
-    """Every hand-derived derivative of the project, once."""
-    rng = np.random.default_rng(0)
-    N = rng.standard_normal
-
-    def layer(name, forward, backward, pattern=lambda cache: [], **arrays):
-        R = N(forward(*arrays.values())[0].shape)
-
-        def f(arrays):
-            out, cache = forward(*arrays.values())
-            loss, dout = quadratic(out, R)
-
-            def gradients():
-                return dict(zip(arrays, backward(dout, cache)))
-            return loss, gradients, pattern(cache)
-        return name, f, arrays
-
-    def conv(k, stride, pad, C, O, size):
-        return layer(f"conv2d {k}x{k}/{stride}, {C} to {O} channels", functools.partial(sparsedis.conv2d, stride=stride, pad=pad),
-                     sparsedis.conv2d_backward, x=N((2, size, size, C)), W=N((k, k, C, O)), b=N(O))
-
-    yield layer("linear", sparsedis.linear, sparsedis.linear_backward, x=N((4, 3)), W=N((3, 5)), b=N(5))
-    yield layer("relu", sparsedis.relu, sparsedis.relu_backward, lambda out: [out > 0], x=N((4, 5)))
-    yield layer("flatten", sparsedis.flatten, sparsedis.flatten_backward, x=N((2, 3, 3, 2)))
-    yield conv(4, 2, 1, 1, 5, 8)                                            # thin input: windows
-    yield conv(4, 2, 1, 3, 4, 8)                                            # thin output: shift_add
-    yield conv(2, 2, 0, 3, 4, 6)
-    yield conv(3, 1, 1, 2, 5, 5)
-    yield conv(3, 1, 1, 4, 2, 5)
-    yield layer("normalise over samples", sparsedis.normalise, sparsedis.normalise_backward, F=N((2, 7, 3)))
-    yield layer("normalise over features", functools.partial(sparsedis.normalise, axis=2), sparsedis.normalise_backward, F=N((2, 4, 6)))
-
-    def encoder(name, enc, x):
-        params, state = enc.init(rng, dtype=np.float64)
-        params = {k: a + 0.1 * N(a.shape) if k.endswith(".b") else a for k, a in params.items()}
-        R = N(enc.forward(params, state, x)[0].shape)
-
-        def f(params):
-            F, cache, _ = enc.forward(params, state, x)
-            loss, dF = quadratic(F, R)
-            masks = [c > 0 for (_, stage), parts in zip(enc.stages, cache) for part in parts
-                     for (_, kind, _, _), c in zip(stage, part) if kind == "relu"]
-            return loss, lambda: enc.backward(cache, dF), masks
-        return name, f, params
-
-    yield encoder("encoder mlp", sparsedis.mlp([5, 7, 6, 3]), N((6, 5)))
-    yield encoder("encoder cnn", sparsedis.cnn(3), rng.random((2, 64, 64, 3)))
-
-    def problem(T, n, m, correlation=0.0):
-        mix = np.linalg.cholesky((1 - correlation) * np.eye(m) + correlation)
-        F = N((T, n, m)) @ mix.T
-        return {"F": F, "y": np.vecdot(F, (N((T, m)) * (rng.random((T, m)) < 0.5))[:, None, :]) + 0.3 * N((T, n))}
-
-    def solver(name, solve, vjp, arrays, R):
-        def f(arrays):
-            w = solve(**arrays)
-            loss, dw = quadratic(w, R)
-            return loss, lambda: dict(zip(arrays, vjp(*arrays.values(), w, dw))), [w != 0]
-        return name, f, arrays
-
-    for name, (T, n, m), correlation, eps in (("lasso", (3, 9, 5), 0.0, 0.2), ("lasso, correlation 0.95", (3, 30, 6), 0.95, 0.05),
-                                              ("lasso, n < m", (2, 6, 10), 0.0, 0.3)):
-        p = problem(T, n, m, correlation)
-        p["lam"] = eps * solvers.lasso_lambda_max(**p)
-        yield solver(name, lambda F, y, lam: solvers.lasso(F, y, lam)[0], solvers.lasso_vjp, p, N((T, m)))
-    p = problem(3, 4, 6) | {"lam": np.array([0.1, 0.5, 2.0])}
-    yield solver("ridge, n < m", solvers.ridge, solvers.ridge_vjp, p, N((3, 6)))
-
-    def group_solver(name, F, Y, eps, loss):
-        lam, R = eps * solvers.group_lasso_lambda_max(F, Y, loss), N((F.shape[0], Y.shape[2], F.shape[2]))
-
-        def f(arrays):
-            W = solvers.group_lasso(arrays["F"], Y, arrays["lam"], loss)[0]
-            value, dW = quadratic(W, R)
-            return value, lambda: dict(zip(("F", "lam"), solvers.group_lasso_vjp(arrays["F"], Y, arrays["lam"], W, dW, loss))), [W != 0]
-        return name, f, {"F": F, "lam": lam}
-
-    one_hot = np.eye(3)[rng.integers(3, size=(2, 20))]
-    yield group_solver("group lasso, squared, k = 3", N((2, 12, 5)), N((2, 12, 3)), 0.3, "squared")
-    yield group_solver("group lasso, logistic, k = 3", N((2, 20, 5)), one_hot, 0.3, "logistic")
-
-    def head(name, fitted, arrays, **kw):
-        def f(arrays):
-            loss, dF, info = fitted(arrays["F"])
-            return loss, lambda: {"F": dF}, [info["w"] != 0]
-        return name, f, arrays
-
-    for name, split in ((name, split) for name in sparsedis.HEADS for split in (None, 14)):
-        p, (h, lambda_max) = problem(2, 20, 4), sparsedis.HEADS[name]
-        if "group" in name:
-            p["y"] = one_hot if "logistic" in name else N((2, 20, 3))
-        lam = 0.1 * lambda_max(p["F"][:, :split], p["y"][:, :split])
-        yield head(f"head {name}, Problem ({'6' if split is None else '7'})",
-                   lambda F, h=h, lam=lam, y=p["y"], split=split: [h(F, y, lam, split)[i] for i in (0, 1, 3)], {"F": p["F"]})
-    F, y = N((2, 10, 5)), N((2, 3, 10))                                     # odd m: layer norm makes columns dependent
-    for axis in (1, 2):
-        yield head(f"head_on_sets, K = 3, {'batch' if axis == 1 else 'layer'} norm",
-                   lambda F, axis=axis: sparsedis.head_on_sets(sparsedis.inner_lasso, lambda F, y: np.full(6, 0.4), F, y, 0.1,
-                                                               norm_axis=axis), {"F": F})
-
-
-def wrong_on_purpose():
-    """The negative control: a Lasso gradient that is wrong by one part in ten thousand, which the check must refuse."""
-    _, f, arrays = next(case for case in gradient_cases() if case[0] == "lasso")
-
-    def wrong(arrays):
-        loss, gradients, pattern = f(arrays)
-        return loss, lambda: gradients() | {"F": gradients()["F"] * (1 + 1e-4)}, pattern
-    return "control: lasso, dF wrong by 1e-4", wrong, arrays
 
 
 def gradcheck():
-    """The table of all cases; True where every derivative passes and the control fails."""
+    """The table of all cases of tests/gradient_cases.py; True where every derivative passes and the control fails."""
+    sys.path.insert(0, str(Path(__file__).parent / "tests"))
+    from gradient_cases import gradient_cases, wrong_on_purpose
     print(f"{'derivative':<40}{'error':>10}{'Taylor rate':>13}   result")
     good = True
     for name, f, arrays in gradient_cases():
@@ -653,6 +860,23 @@ def parser():
     p = commands.add_parser("curves", help="MCC against the step of finished runs, in one figure", description=draw_curves.__doc__)
     p.add_argument("folders", nargs="+", help="folders of results")
     p.add_argument("--out", default="curves.png", help="the file to write (default: curves.png)")
+    p = commands.add_parser("sweep", help="the runs behind the figures", description=sweep.__doc__)
+    p.add_argument("name", choices=(*SWEEPS, *FIGURES), help="a sweep, or the figure it is for")
+    p.add_argument("--jobs", type=int, default=1, help="processes (default: 1, with all cores)")
+    p.add_argument("--dask", default="", help="address of a Dask scheduler, tcp://HOST:PORT; its workers see this folder")
+    p.add_argument("--index", type=int, default=-1, help="only this run of the sweep, for SLURM arrays")
+    for q in (p, commands.add_parser("figure", help="a figure of the paper", description=draw_figure.__doc__),
+              commands.add_parser("choose-eps", help="choose eps without ground truth", description=choose_eps.__doc__)):
+        q.add_argument("--scale", choices=tuple(SCALES), default="quick", help="quick: minutes; paper: the paper's steps and seeds")
+        q.add_argument("--results", default="results", help="folder of the results (default: results)")
+    commands.choices["figure"].add_argument("name", choices=("fig1", *FIGURES))
+    commands.choices["figure"].add_argument("--cov", choices=("ar", "identity"), default="ar", help="fig1: covariance of the factors")
+    commands.choices["figure"].add_argument("--jobs", type=int, default=os.cpu_count(), help="fig1: processes")
+    p = commands.add_parser("theory", help="the formal claims, on numbers", description=theory.__doc__)
+    p.add_argument("--out", default="theory.png", help="the picture of Prop. B.7 (default: theory.png)")
+    commands.choices["figure"].add_argument("--out", default="", help="the file to write (default: in the folder of results)")
+    q.add_argument("--rho", type=float, default=0.9)
+    q.add_argument("--head", choices=INNER, default="inner-lasso")
     commands.add_parser("gradcheck", help="every derivative against central differences")
     p = commands.add_parser("bench", help="timings side by side with peers", description=bench.__doc__)
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
@@ -671,6 +895,17 @@ def main(argv):
             bench(args.threads)
         elif args.command == "render":
             print(f"{args.out}: {data.write_hdf5(args.out, args.limit)} rows")
+        elif args.command == "sweep":
+            sweep(args.name if args.name in SWEEPS else FIGURES[args.name][0], args.scale, args.jobs, args.results, args.dask, args.index)
+        elif args.command == "theory":
+            return 0 if theory(args.out) else 1
+        elif args.command == "figure" and args.name == "fig1":
+            Path(args.results).mkdir(parents=True, exist_ok=True)
+            fig1(args.cov, args.jobs, Path(args.out or Path(args.results) / f"fig1-{args.cov}.png"))
+        elif args.command == "figure":
+            draw_figure(args.name, args.scale, args.results, args.out)
+        elif args.command == "choose-eps":
+            choose_eps(args.scale, args.results, args.rho, args.head)
         elif args.command == "curves":
             draw_curves(args.folders, args.out)
             print(args.out)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import gradient_cases
 import numpy as np
 import pytest
 
@@ -143,11 +144,11 @@ def test_curves_of_runs_are_drawn(finished, tmp_path, monkeypatch):
 
 
 def test_gradcheck_prints_its_table_and_fails_on_a_wrong_gradient(tmp_path, monkeypatch, capsys):
-    few = [case for case in run.gradient_cases() if case[0] in ("linear", "lasso")]
-    monkeypatch.setattr(run, "gradient_cases", lambda: iter(few))
+    few = [case for case in gradient_cases.gradient_cases() if case[0] in ("linear", "lasso")]
+    monkeypatch.setattr(gradient_cases, "gradient_cases", lambda: iter(few))
     assert run.main(["gradcheck"]) == 0
     assert "caught" in capsys.readouterr().out
-    _, f, a = run.wrong_on_purpose()
+    _, f, a = gradient_cases.wrong_on_purpose()
     few.insert(0, ("broken", f, a))
     assert run.main(["gradcheck"]) == 1
     assert "FAIL" in capsys.readouterr().out

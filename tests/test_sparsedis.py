@@ -3,17 +3,17 @@ import ast
 import inspect
 from pathlib import Path
 
+import gradient_cases
 import numpy as np
 import pytest
 from conftest import library, to_numpy
 
 import data
 import metrics
-import run
 import solvers
 import sparsedis
 
-CASES = {name: (f, arrays) for name, f, arrays in run.gradient_cases()}
+CASES = {name: (f, arrays) for name, f, arrays in gradient_cases.gradient_cases()}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -25,7 +25,7 @@ def test_gradient(name):
 
 
 def test_the_gradient_check_can_fail():
-    _, f, arrays = run.wrong_on_purpose()
+    _, f, arrays = gradient_cases.wrong_on_purpose()
     assert metrics.check_gradient(f, arrays)["error"] > 1e-5
 
 
