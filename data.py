@@ -199,8 +199,6 @@ def light_object(shape, N, back, lamp):
     i, j = np.floor(a + 1e-9).astype(int) % MESH_SLICES, np.floor(b).astype(int)
     fa, fb = (a - np.floor(a + 1e-9))[:, None], (b - j)[:, None]
     lit = (1 - fb) * ((1 - fa) * at[i, j] + fa * at[i + 1, j]) + fb * ((1 - fa) * at[i, j + 1] + fa * at[i + 1, j + 1])
-    if shape == "cylinder":                                                                 # its top is flat
-        lit = np.where(N[:, 2:] > 0.999, light(N), lit)
     return lit.T
 
 

@@ -3,6 +3,7 @@
     python run.py [disentangle] [--rho 0.9 ...]     the main job: disentangle 3D Shapes with inner-Lasso
     python run.py render --out FILE.h5              write the rendered data set in the official layout
     python run.py encode CHECKPOINT IMAGES.npz      features of your own images
+    python run.py real CHECKPOINT IMAGES.npz        real images beside renders of the same factors
     python run.py curves FOLDER ... --out FILE.png  training curves of several runs
     python run.py sweep NAME --jobs N               the runs behind the paper's figures
     python run.py figure NAME                       a figure, from the runs of its sweep
@@ -481,11 +482,6 @@ SERIES = [("lasso", "", "Lasso", "C0"), ("lasso", "_ica", "Lasso + ICA", "C9"), 
 LABELS = {"mcc": "MCC", "r": "R", "dci_d": "DCI disentanglement", "dci_c": "DCI completeness"}
 
 
-def mean_and_deviation(rows, key):
-    values = [row[key] for row in rows if key in row]
-    return (np.mean(values), np.std(values)) if values else (np.nan, 0)
-
-
 def draw_bars(rows, panels, scores, path):
     """Scores (rows of axes) against eps (groups of bars), a column of axes per panel (title, settings), mean and deviation over seeds."""
     fig, axes = figure(len(scores), len(panels), (4.2 * len(panels), 2.6 * len(scores) + 0.6))
@@ -498,11 +494,10 @@ def draw_bars(rows, panels, scores, path):
             for j, (penalty, suffix, label, color) in enumerate(SERIES):
                 if score == "r" and suffix:
                     continue                                                # R does not see a linear map
-                told = [mean_and_deviation([row for row in inside if row["eps"] == e and row["head"].endswith(penalty)], score + suffix)
-                        for e in eps]
+                groups = [[row[score + suffix] for row in inside if row["eps"] == e and row["head"].endswith(penalty)] or [np.nan] for e in eps]
                 kind = inside[0]["head"].split("-")[0] + "-" if inside else ""
-                ax.bar(np.arange(len(eps)) + 0.2 * (j - 1.5), [a for a, _ in told], 0.18, yerr=[b for _, b in told], capsize=2,
-                       color=color, label=kind + label)
+                ax.bar(np.arange(len(eps)) + 0.2 * (j - 1.5), [np.mean(g) for g in groups], 0.18, yerr=[np.std(g) for g in groups],
+                       capsize=2, color=color, label=kind + label)
             ax.set(xticks=range(len(eps)), xticklabels=eps, ylim=(0, 1.02), title=title if i == 0 else "")
             ax.set_xlabel("$\\lambda/\\lambda_{max}$" if i == len(scores) - 1 else "")
             if score == "mcc":
@@ -513,6 +508,12 @@ def draw_bars(rows, panels, scores, path):
     save_figure(fig, path)
 
 
+def draw_line(ax, xs, groups, label, color, style="o-"):
+    """Mean and deviation of each group of values against x."""
+    ax.errorbar(xs, [np.mean(g) if g else np.nan for g in groups], [np.std(g) if g else 0 for g in groups], fmt=style, color=color, capsize=3,
+                label=label)
+
+
 def draw_best(rows, variables, path):
     """MCC and R of the best eps (by MCC, per seed) against rho and alpha."""
     fig, axes = figure(2, len(variables), (4.2 * len(variables), 5.2))
@@ -520,13 +521,11 @@ def draw_best(rows, variables, path):
         inside = [row for row in rows if all(row[key] == value for key, value in fixed.items())]
         levels = sorted({row[variable] for row in inside})
         for (penalty, suffix, label, color), (i, score) in itertools.product(SERIES, enumerate(("mcc", "r"))):
-            told = []
-            for level in levels:
-                at = [row for row in inside if row[variable] == level and row["head"].endswith(penalty)]
-                best = [max((row for row in at if row["seed"] == seed), key=lambda row: row["mcc" + suffix])[score + suffix]
-                        for seed in sorted({row["seed"] for row in at})]
-                told.append((np.mean(best), np.std(best)) if best else (np.nan, 0))
-            axes[i, k].errorbar(levels, [a for a, _ in told], [b for _, b in told], marker="o", capsize=3, color=color, label="inner-" + label)
+            groups = [{} for _ in levels]                                   # of each level: seed -> the best run's score
+            for row in sorted(inside, key=lambda row: row["mcc" + suffix]):
+                if row["head"].endswith(penalty):
+                    groups[levels.index(row[variable])][row["seed"]] = row[score + suffix]
+            draw_line(axes[i, k], levels, [list(g.values()) for g in groups], "inner-" + label, color)
             axes[i, k].set(ylim=(0.3, 1.02), xlabel=variable, ylabel=LABELS[score] + ", best eps")
         axes[0, k].axhline(0.63, color="grey", ls=":", label="random mixing")
     axes[0, 0].legend(fontsize=7, loc="lower left")
@@ -536,12 +535,12 @@ def draw_best(rows, variables, path):
 def draw_blocks(rows, path):
     """[L23, Fig. 8] and the share of |L| that stays inside the blocks."""
     fig, axes = figure(1, 3, (11, 3))
-    for (penalty, suffix, label, color), (ax, score) in itertools.product(SERIES[::2], zip(axes, ("mcc", "r", "block_share"))):
+    for (penalty, _, label, color), (ax, score) in itertools.product(SERIES[::2], zip(axes, ("mcc", "r", "block_share"))):
         sizes = [2, 3] if score == "block_share" else [2, 3, 6]
         for eps, style in zip(sorted({row["eps"] for row in rows}), ("o--", "s-", "^:", "v-.", "d-", "x-")):
-            told = [mean_and_deviation([row for row in rows if row["tasks"] == f"blocks-{size}" and row["eps"] == eps
-                                        and row["head"].endswith(penalty)], score + (f"_{size}" if score == "block_share" else "")) for size in sizes]
-            ax.errorbar(sizes, [a for a, _ in told], [b for _, b in told], fmt=style, color=color, capsize=3, label=f"inner-{label}, eps {eps}")
+            groups = [[row[f"{score}_{size}" if score == "block_share" else score] for row in rows if row["tasks"] == f"blocks-{size}"
+                       and row["eps"] == eps and row["head"].endswith(penalty)] for size in sizes]
+            draw_line(ax, sizes, groups, f"inner-{label}, eps {eps}", color, style)
         ax.set(xlabel="block size", ylim=(0, 1.03), xticks=sizes, title=LABELS.get(score, "share of |L| inside blocks"))
     axes[0].axhline(0.63, color="grey", ls=":", label="random mixing")
     axes[2].plot([2, 3], [2 / 6, 3 / 6], color="grey", ls=":", label="spread evenly")
@@ -552,9 +551,7 @@ def draw_blocks(rows, path):
 
 def load_encoder(folder, shapes):
     """features(index) of a finished run, by its checkpoint."""
-    params, _, _, _ = load_checkpoint(Path(folder) / "checkpoint.npz")
-    import array_api_compat.numpy as xp
-    return functools.partial(encode_images, sparsedis.cnn(len(params["linear2.b"])), shapes, "batch", xp, "cpu", params)
+    return lambda index: encode(Path(folder) / "checkpoint.npz", shapes.images(index))
 
 
 def draw_best_responses(rows, cell, path):
@@ -627,7 +624,10 @@ FIG1 = [("disentangled", "lasso"), ("entangled", "lasso"), ("disentangled", "rid
 
 def fig1_scores(covariance, percent, n, seed, m=100):
     """Test R^2 of the four estimators of Fig. 1 on one task; the entangled features are a random rotation of the factors."""
+    import warnings
+
     from sklearn.linear_model import LassoCV, RidgeCV
+    warnings.simplefilter("ignore")                                         # of fits that stop at their limit
     rng = np.random.default_rng([seed, percent, n])
     z, y, _ = data.gaussian_task(rng, n + 1000, m, percent * m // 100, covariance)
     rotation, _ = np.linalg.qr(rng.standard_normal((m, m)))
@@ -643,7 +643,7 @@ def draw_fig1(covariance, jobs, path, seeds=10, percents=(5, 20, 80), sizes=(25,
     """[L23, Fig. 1]: R^2 against the number of samples, by sparsity; returns R^2 (sparsity, samples, seed, estimator)."""
     import joblib
     cells = list(itertools.product(percents, sizes, range(seeds)))
-    scores = joblib.Parallel(n_jobs=jobs)(joblib.delayed(fig1_quiet)(covariance, *cell) for cell in cells)
+    scores = joblib.Parallel(n_jobs=jobs)(joblib.delayed(fig1_scores)(covariance, *cell) for cell in cells)
     scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(FIG1)))
     fig, axes = figure(1, len(percents), (3.7 * len(percents), 3.2))
     axes = np.atleast_1d(axes)
@@ -652,27 +652,12 @@ def draw_fig1(covariance, jobs, path, seeds=10, percents=(5, 20, 80), sizes=(25,
             ax.errorbar(sizes, told[:, :, k].mean(axis=1), told[:, :, k].std(axis=1) / seeds ** 0.5, marker="o" if penalty == "lasso" else "^",
                         color="C1" if features == "disentangled" else "C0", ls="-" if penalty == "lasso" else "--", capsize=3,
                         label=f"{features}-{penalty.capitalize()}")
+            print(f"l/m = {percent} %, n = {sizes[0]}, {features}-{penalty}: R^2 {told[0, :, k].mean():.2f} +- {told[0, :, k].std() / seeds ** 0.5:.2f}")
         ax.set(title=f"$\\ell/m$ = {percent} %", xlabel="samples", ylim=(-0.3, 1.02))
     axes[0].set_ylabel("$R^2$")
     axes[-1].legend(fontsize=8)
     save_figure(fig, path)
     return scores
-
-
-def fig1_quiet(*cell):
-    """fig1_scores without scikit-learn's warnings of fits that stop at their limit."""
-    import warnings
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return fig1_scores(*cell)
-
-
-def fig1(covariance, jobs, path):
-    scores = draw_fig1(covariance, jobs, path)
-    for k, (features, penalty) in enumerate(FIG1):
-        told = scores[0, 0, :, k]
-        print(f"l/m = 5 %, n = 25, {features}-{penalty}: R^2 {told.mean():.2f} +- {told.std() / len(told) ** 0.5:.2f}")
-    print(path)
 
 
 def theory(out):
@@ -727,12 +712,6 @@ def seconds_of(*functions, repeats=15):
     return [float(np.median(taken[2:])) for taken in times]
 
 
-def timed(function, *args):
-    began = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - began
-
-
 def outer_step(threads, sets=8, samples=50):
     """A function that takes one whole outer step of the paper's size, K = 1, and returns its seconds."""
     shapes, encoder, now = data.Shapes3D(), sparsedis.cnn(6), [None]
@@ -748,44 +727,17 @@ def outer_step(threads, sets=8, samples=50):
 
     def run():
         with sparsedis.cpu_threads(threads):
-            return timed(step)
+            began = time.perf_counter()
+            step()
+            return time.perf_counter() - began
     return run
-
-
-def torch_network(threads, layout, images=400):
-    """The same network's forward and backward pass alone, by PyTorch; a function that returns its seconds."""
-    import torch
-    torch.set_num_threads(threads)
-    sizes = [(3, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)]
-    convolutions = [layer for c, o, k, pad in sizes for layer in (torch.nn.Conv2d(c, o, k, 2, pad), torch.nn.ReLU())]
-    network = torch.nn.Sequential(*convolutions, torch.nn.Flatten(), torch.nn.Linear(1024, 256), torch.nn.ReLU(), torch.nn.Linear(256, 6))
-    network = network.to(memory_format=layout)
-    x = torch.rand(images, 3, 64, 64).to(memory_format=layout)
-    return lambda: timed(lambda: network(x).square().mean().backward())
-
-
-def lasso_problem(m, eps, T=1000, n=50, correlation=0.9):
-    """T tasks with features correlated at 0.9, half their weights nonzero."""
-    rng = np.random.default_rng(0)
-    F = rng.standard_normal((T, n, m)) @ np.linalg.cholesky((1 - correlation) * np.eye(m) + correlation).T
-    y = np.vecdot(F, (rng.standard_normal((T, m)) * (rng.random((T, m)) < 0.5))[:, None, :])
-    y = y + 0.1 * y.std(axis=1, keepdims=True) * rng.standard_normal(y.shape)
-    return F, y, eps * solvers.lasso_lambda_max(F, y)
-
-
-def scikit_lasso(F, y, lam):
-    """The same by a loop over scikit-learn's Lasso at tol 1e-8."""
-    import warnings
-
-    from sklearn.linear_model import Lasso
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return np.stack([Lasso(alpha=a, fit_intercept=False, tol=1e-8, max_iter=100_000).fit(X, t).coef_ for X, t, a in zip(F, y, lam)])
 
 
 def bench(threads):
     """Side by side in one process, medians of interleaved repeats, the ratio to the peer first."""
     from threadpoolctl import threadpool_info
+    sys.path.insert(0, str(Path(__file__).parent / "tests"))
+    from peers import lasso_problem, scikit_lasso, timed, torch_network
     print("BLAS: " + ", ".join(f"{i['internal_api']} {i.get('architecture', '')}" for i in threadpool_info() if i["user_api"] == "blas")
           + f"; {threads} threads")
 
@@ -814,21 +766,40 @@ def bench(threads):
 # --------------------------------------------------------------------------------------------- the commands
 
 
-def encode(checkpoint, images, out):
-    """Features F (N, m) of the `images` of an npz file: what a trained encoder puts out, before any normalisation. Written as F."""
-    params, state, _, _ = load_checkpoint(checkpoint)
+def read_images(path, *names):
+    """Images (N, 64, 64, 3) as float32 in [0, 1], and the other arrays named, of an npz file."""
     try:
-        with np.load(images, allow_pickle=False) as file:
-            x = file["images"]
+        with np.load(path, allow_pickle=False) as file:
+            x, *others = (file[name] for name in ("images", *names))
     except Exception as error:
-        raise ValueError(f"{images}: expected an npz file with an array named images ({error})") from None
+        raise ValueError(f"{path}: expected an npz file with {' and '.join(('images', *names))} ({error})") from None
     if x.ndim != 4 or x.shape[1:] != (64, 64, 3) or not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
-        raise ValueError(f"{images}: expected images (N, 64, 64, 3), uint8 or real in [0, 1], found {x.shape} {x.dtype}")
-    x = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
+        raise ValueError(f"{path}: expected images (N, 64, 64, 3), uint8 or real in [0, 1], found {x.shape} {x.dtype}")
+    return x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1), *others
+
+
+def encode(checkpoint, images):
+    """Features F (N, m) of the `images` of an npz file: what a trained encoder puts out, before any normalisation."""
+    params, state, _, _ = load_checkpoint(checkpoint)
     encoder = sparsedis.cnn(len(params["linear2.b"]))
-    F = np.concatenate([encoder.forward(params, state, x[i:i + 400], train=False)[0] for i in range(0, len(x), 400)])
-    write_atomically(Path(out), lambda file: np.savez(file, F=F))
-    print(f"{out}: F {F.shape}")
+    return np.concatenate([encoder.forward(params, state, images[i:i + 400], train=False)[0] for i in range(0, len(images), 400)])
+
+
+def real(checkpoint, images, out):
+    """A trained encoder on real images beside renders of their factors: images (N, 64, 64, 3), factors (N, 6) of an npz file."""
+    shapes, (x, factors) = data.Shapes3D(), read_images(images, "factors")
+    index, F_real = np.ravel_multi_index(factors.T, data.LEVELS), encode(checkpoint, x)
+    everywhere, F = (load_encoder(Path(checkpoint).parent, shapes)(i) for i in (np.random.default_rng(0).integers(len(shapes), size=2000), index))
+    F_real, F = ((a - everywhere.mean(axis=0)) / everywhere.std(axis=0) for a in (F_real, F))
+    fig, axes = figure(1, F.shape[1], (2.2 * F.shape[1], 2.5))
+    for j, ax in enumerate(np.atleast_1d(axes)):
+        told = np.corrcoef(F_real[:, j], F[:, j])[0, 1], np.sqrt(np.mean((F_real[:, j] - F[:, j]) ** 2))
+        print(f"feature {j}: correlation of real and rendered {told[0]:.3f}, root mean square difference {told[1]:.3f} standard deviations")
+        ax.plot(F[:, j], F_real[:, j], ".")
+        ax.axline((0, 0), slope=1, color="grey", lw=0.5)
+        ax.set(title=f"feature {j}", xlabel="rendered", ylabel="real" if j == 0 else "")
+    save_figure(fig, Path(out))
+    print(out)
 
 
 def print_result(result, folder):
@@ -857,6 +828,10 @@ def parser():
     p.add_argument("checkpoint")
     p.add_argument("images", help="an npz file with images (N, 64, 64, 3)")
     p.add_argument("--out", default="F.npz", help="the file to write (default: F.npz)")
+    p = commands.add_parser("real", help="features of real images beside those of their renders", description=real.__doc__)
+    p.add_argument("checkpoint")
+    p.add_argument("images", help="an npz file with images and factors")
+    p.add_argument("--out", default="real.png", help="the file to write (default: real.png)")
     p = commands.add_parser("curves", help="MCC against the step of finished runs, in one figure", description=draw_curves.__doc__)
     p.add_argument("folders", nargs="+", help="folders of results")
     p.add_argument("--out", default="curves.png", help="the file to write (default: curves.png)")
@@ -901,16 +876,20 @@ def main(argv):
             return 0 if theory(args.out) else 1
         elif args.command == "figure" and args.name == "fig1":
             Path(args.results).mkdir(parents=True, exist_ok=True)
-            fig1(args.cov, args.jobs, Path(args.out or Path(args.results) / f"fig1-{args.cov}.png"))
+            draw_fig1(args.cov, args.jobs, Path(args.out or Path(args.results) / f"fig1-{args.cov}.png"))
         elif args.command == "figure":
             draw_figure(args.name, args.scale, args.results, args.out)
         elif args.command == "choose-eps":
             choose_eps(args.scale, args.results, args.rho, args.head)
+        elif args.command == "real":
+            real(args.checkpoint, args.images, args.out)
         elif args.command == "curves":
             draw_curves(args.folders, args.out)
             print(args.out)
         elif args.command == "encode":
-            encode(args.checkpoint, args.images, args.out)
+            F = encode(args.checkpoint, *read_images(args.images))
+            write_atomically(Path(args.out), lambda file: np.savez(file, F=F))
+            print(f"{args.out}: F {F.shape}")
         else:
             config = read_settings(Disentangle, args)
             print("disentangle " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))

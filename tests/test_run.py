@@ -107,6 +107,13 @@ def test_resuming_in_the_middle_changes_no_bit(finished, tmp_path, monkeypatch):
     assert same_bits(result_of(tmp_path)[1] / "checkpoint.npz", result_of(finished[0])[1] / "checkpoint.npz")
 
 
+def test_rows_after_the_checkpoint_are_dropped(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    assert run.read_rows(file, 2) == [{"step": 1}, {"step": 2}] and len(run.read_rows(file, 9)) == 3
+    assert run.read_rows(tmp_path / "none", 5) == []
+
+
 @pytest.mark.parametrize("flags", [["--head", "inner-ridge"], ["--split", "11"], ["--norm", "layer"], ["--features", "8"], ["--warmup", "0"],
                                    ["--tasks", "laplace"], ["--outputs", "3"], ["--outputs", "3", "--likelihood", "categorical"], ["--shift", "2"],
                                    ["--head", "outer-lasso"], ["--alpha", "0", "--rho", "0"], ["--lr", "0.01"], ["--eps", "0"], ["--seed", "1"]])
@@ -141,6 +148,14 @@ def test_curves_of_runs_are_drawn(finished, tmp_path, monkeypatch):
     assert run.main(["curves", str(result_of(finished[0])[1]), str(result_of(tmp_path)[1]), "--out", "c.png"]) == 0
     assert Path("c.png").read_bytes()[:4] == b"\x89PNG"
     assert run.main(["curves", "nowhere"]) == 2
+
+
+def test_real_images_beside_their_renders(finished, tmp_path, monkeypatch, capsys, real_data):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = str(result_of(finished[0])[1] / "checkpoint.npz")
+    assert run.main(["real", checkpoint, str(real_data("3dshapes_real_images.npz"))]) == 0 and Path("real.png").exists()
+    assert capsys.readouterr().out.count("correlation of real and rendered") == 6
+    assert run.main(["real", checkpoint, checkpoint]) == 2
 
 
 def test_gradcheck_prints_its_table_and_fails_on_a_wrong_gradient(tmp_path, monkeypatch, capsys):
