@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -27,7 +28,6 @@ import numpy as np
 
 import data
 import metrics
-import solvers
 import sparsedis
 
 # ------------------------------------------------------------------------------------------------- settings
@@ -400,8 +400,8 @@ SWEEPS = {                                                                  # na
                      "paper": [{"rho": rho} for rho in (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)]
                      + [{"rho": 0.0, "alpha": alpha} for alpha in (0.0, 0.25, 0.5, 0.75)]}),
     "blocks": (INNER, [{"rho": 0.0, "tasks": f"blocks-{size}"} for size in (2, 3, 6)]),
-    "laplace": (INNER, [{"rho": rho, "tasks": "laplace"} for rho in (0.0, 0.9)]),
-    "outer": (OUTER, [{"rho": rho} for rho in (0.0, 0.9)]),
+    "laplace": (INNER, [{"rho": 0.9, "tasks": "laplace"}]),
+    "outer": (OUTER, [{"rho": 0.9}]),
 }
 
 
@@ -566,6 +566,31 @@ def draw_best_responses(rows, cell, path):
     draw_responses(features, shapes, F, metrics.match(metrics.correlation(data.latents(shapes)[0][index], F)), path)
 
 
+def draw_fig2(path):
+    """[L23, Fig. 2]: coefficients of tasks on one support of two features, and what the checker of Assumption 3.5 says."""
+    rng = np.random.default_rng(0)
+    line = rng.standard_normal((300, 1)) * [1, 0.6]
+    cases = {"Gaussian": rng.standard_normal((300, 2)), "on a line": line, "finitely many": rng.standard_normal((4, 2))[rng.integers(4, size=300)]}
+    fig, axes = figure(1, 3, (9, 3))
+    for ax, (name, w) in zip(axes, cases.items()):
+        holds, why = metrics.assumptions(rng.standard_normal((50, 2)), w)["3.5"]
+        ax.plot(*w.T, ".", ms=4)
+        ax.set(title=f"{name}: {'holds' if holds else 'violated'}\n{why}", xlabel="$w_1$", ylabel="$w_2$", xlim=(-3, 3), ylim=(-3, 3))
+        ax.title.set_fontsize(8)
+    save_figure(fig, path)
+
+
+def draw_fig3(path):
+    """[L23, Fig. 3]: supports of 24 tasks, and what the checker of Assumption 3.6 says."""
+    rng = np.random.default_rng(0)
+    fig, axes = figure(1, 3, (9, 2.6))
+    for ax, kind in zip(axes, ("bernoulli-gauss", "blocks-2", "fixed-1")):
+        S = data.sample_tasks(rng, 24, 6, kind) != 0
+        ax.imshow(S.T, cmap="Greys", aspect="auto")
+        ax.set(title=f"{kind}: {'holds' if metrics.supports_are_sufficient(S) else 'violated'}", xlabel="task", ylabel="feature")
+    save_figure(fig, path)
+
+
 RHO = [("rho = 0", {"rho": 0.0, "alpha": 1.0}), ("rho = 0.9", {"rho": 0.9, "alpha": 1.0})]
 ALPHA = [("alpha = 0", {"rho": 0.0, "alpha": 0.0}), ("alpha = 1", {"rho": 0.0, "alpha": 1.0})]
 FIGURES = {                                                                 # name: its sweep, how it is drawn
@@ -573,8 +598,8 @@ FIGURES = {                                                                 # na
     "fig6": ("main", lambda rows, path: draw_bars(rows, ALPHA, ("mcc", "r"), path)),
     "fig7": ("main", lambda rows, path: draw_best(rows, [("rho", {"alpha": 1.0}), ("alpha", {"rho": 0.0})], path)),
     "fig8": ("blocks", draw_blocks),
-    "fig9": ("laplace", lambda rows, path: draw_bars(rows, RHO, ("mcc", "r"), path)),
-    "fig10": ("outer", lambda rows, path: draw_bars(rows, RHO, ("mcc", "r"), path)),
+    "fig9": ("laplace", lambda rows, path: draw_bars(rows, RHO[1:], ("mcc", "r"), path)),
+    "fig10": ("outer", lambda rows, path: draw_bars(rows, RHO[1:], ("mcc", "r"), path)),
     "fig11": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-lasso", "rho": 0.0, "alpha": 1.0}, path)),
     "fig12": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-lasso", "rho": 0.9, "alpha": 1.0}, path)),
     "fig13": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-ridge", "rho": 0.9, "alpha": 1.0}, path)),
@@ -682,85 +707,27 @@ def theory(out):
 # ------------------------------------------------------------------------------------------------ gradcheck
 
 
+def from_tests(name):
+    """A module of tests/, which holds what commands and tests share."""
+    sys.path.insert(0, str(Path(__file__).parent / "tests"))
+    return importlib.import_module(name)
+
+
 def gradcheck():
     """The table of all cases of tests/gradient_cases.py; True where every derivative passes and the control fails."""
-    sys.path.insert(0, str(Path(__file__).parent / "tests"))
-    from gradient_cases import gradient_cases, wrong_on_purpose
+    cases = from_tests("gradient_cases")
     print(f"{'derivative':<40}{'error':>10}{'Taylor rate':>13}   result")
     good = True
-    for name, f, arrays in gradient_cases():
+    for name, f, arrays in cases.gradient_cases():
         r = metrics.check_gradient(f, arrays)
         ok = r["error"] <= 1e-6 and r["rate"] >= 1.9 and r["same"]
         good &= ok
         print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'pass' if ok else f'FAIL {r}'}", flush=True)
-    name, f, arrays = wrong_on_purpose()
+    name, f, arrays = cases.wrong_on_purpose()
     r = metrics.check_gradient(f, arrays)
     caught = r["error"] > 1e-6
     print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'caught, as it must be' if caught else 'NOT CAUGHT'}")
     return good and caught
-
-
-# ----------------------------------------------------------------------------------------------------- bench
-
-
-def seconds_of(*functions, repeats=15):
-    """Median seconds of each function, their calls interleaved so that a noisy machine is noisy for all."""
-    times = [[] for _ in functions]
-    for k in range(repeats + 2):
-        for function, taken in zip(functions, times):
-            taken.append(function())
-    return [float(np.median(taken[2:])) for taken in times]
-
-
-def outer_step(threads, sets=8, samples=50):
-    """A function that takes one whole outer step of the paper's size, K = 1, and returns its seconds."""
-    shapes, encoder, now = data.Shapes3D(), sparsedis.cnn(6), [None]
-    tasks = data.Tasks(*data.latents(shapes), sets=sets, samples=samples, per_set=1)
-    now[0] = (*encoder.init(np.random.default_rng(0)), None, 0)
-
-    def sample(step):
-        index, y = tasks.sample(np.random.default_rng(step))
-        return shapes.images(index.ravel()), y
-
-    def step():
-        now[0] = sparsedis.train(sparsedis.Training(encoder, sample, steps=now[0][3] + 1, warmup=0.0), now[0])
-
-    def run():
-        with sparsedis.cpu_threads(threads):
-            began = time.perf_counter()
-            step()
-            return time.perf_counter() - began
-    return run
-
-
-def bench(threads):
-    """Side by side in one process, medians of interleaved repeats, the ratio to the peer first."""
-    from threadpoolctl import threadpool_info
-    sys.path.insert(0, str(Path(__file__).parent / "tests"))
-    from peers import lasso_problem, scikit_lasso, timed, torch_network
-    print("BLAS: " + ", ".join(f"{i['internal_api']} {i.get('architecture', '')}" for i in threadpool_info() if i["user_api"] == "blas")
-          + f"; {threads} threads")
-
-    def row(ratio, what, ours, peer, theirs):
-        print(f"{ratio:6.2f} x   {what}: {1e3 * ours:.4g} ms, {peer} {1e3 * theirs:.4g} ms", flush=True)
-    try:
-        import torch
-        peers = ("PyTorch forward + backward", torch.contiguous_format), ("the same, channels_last", torch.channels_last)
-        ours, *theirs = seconds_of(outer_step(threads), *(torch_network(threads, layout) for _, layout in peers))
-        for (peer, _), seconds in zip(peers, theirs):
-            row(ours / seconds, "outer step, 400 images", ours, peer, seconds)
-    except ImportError:
-        ours, = seconds_of(outer_step(threads))
-        print(f"     -     outer step, 400 images: {1e3 * ours:.4g} ms, PyTorch is not installed")
-    for m, eps, repeats in ((6, 0.3, 7), (100, 0.05, 3)):
-        F, y, lam = problem = lasso_problem(m, eps)
-        ours, theirs = seconds_of(lambda: timed(solvers.lasso, *problem), lambda: timed(scikit_lasso, *problem), repeats=repeats)
-        G, c = solvers.gram(F), solvers.correlations(F, y)
-        ours_left, theirs_left = (solvers.lasso_violation(c - solvers.matvec(G, w), lam, w).max()
-                                  for w in (solvers.lasso(*problem)[0], scikit_lasso(*problem)))
-        row(ours / theirs, f"lasso, T = 1000, n = 50, m = {m}, eps {eps}", ours, "scikit-learn", theirs)
-        print(f"            {theirs / ours:.0f} times as fast; largest violation of optimality {ours_left:.1e}, scikit-learn's {theirs_left:.1e}")
-    print(f"     -     render all geometries: {timed(data.geometry_maps.__wrapped__):.2f} s")
 
 
 # --------------------------------------------------------------------------------------------- the commands
@@ -844,7 +811,7 @@ def parser():
               commands.add_parser("choose-eps", help="choose eps without ground truth", description=choose_eps.__doc__)):
         q.add_argument("--scale", choices=tuple(SCALES), default="quick", help="quick: minutes; paper: the paper's steps and seeds")
         q.add_argument("--results", default="results", help="folder of the results (default: results)")
-    commands.choices["figure"].add_argument("name", choices=("fig1", *FIGURES))
+    commands.choices["figure"].add_argument("name", choices=("fig1", "fig2", "fig3", *FIGURES))
     commands.choices["figure"].add_argument("--cov", choices=("ar", "identity"), default="ar", help="fig1: covariance of the factors")
     commands.choices["figure"].add_argument("--jobs", type=int, default=os.cpu_count(), help="fig1: processes")
     p = commands.add_parser("theory", help="the formal claims, on numbers", description=theory.__doc__)
@@ -853,7 +820,7 @@ def parser():
     q.add_argument("--rho", type=float, default=0.9)
     q.add_argument("--head", choices=INNER, default="inner-lasso")
     commands.add_parser("gradcheck", help="every derivative against central differences")
-    p = commands.add_parser("bench", help="timings side by side with peers", description=bench.__doc__)
+    p = commands.add_parser("bench", help="timings side by side with peers", description="Side by side in one process, medians of interleaved repeats, the ratio to the peer first.")
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
     return top, commands.choices
 
@@ -867,16 +834,18 @@ def main(argv):
         if args.command == "gradcheck":
             return 0 if gradcheck() else 1
         if args.command == "bench":
-            bench(args.threads)
+            from_tests("benchmark").bench(args.threads)
         elif args.command == "render":
             print(f"{args.out}: {data.write_hdf5(args.out, args.limit)} rows")
         elif args.command == "sweep":
             sweep(args.name if args.name in SWEEPS else FIGURES[args.name][0], args.scale, args.jobs, args.results, args.dask, args.index)
         elif args.command == "theory":
             return 0 if theory(args.out) else 1
-        elif args.command == "figure" and args.name == "fig1":
+        elif args.command == "figure" and args.name in ("fig1", "fig2", "fig3"):
             Path(args.results).mkdir(parents=True, exist_ok=True)
-            draw_fig1(args.cov, args.jobs, Path(args.out or Path(args.results) / f"fig1-{args.cov}.png"))
+            path = Path(args.out or Path(args.results) / (args.name + (f"-{args.cov}" if args.name == "fig1" else "") + ".png"))
+            {"fig1": functools.partial(draw_fig1, args.cov, args.jobs), "fig2": draw_fig2, "fig3": draw_fig3}[args.name](path)
+            print(path)
         elif args.command == "figure":
             draw_figure(args.name, args.scale, args.results, args.out)
         elif args.command == "choose-eps":

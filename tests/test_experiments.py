@@ -84,6 +84,12 @@ def test_fig1_draws_four_estimators(tmp_path):
     assert scores[0, 0, :, 0].mean() > 0.5 > scores[0, 0, :, 1].mean()
 
 
+def test_figures_of_the_assumptions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("fig2", "fig3"):
+        assert run.main(["figure", name]) == 0 and Path(f"results/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_every_claim_of_the_theory_holds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run.main(["theory"]) == 0 and "FAILS" not in capsys.readouterr().out
