@@ -234,12 +234,14 @@ def theory(m=6, N=400, T=300, seed=0):
 
 
 def nonempty_supports(rng, T, m, p=0.5):
+    """Supports (T, m) of independent entries, an empty one given one entry."""
     S = rng.random((T, m)) < p
     S[np.arange(T), rng.integers(m, size=T)] |= ~S.any(axis=1)
     return S
 
 
 def predictions_do_not_see_L(rng, F, L):
+    """Proposition 2.2.  [L23]"""
     w = rng.standard_normal(F.shape[1])
     y = F @ w + 0.5 * rng.standard_normal(len(F))
     labels = rng.random(len(F)) < 1 / (1 + np.exp(-F @ w))
@@ -252,6 +254,7 @@ def predictions_do_not_see_L(rng, F, L):
 
 
 def population_predictor(rng, W, L):
+    """Proposition 2.4.  [L23]"""
     A = rng.standard_normal(L.shape)
     Sigma = A @ A.T                                                         # any covariance of the factors
     W_hat = np.linalg.solve(L @ Sigma @ L.T, L @ Sigma @ W.T).T             # the population least-squares predictor on L f
@@ -267,6 +270,7 @@ def best_subset(F, y, size):
 
 
 def sparse_estimators(rng, F, W, L, scaling):
+    """Equations (2) and (4), by enumeration of supports.  [L23]"""
     sizes = (W != 0).sum(axis=1)
     rotation = np.linalg.qr(L)[0]
     mixings = {"the factors": np.eye(len(L)), "a permutation-scaling": scaling, "a rotation": rotation, "a random L": L}
@@ -284,6 +288,7 @@ def sparse_estimators(rng, F, W, L, scaling):
 
 
 def permutation_in_every_invertible_matrix(rng, m, trials=500):
+    """Lemma B.1.  [L23]"""
     found = tried = 0
     while tried < trials:
         L = rng.standard_normal((m, m)) * (rng.random((m, m)) < 0.4)
@@ -294,6 +299,7 @@ def permutation_in_every_invertible_matrix(rng, m, trials=500):
 
 
 def linear_identifiability(rng, F, W):
+    """Theorem B.4 and its counterexample.  [L23]"""
     U, s, Vt = np.linalg.svd(F @ W.T, full_matrices=False)                  # any other exact fit of the same predictions
     m = F.shape[1]
     mix = rng.standard_normal((m, m))
@@ -309,6 +315,7 @@ def linear_identifiability(rng, F, W):
 
 
 def sparsity_prefers_scalings(rng, m, scaling, T=2000, k=3):
+    """Theorem B.5.  [L23]"""
     W = rng.standard_normal((T, k, m)) * nonempty_supports(rng, T, m)[:, None, :]
     used = lambda L: (np.abs(W @ L) > 1e-9).any(axis=1).sum(axis=1).mean()  # E ||W L||_2,0, in the convention f = L f_hat
     true, scaled = used(np.eye(m)), used(scaling)
@@ -332,6 +339,7 @@ def variability_violated(rng, m, p, T, trials=400):
 
 
 def support_variability_bound(rng):
+    """Proposition B.7.  [L23]"""
     worst, told = 0.0, []
     for m, p, T in ((6, 0.5, 10), (6, 0.5, 20), (6, 0.2, 40), (20, 0.5, 25), (20, 0.2, 60)):
         bound, drawn = float(variability_bound(m, p, T)), variability_violated(rng, m, p, T)

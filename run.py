@@ -185,43 +185,45 @@ def disentangle(config):
     content, name = hashed(config, data="rendered" if not config.data else fingerprint(shapes))
     folder = Path(config.results) / "disentangle" / name
     if (folder / "result.json").exists() and not config.force:
-        result = json.loads((folder / "result.json").read_text())
         made = json.loads((folder / "config.json").read_text())["code"]
         print(f"already there{'' if made == code_digest() else ', made by other code'} (--force runs it again)")
-        return result, folder
+        return json.loads((folder / "result.json").read_text()), folder
     z, p = data.latents(shapes, config.alpha, config.rho)
-    print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in data.describe_latents(z, p).items()))
     tasks = data.Tasks(z, p, config.image_sets, config.samples, config.tasks_per_set, config.tasks, config.outputs, config.likelihood,
                        config.shift)
+    print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in data.describe_latents(z, p).items()))
+    print("assumptions of [L23]: " + describe_assumptions(z, config))
     folder.mkdir(parents=True, exist_ok=True)
     if config.force:
         for file in folder.iterdir():
             file.unlink()
     write_json(folder / "config.json", {**content, "device": config.device, "code": code_digest()})
-
-    print("assumptions of [L23]: " + describe_assumptions(z, config))
     encoder = sparsedis.cnn(config.features)
     with sparsedis.cpu_threads(config.threads or os.cpu_count()):
         features = functools.partial(encode_images, encoder, shapes, config.norm, xp, device)
         start, rows = train_with_files(config, head, encoder, shapes, tasks, features, z, folder, xp, device)
-        index = np.random.default_rng(20_000).integers(len(shapes), size=config.eval_images)
-        F = features(start[0], index)
-        if not np.isfinite(F).all():
-            raise FloatingPointError("the encoder's features are not finite")
-        C = metrics.correlation(z[index], F)
-        matched = metrics.match(C)
-        seen = features(start[0], np.random.default_rng(20_001).choice(len(shapes), min(10_000, config.eval_images), p=p))
-        unmixed = metrics.scores(z[index], metrics.ica(F, seen))
-        result = {**metrics.scores(z[index], F), **{f"{k}_ica": v for k, v in unmixed.items()}, "steps": config.steps,
-                  "seconds": rows[-1]["seconds"], "seed": config.seed, "rho": config.rho, "alpha": config.alpha, "head": config.head,
-                  "eps": config.eps, "tasks": config.tasks, "nonzero": rows[-1]["nonzero"],
-                  **{f"block_share_{size}": metrics.block_share(z[index], F, size) for size in (1, 2, 3)},
-                  **{f"mcc_{data.FACTORS[i]}": float(C[i, j]) for i, j in zip(*matched)}}
         draw_training(rows, folder / "training.png")
-        draw_correlation(C, matched, folder / "correlation.png")
-        draw_responses(lambda index: features(start[0], index), shapes, F, matched, folder / "responses.png")
+        result = {**score_and_draw(config, functools.partial(features, start[0]), shapes, z, p, folder), "steps": config.steps,
+                  "seconds": rows[-1]["seconds"], "nonzero": rows[-1]["nonzero"],
+                  **{key: content[key] for key in ("seed", "rho", "alpha", "head", "eps", "tasks")}}
     write_json(folder / "result.json", result)
     return result, folder
+
+
+def score_and_draw(config, features, shapes, z, p, folder):
+    """The scores of features(index) on images drawn uniformly, also after ICA fitted on the training distribution."""
+    index = np.random.default_rng(20_000).integers(len(shapes), size=config.eval_images)
+    F = features(index)
+    if not np.isfinite(F).all():
+        raise FloatingPointError("the encoder's features are not finite")
+    C = metrics.correlation(z[index], F)
+    matched = metrics.match(C)
+    draw_correlation(C, matched, folder / "correlation.png")
+    draw_responses(features, shapes, F, matched, folder / "responses.png")
+    seen = features(np.random.default_rng(20_001).choice(len(shapes), min(10_000, config.eval_images), p=p))
+    return {**metrics.scores(z[index], F), **{f"{k}_ica": v for k, v in metrics.scores(z[index], metrics.ica(F, seen)).items()},
+            **{f"block_share_{size}": metrics.block_share(z[index], F, size) for size in (1, 2, 3)},
+            **{f"mcc_{data.FACTORS[i]}": float(C[i, j]) for i, j in zip(*matched)}}
 
 
 def fingerprint(shapes):
@@ -343,6 +345,7 @@ def draw_curves(folders, path):
     ax.set(xlabel="step", ylabel="MCC (1,000 images)", ylim=(0.3, 1))
     ax.legend(fontsize=8, loc="lower right")
     save_figure(fig, Path(path))
+    print(path)
 
 
 def draw_correlation(C, matched, path):
@@ -769,14 +772,6 @@ def real(checkpoint, images, out):
     print(out)
 
 
-def print_result(result, folder):
-    print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}   DCI-D {result['dci_d']:.4f}   DCI-C {result['dci_c']:.4f}"
-          f"      {result['steps']} steps in {result['seconds']:.0f} s")
-    print("matched |correlation|: " + ", ".join(f"{name} {result['mcc_' + name]:.3f}" for name in data.FACTORS
-                                               if "mcc_" + name in result))
-    print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
-
-
 class Parser(argparse.ArgumentParser):
     """argparse, with errors in one line."""
 
@@ -784,43 +779,82 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
+def run_disentangle(args):
+    config = read_settings(Disentangle, args)
+    print("disentangle " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))
+    result, folder = disentangle(config)
+    print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}   DCI-D {result['dci_d']:.4f}   DCI-C {result['dci_c']:.4f}"
+          f"      {result['steps']} steps in {result['seconds']:.0f} s")
+    print("matched |correlation|: " + ", ".join(f"{name} {result['mcc_' + name]:.3f}" for name in data.FACTORS if "mcc_" + name in result))
+    print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
+
+
+def run_encode(args):
+    F = encode(args.checkpoint, *read_images(args.images))
+    write_atomically(Path(args.out), lambda file: np.savez(file, F=F))
+    print(f"{args.out}: F {F.shape}")
+
+
+def run_sweep(args):
+    sweep(args.name if args.name in SWEEPS else FIGURES[args.name][0], args.scale, args.jobs, args.results, args.dask, args.index)
+
+
+def run_figure(args):
+    Path(args.results).mkdir(parents=True, exist_ok=True)
+    alone = {"fig1": functools.partial(draw_fig1, args.cov, args.jobs), "fig2": draw_fig2, "fig3": draw_fig3}
+    if args.name in alone:
+        path = Path(args.out or Path(args.results) / (args.name + (f"-{args.cov}" if args.name == "fig1" else "") + ".png"))
+        alone[args.name](path)
+        print(path)
+    else:
+        draw_figure(args.name, args.scale, args.results, args.out)
+
+
 def parser():
+    """The command line; args.run(args) runs a command and returns its exit status, None for 0."""
     top = Parser(prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", parser_class=Parser)
-    add_options(commands.add_parser("disentangle", help="the main job, and the default command", description=Disentangle.__doc__), Disentangle)
-    p = commands.add_parser("render", help="write the rendered data set as HDF5", description=data.write_hdf5.__doc__)
+
+    def command(name, run, help, source):
+        p = commands.add_parser(name, help=help, description=source.__doc__)
+        p.set_defaults(run=run)
+        return p
+    add_options(command("disentangle", run_disentangle, "the main job, and the default command", Disentangle), Disentangle)
+    p = command("render", lambda args: print(f"{args.out}: {data.write_hdf5(args.out, args.limit)} rows"), "write the rendered data set as HDF5",
+                data.write_hdf5)
     p.add_argument("--out", required=True, help="the file to write")
     p.add_argument("--limit", type=int, help="only this many rows, spread at random")
-    p = commands.add_parser("encode", help="features of your own images", description=encode.__doc__)
+    p = command("encode", run_encode, "features of your own images", encode)
     p.add_argument("checkpoint")
     p.add_argument("images", help="an npz file with images (N, 64, 64, 3)")
     p.add_argument("--out", default="F.npz", help="the file to write (default: F.npz)")
-    p = commands.add_parser("real", help="features of real images beside those of their renders", description=real.__doc__)
+    p = command("real", lambda args: real(args.checkpoint, args.images, args.out), "real images beside renders of the same factors", real)
     p.add_argument("checkpoint")
     p.add_argument("images", help="an npz file with images and factors")
     p.add_argument("--out", default="real.png", help="the file to write (default: real.png)")
-    p = commands.add_parser("curves", help="MCC against the step of finished runs, in one figure", description=draw_curves.__doc__)
+    p = command("curves", lambda args: draw_curves(args.folders, args.out), "MCC against the step of finished runs, in one figure", draw_curves)
     p.add_argument("folders", nargs="+", help="folders of results")
     p.add_argument("--out", default="curves.png", help="the file to write (default: curves.png)")
-    p = commands.add_parser("sweep", help="the runs behind the figures", description=sweep.__doc__)
+    p = command("sweep", run_sweep, "the runs behind the figures", sweep)
     p.add_argument("name", choices=(*SWEEPS, *FIGURES), help="a sweep, or the figure it is for")
     p.add_argument("--jobs", type=int, default=1, help="processes (default: 1, with all cores)")
     p.add_argument("--dask", default="", help="address of a Dask scheduler, tcp://HOST:PORT; its workers see this folder")
     p.add_argument("--index", type=int, default=-1, help="only this run of the sweep, for SLURM arrays")
-    for q in (p, commands.add_parser("figure", help="a figure of the paper", description=draw_figure.__doc__),
-              commands.add_parser("choose-eps", help="choose eps without ground truth", description=choose_eps.__doc__)):
-        q.add_argument("--scale", choices=tuple(SCALES), default="quick", help="quick: minutes; paper: the paper's steps and seeds")
-        q.add_argument("--results", default="results", help="folder of the results (default: results)")
-    commands.choices["figure"].add_argument("name", choices=("fig1", "fig2", "fig3", *FIGURES))
-    commands.choices["figure"].add_argument("--cov", choices=("ar", "identity"), default="ar", help="fig1: covariance of the factors")
-    commands.choices["figure"].add_argument("--jobs", type=int, default=os.cpu_count(), help="fig1: processes")
-    p = commands.add_parser("theory", help="the formal claims, on numbers", description=theory.__doc__)
+    q = command("figure", run_figure, "a figure of the paper", draw_figure)
+    q.add_argument("name", choices=("fig1", "fig2", "fig3", *FIGURES))
+    q.add_argument("--cov", choices=("ar", "identity"), default="ar", help="fig1: covariance of the factors")
+    q.add_argument("--jobs", type=int, default=os.cpu_count(), help="fig1: processes")
+    q.add_argument("--out", default="", help="the file to write (default: in the folder of results)")
+    r = command("choose-eps", lambda args: choose_eps(args.scale, args.results, args.rho, args.head), "choose eps without ground truth", choose_eps)
+    r.add_argument("--rho", type=float, default=0.9)
+    r.add_argument("--head", choices=INNER, default="inner-lasso")
+    for p in (p, q, r):
+        p.add_argument("--scale", choices=tuple(SCALES), default="quick", help="quick: minutes a run; paper: the paper's steps and seeds")
+        p.add_argument("--results", default="results", help="folder of the results (default: results)")
+    p = command("theory", lambda args: int(not theory(args.out)), "the formal claims, on numbers", theory)
     p.add_argument("--out", default="theory.png", help="the picture of Prop. B.7 (default: theory.png)")
-    commands.choices["figure"].add_argument("--out", default="", help="the file to write (default: in the folder of results)")
-    q.add_argument("--rho", type=float, default=0.9)
-    q.add_argument("--head", choices=INNER, default="inner-lasso")
-    commands.add_parser("gradcheck", help="every derivative against central differences")
-    p = commands.add_parser("bench", help="timings side by side with peers", description="Side by side in one process, medians of interleaved repeats, the ratio to the peer first.")
+    command("gradcheck", lambda args: int(not gradcheck()), "every derivative against central differences", gradcheck)
+    p = command("bench", lambda args: from_tests("benchmark").bench(args.threads), "timings side by side with PyTorch and scikit-learn", from_tests)
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
     return top, commands.choices
 
@@ -831,39 +865,7 @@ def main(argv):
         argv = ["disentangle", *argv]
     args = top.parse_args(argv)
     try:
-        if args.command == "gradcheck":
-            return 0 if gradcheck() else 1
-        if args.command == "bench":
-            from_tests("benchmark").bench(args.threads)
-        elif args.command == "render":
-            print(f"{args.out}: {data.write_hdf5(args.out, args.limit)} rows")
-        elif args.command == "sweep":
-            sweep(args.name if args.name in SWEEPS else FIGURES[args.name][0], args.scale, args.jobs, args.results, args.dask, args.index)
-        elif args.command == "theory":
-            return 0 if theory(args.out) else 1
-        elif args.command == "figure" and args.name in ("fig1", "fig2", "fig3"):
-            Path(args.results).mkdir(parents=True, exist_ok=True)
-            path = Path(args.out or Path(args.results) / (args.name + (f"-{args.cov}" if args.name == "fig1" else "") + ".png"))
-            {"fig1": functools.partial(draw_fig1, args.cov, args.jobs), "fig2": draw_fig2, "fig3": draw_fig3}[args.name](path)
-            print(path)
-        elif args.command == "figure":
-            draw_figure(args.name, args.scale, args.results, args.out)
-        elif args.command == "choose-eps":
-            choose_eps(args.scale, args.results, args.rho, args.head)
-        elif args.command == "real":
-            real(args.checkpoint, args.images, args.out)
-        elif args.command == "curves":
-            draw_curves(args.folders, args.out)
-            print(args.out)
-        elif args.command == "encode":
-            F = encode(args.checkpoint, *read_images(args.images))
-            write_atomically(Path(args.out), lambda file: np.savez(file, F=F))
-            print(f"{args.out}: F {F.shape}")
-        else:
-            config = read_settings(Disentangle, args)
-            print("disentangle " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))
-            print_result(*disentangle(config))
-        return 0
+        return args.run(args) or 0
     except (ValueError, OSError) as error:
         print(f"run.py {args.command}: {error}", file=sys.stderr)
         return 2

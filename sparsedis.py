@@ -405,16 +405,13 @@ def inner_group_lasso(F, Y, lam, n_support=None, params=None, loss="squared"):
     return xp.mean(solvers.data_loss(Z, Yq, loss)), dF, {}, {"w": W, **info}
 
 
-def lasso_scale(F, y):
-    return solvers.lasso_lambda_max(F, y)
-
-
 def ridge_scale(F, y):
+    """solvers.ridge_lambda_max, which needs no labels."""
     return solvers.ridge_lambda_max(F)
 
 
-HEADS = {"inner-lasso": (inner_lasso, lasso_scale), "inner-ridge": (inner_ridge, ridge_scale),
-         "outer-lasso": (outer_lasso, lasso_scale), "outer-ridge": (outer_ridge, ridge_scale),
+HEADS = {"inner-lasso": (inner_lasso, solvers.lasso_lambda_max), "inner-ridge": (inner_ridge, ridge_scale),
+         "outer-lasso": (outer_lasso, solvers.lasso_lambda_max), "outer-ridge": (outer_ridge, ridge_scale),
          "inner-group-lasso": (inner_group_lasso, solvers.group_lasso_lambda_max),
          "inner-group-logistic": (functools.partial(inner_group_lasso, loss="logistic"),
                                   functools.partial(solvers.group_lasso_lambda_max, loss="logistic"))}
