@@ -507,7 +507,7 @@ def draw_bars(rows, panels, scores, path):
                 ax.axhline(0.63, color="grey", ls=":", label="random mixing")
             if k == 0:
                 ax.set_ylabel(LABELS[score])
-    axes[0, -1].legend(fontsize=7, loc="lower right")
+    fig.legend(*axes[0, -1].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside upper center")
     save_figure(fig, path)
 
 
@@ -531,7 +531,7 @@ def draw_best(rows, variables, path):
             draw_line(axes[i, k], levels, [list(g.values()) for g in groups], "inner-" + label, color)
             axes[i, k].set(ylim=(0.3, 1.02), xlabel=variable, ylabel=LABELS[score] + ", best eps")
         axes[0, k].axhline(0.63, color="grey", ls=":", label="random mixing")
-    axes[0, 0].legend(fontsize=7, loc="lower left")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside upper center")
     save_figure(fig, path)
 
 
