@@ -277,7 +277,7 @@ class Shapes3D:
     """3D Shapes: rendered when no path is given, else read from the official HDF5 file (or one with fewer rows).
 
     .factors (N, 6) int and .images(index, xp, device) -> (len(index), 64, 64, 3) float32 in [0, 1].
-    A file's images are unpacked once into PATH.images.npy and memory-mapped, for fast random access.
+    A file's images are unpacked once into PATH.images.npy, for fast random access.
     Raises ValueError, naming the file, where it is damaged or holds other arrays.
     """
 
@@ -299,7 +299,7 @@ class Shapes3D:
 
 
 def open_hdf5(path):
-    """Images (N, 64, 64, 3) uint8, memory-mapped, and factors (N, 6) of an HDF5 file in the official layout."""
+    """Images (N, 64, 64, 3) uint8, left on disk, and factors (N, 6) of an HDF5 file in the official layout."""
     import h5py
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -327,30 +327,46 @@ def factors_of_labels(path, labels):
     return factors.astype(np.int8)
 
 
+class StoredImages:
+    """Images (N, 64, 64, 3) uint8 of an .npy file, read row by row: memory-mapped, every row ever read would count as memory."""
+
+    def __init__(self, path):
+        self.file = open(path, "rb")
+        np.lib.format.read_magic(self.file)
+        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
+        self.start, self.row = self.file.tell(), int(np.prod(self.shape[1:]))
+        if self.dtype != np.uint8 or path.stat().st_size != self.start + self.shape[0] * self.row:
+            raise ValueError(f"{path}: not the unpacked images")
+
+    def __getitem__(self, index):
+        rows = [os.pread(self.file.fileno(), self.row, self.start + int(i) * self.row) for i in index]
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), *self.shape[1:])
+
+
 def unpack_images(path, images):
-    """images memory-mapped from PATH.images.npy, which is written first where it is missing, older, or of another shape."""
+    """images from PATH.images.npy, which is written first where it is missing, older, or of another shape."""
     cache = path.with_name(path.name + ".images.npy")
     if not os.access(path.parent, os.W_OK):
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
         cache = Path(tempfile.gettempdir()) / f"{path.name}.{name}.images.npy"
     if cache.is_file() and cache.stat().st_mtime >= path.stat().st_mtime:
-        with contextlib.suppress(ValueError):                               # a cache that is no array is written again
-            stored = np.load(cache, mmap_mode="r")
-            if stored.shape == images.shape and stored.dtype == np.uint8:
+        with contextlib.suppress(ValueError):                               # a cache that is damaged is written again
+            stored = StoredImages(cache)
+            if stored.shape == images.shape:
                 return stored
     free = shutil.disk_usage(cache.parent).free
     if free < 1.02 * np.prod(images.shape):
         raise ValueError(f"{cache}: {np.prod(images.shape) / 1e9:.1f} GB are needed to unpack the images, {free / 1e9:.1f} are free")
     new = cache.with_name(f"{cache.name}.{os.getpid()}.new")
     try:
-        stored = np.lib.format.open_memmap(new, mode="w+", dtype=np.uint8, shape=images.shape)
-        for rows in progress(row_blocks(images), f"unpacking {path.name}"):
-            stored[rows] = images[rows]
-        stored.flush()
+        with open(new, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": images.shape})
+            for rows in progress(row_blocks(images), f"unpacking {path.name}"):
+                file.write(images[rows].tobytes())
         os.replace(new, cache)
     finally:
         new.unlink(missing_ok=True)
-    return np.load(cache, mmap_mode="r")
+    return StoredImages(cache)
 
 
 def row_blocks(images, rows=2048):
@@ -378,9 +394,9 @@ def write_hdf5(path, limit=None, seed=0):
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         with h5py.File(new, "w") as file:
-            chunk = min(64, len(index))
+            chunk = min(512, len(index))                                    # neighbouring images are alike: long chunks compress
             images = file.create_dataset("images", (len(index), SIDE, SIDE, 3), np.uint8, compression="gzip", compression_opts=4,
-                                         shuffle=False, chunks=(chunk, SIDE, SIDE, 3))
+                                         chunks=(chunk, 16, 16, 3))
             file["labels"] = np.stack([v[shapes.factors[index, k]] for k, v in enumerate(LABEL_VALUES)], axis=1)
             for rows in progress(row_blocks(images, 512), f"writing {path.name}"):
                 images[rows] = np.round(shapes.images(index[rows]) * 255).astype(np.uint8)

@@ -220,8 +220,11 @@ def score_and_draw(config, features, shapes, z, p, folder):
     matched = metrics.match(C)
     draw_correlation(C, matched, folder / "correlation.png")
     draw_responses(features, shapes, F, matched, folder / "responses.png")
-    seen = features(np.random.default_rng(20_001).choice(len(shapes), min(10_000, config.eval_images), p=p))
+    drawn = np.random.default_rng(20_001).choice(len(shapes), min(10_000, config.eval_images), p=p)
+    seen = features(drawn)
+    C_seen = metrics.correlation(z[drawn], seen)
     return {**metrics.scores(z[index], F), **{f"{k}_ica": v for k, v in metrics.scores(z[index], metrics.ica(F, seen)).items()},
+            **{f"seen_{data.FACTORS[i]}": float(C_seen[i, j]) for i, j in zip(*matched)},   # on the training distribution
             **{f"block_share_{size}": metrics.block_share(z[index], F, size) for size in (1, 2, 3)},
             **{f"mcc_{data.FACTORS[i]}": float(C[i, j]) for i, j in zip(*matched)}}
 
@@ -454,10 +457,10 @@ def sweep(name, scale, jobs, results, dask="", index=-1):
     if dask:
         try:
             import distributed
-            distributed.Client(dask, timeout=10)
+            client = distributed.Client(dask, timeout=10)                   # joblib finds it as long as it lives
         except (ImportError, OSError) as error:
             raise ValueError(f"--dask {dask}: {error}") from None
-        backend = joblib.parallel_config("dask")
+        backend = joblib.parallel_config("dask", client=client)
     here = str(Path(__file__).resolve().parent)
     try:
         with backend:

@@ -73,7 +73,7 @@ def test_a_written_file_reads_back(tmp_path, shapes):
         assert file["images"].dtype == np.uint8 and file["labels"].dtype == np.float64 and file["images"].compression == "gzip"
         labels = file["labels"][:]
     some = data.Shapes3D(tmp_path / "some.h5")
-    assert len(some) == 40 and isinstance(some.stored, np.memmap)
+    assert len(some) == 40 and isinstance(some.stored, data.StoredImages)
     for k, values in enumerate(data.LABEL_VALUES):
         np.testing.assert_allclose(values[some.factors[:, k]], labels[:, k])
     index = np.array([3, 39, 3, 0])
@@ -92,7 +92,16 @@ def test_a_changed_file_is_unpacked_again(tmp_path):
     data.write_hdf5(tmp_path / "a.h5", 6)
     later = (tmp_path / "a.h5.images.npy").stat().st_mtime + 5
     os.utime(tmp_path / "a.h5", (later, later))
-    assert len(data.Shapes3D(tmp_path / "a.h5").stored) == 6
+    assert data.Shapes3D(tmp_path / "a.h5").stored.shape[0] == 6
+
+
+def test_a_damaged_cache_is_written_again(tmp_path):
+    data.write_hdf5(tmp_path / "a.h5", 5)
+    before = data.Shapes3D(tmp_path / "a.h5").images(np.arange(5))
+    cache = tmp_path / "a.h5.images.npy"
+    for content in (b"", b"not an array", cache.read_bytes()[:-7]):
+        cache.write_bytes(content)
+        np.testing.assert_array_equal(data.Shapes3D(tmp_path / "a.h5").images(np.arange(5)), before)
 
 
 def damaged(path, kind):
