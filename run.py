@@ -510,7 +510,7 @@ def draw_bars(rows, panels, scores, path):
                 ax.axhline(0.63, color="grey", ls=":", label="random mixing")
             if k == 0:
                 ax.set_ylabel(LABELS[score])
-    fig.legend(*axes[0, -1].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside upper center")
+    fig.legend(*axes[0, -1].get_legend_handles_labels(), fontsize=8, ncols=5 if len(panels) > 1 else 2, loc="outside upper center")
     save_figure(fig, path)
 
 
