@@ -22,6 +22,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -655,8 +656,6 @@ FIG1 = [("disentangled", "lasso"), ("entangled", "lasso"), ("disentangled", "rid
 
 def fig1_scores(covariance, percent, n, seed, m=100):
     """Test R^2 of the four estimators of Fig. 1 on one task; the entangled features are a random rotation of the factors."""
-    import warnings
-
     from sklearn.linear_model import LassoCV, RidgeCV
     warnings.simplefilter("ignore")                                         # of fits that stop at their limit
     rng = np.random.default_rng([seed, percent, n])
@@ -881,4 +880,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore", RuntimeWarning)                         # training itself refuses what is not finite
     sys.exit(main(sys.argv[1:]))

@@ -126,7 +126,7 @@ def test_settings_reach_the_training(finished, flags, tmp_path, monkeypatch):
 def test_a_data_file_with_few_rows_trains(tmp_path):
     out, _ = command("render", "--out", "few.h5", "--limit", "150", cwd=tmp_path)
     assert "150" in out
-    command(*TINY, "--data", "few.h5", cwd=tmp_path)
+    command(*TINY, "--rho", "0", "--data", "few.h5", cwd=tmp_path)         # at rho 0.9 the weights would leave one of them
     assert result_of(tmp_path)[0]["mcc"] > 0
 
 
