@@ -449,6 +449,8 @@ def sweep(name, scale, jobs, results, dask="", index=-1):
 
     import joblib
     configs = sweep_configs(name, scale, results)
+    if jobs < 1 or not -1 <= index < len(configs):
+        raise ValueError(f"--jobs and --index: found {jobs} and {index}, expected at least 1, and 0 to {len(configs) - 1} (-1 for all)")
     configs = configs if index < 0 else configs[index:index + 1]
     threads = max(1, os.cpu_count() // jobs)
     missing = [dataclasses.asdict(config) | {"threads": threads, "results": str(Path(results).resolve())}

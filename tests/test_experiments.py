@@ -77,6 +77,11 @@ def test_an_unreachable_scheduler_is_one_line(tiny, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("flags", [["--jobs", "0"], ["--index", "99"], ["--index", "-2"]])
+def test_a_sweep_refuses_impossible_numbers(tiny, capsys, flags):
+    assert run.main(["sweep", "main", *flags]) == 2 and flags[0] in capsys.readouterr().err and not results()
+
+
 def test_fig1_draws_four_estimators(tmp_path):
     scores = run.draw_fig1("identity", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50))
     assert scores.shape == (1, 2, 2, 4) and (tmp_path / "f.png").exists()
