@@ -20,6 +20,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -530,3 +531,216 @@ def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise=0.04):
     w = np.zeros(m)
     w[rng.choice(m, active, replace=False)] = rng.standard_normal(active)
     return z, z @ w + noise ** 0.5 * rng.standard_normal(n), w
+
+
+# ----------------------------------------------------------------------------------------- few-shot episodes
+# A source of episodes has sample(rng, split, way, shot, query) -> index (n,), Y (n, way) one-hot, the way * shot support
+# samples first, and images(split, index, xp, device, rng=None) -> x (n, H, W, C) float32, augmented where rng is given.
+# splits: "train", "val", "test", whose classes are disjoint.
+
+
+def support_first(index, shot):
+    """index (way, shot + query) of each class's images -> index (n,) and Y (n, way), support samples first."""
+    way = len(index)
+    labels = np.broadcast_to(np.arange(way)[:, None], index.shape)
+    index, labels = (np.concatenate([a[:, :shot].ravel(), a[:, shot:].ravel()]) for a in (index, labels))
+    return index, np.eye(way)[labels]
+
+
+class ImageEpisodes:
+    """Episodes from labelled images: splits name -> (images (N, H, W, C) uint8, class names (N,)), augmented by shifts of up
+    to `shift` pixels and, where colour is set, flips and jitter of brightness, contrast and saturation. [Lee et al. 2019]
+    """
+
+    def __init__(self, splits, shift=2, colour=False):
+        self.x = {name: x for name, (x, _) in splits.items()}
+        self.members = {name: [np.flatnonzero(labels == c) for c in np.unique(labels)] for name, (_, labels) in splits.items()}
+        self.shift, self.colour = shift, colour
+        refuse_shared(splits)
+
+    def image_shape(self):
+        return self.x["train"].shape[1:]
+
+    def sample(self, rng, split, way, shot, query):
+        members = [m for m in self.members[split] if len(m) >= shot + query]
+        if len(members) < way:
+            raise ValueError(f"--way: {way} classes with {shot + query} images each are needed, the {split} split has {len(members)}")
+        picked = rng.choice(len(members), way, replace=False)
+        return support_first(np.stack([rng.choice(members[c], shot + query, replace=False) for c in picked]), shot)
+
+    def images(self, split, index, xp=array_api_compat.numpy, device=None, rng=None):
+        x = self.x[split][index]
+        if rng is not None:
+            x = shifted(rng, x, self.shift)
+            x = jittered(rng, x) if self.colour else x
+        return xp.astype(xp.asarray(x, device=device), xp.float32) / 255
+
+
+def refuse_shared(splits):
+    """Raise where two splits share a class, by its name or by any of its images."""
+    names = [(split, name) for split, (_, labels) in splits.items() for name in np.unique(labels)]
+    hashes = [(split, h) for split, (x, _) in splits.items() for h in {hashlib.sha256(image).digest() for image in x}]
+    for what, pairs in (("class", names), ("image", hashes)):
+        if len({value for _, value in pairs}) < len(pairs):
+            raise ValueError(f"two splits share a{'n' * (what == 'image')} {what}")
+
+
+def shifted(rng, x, pad):
+    """Each image of (N, H, W, C) moved by up to `pad` pixels, its border repeated."""
+    H, W = x.shape[1:3]
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
+    return np.stack([image[a:a + H, b:b + W] for image, a, b in zip(padded, *rng.integers(2 * pad + 1, size=(2, len(x))))])
+
+
+def jittered(rng, x, strength=0.4):
+    """Half of the images mirrored; brightness, contrast and saturation scaled by 0.6 to 1.4 each."""
+    x = np.where(rng.random(len(x))[:, None, None, None] < 0.5, x, x[:, :, ::-1]).astype(np.float32)
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, (3, len(x), 1, 1, 1)).astype(np.float32)
+    x = np.clip(x * brightness, 0, 255)
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    x = np.clip(mean + contrast * (x - mean), 0, 255)
+    grey = x.mean(axis=3, keepdims=True)
+    return np.clip(grey + saturation * (x - grey), 0, 255).astype(np.uint8)
+
+
+def glyphs(side=28):
+    """Letters and digits of 16 fonts that matplotlib ships, split by script: Latin to train, Greek and digits to validate,
+    Cyrillic to test. A class is a character, its images the fonts; characters of equal outlines are one class.
+    """
+    import unicodedata
+
+    from matplotlib import ft2font, get_data_path
+    folder = Path(get_data_path()) / "fonts" / "ttf"
+    names = [f"DejaVu{family}{style}" for family, styles in (("Sans", ("", "-Bold", "-Oblique", "-BoldOblique")),
+             ("SansMono", ("", "-Bold", "-Oblique", "-BoldOblique")), ("Serif", ("", "-Bold", "-Italic", "-BoldItalic"))) for style in styles]
+    fonts = [ft2font.FT2Font(str(folder / f"{name}.ttf")) for name in (*names, "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")]
+    for font in fonts:
+        font.set_size(0.75 * side, 72)
+    common = sorted(set.intersection(*(set(font.get_charmap()) for font in fonts)))
+    split_of = {"LATIN": "train", "GREEK": "val", "DIGIT": "val", "CYRILLIC": "test"}
+    found, seen = {split: ([], []) for split in ("train", "val", "test")}, set()
+    for script in split_of:
+        for code in common:
+            if unicodedata.name(chr(code), "").split(" ")[0] == script and unicodedata.category(chr(code)) in ("Lu", "Ll", "Nd"):
+                images = [draw_glyph(font, code, side) for font in fonts]
+                outlines = {image.tobytes() for image in images}
+                if not outlines & seen:
+                    seen |= outlines
+                    found[split_of[script]][0].extend(images)
+                    found[split_of[script]][1].extend([chr(code)] * len(images))
+    return {split: (np.stack(x)[..., None], np.array(labels)) for split, (x, labels) in found.items()}
+
+
+def draw_glyph(font, code, side):
+    """A character in white on black, centred in (side, side) uint8."""
+    font.set_text(chr(code))
+    font.draw_glyphs_to_bitmap(antialiased=True)
+    bitmap = np.asarray(font.get_image())
+    ink = np.argwhere(bitmap)
+    (top, left), (bottom, right) = ink.min(axis=0), ink.max(axis=0) + 1
+    bitmap = bitmap[top:bottom, left:right][:side, :side]
+    out = np.zeros((side, side), np.uint8)
+    row, column = (side - bitmap.shape[0]) // 2, (side - bitmap.shape[1]) // 2
+    out[row:row + bitmap.shape[0], column:column + bitmap.shape[1]] = bitmap
+    return out
+
+
+def omniglot(paths, side=28, seed=0):
+    """Omniglot's zips as distributed, merged by alphabet and split by alphabet, 5 : 1 : 2; training characters turned by
+    90, 180 and 270 degrees are classes of their own.                                    [Lake et al. 2015; Santoro et al. 2016]
+    """
+    import zipfile
+
+    from PIL import Image
+    alphabets = {}                                                          # alphabet -> character -> drawer -> image
+    for path in paths:
+        try:
+            with zipfile.ZipFile(path) as file:
+                for name in sorted(file.namelist()):
+                    if name.endswith(".png"):
+                        _, alphabet, character, drawer = name.split("/")
+                        picture = Image.open(file.open(name)).convert("L").resize((side, side), Image.Resampling.BOX)
+                        alphabets.setdefault(alphabet, {}).setdefault(character, {})[drawer] = 255 - np.asarray(picture)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: expected a zip of ALPHABET/CHARACTER/DRAWER.png as Omniglot's ({error})") from None
+    names = np.random.default_rng(seed).permutation(sorted(alphabets))
+    if len(names) < 3:
+        raise ValueError(f"{', '.join(map(str, paths))}: at least 3 alphabets are needed to split by, found {len(names)}")
+    train, val = max(1, round(len(names) * 5 / 8)), max(1, round(len(names) / 8))
+    splits = {}
+    for split, own in (("train", names[:train]), ("val", names[train:train + val]), ("test", names[train + val:])):
+        images, labels = zip(*((image, f"{a}/{c}") for a in own for c, drawers in alphabets[a].items() for image in drawers.values()))
+        x, labels = np.stack(images)[..., None], np.array(labels)
+        if split == "train":
+            turned = [np.rot90(x, k, axes=(1, 2)) for k in range(4)]
+            x, labels = np.concatenate(turned), np.concatenate([np.char.add(labels, f"/{90 * k}") for k in range(4)])
+        splits[split] = x, labels
+    return splits
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Unpickles dicts, lists, numbers, strings and NumPy arrays; anything else is refused before it can run."""
+    ALLOWED = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
+
+    def find_class(self, module, name):
+        if (module, name) == ("_codecs", "encode"):                         # how Python 2's bytes are written in protocol 2
+            return lambda text, encoding: text.encode("latin1")
+        if (module, name) not in self.ALLOWED:
+            raise ValueError(f"a pickle may hold arrays only, found {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def load_split(path):
+    """data (N, H, W, 3) uint8 and labels (N,) of one of MetaOptNet's pickles; for `NAME_labels.pkl`, data from NAME_images.npz."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = ArraysOnly(file, encoding="latin1").load()
+        labels = np.asarray(content["labels"])
+        x = np.load(str(path).replace("_labels.pkl", "_images.npz"))["images"] if path.name.endswith("_labels.pkl") else np.asarray(content["data"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename}: no such file") from None
+    except Exception as error:
+        raise ValueError(f"{path}: not a pickle with data and labels ({error})") from None
+    if x.ndim != 4 or x.shape[3] != 3 or x.dtype != np.uint8 or labels.shape != (len(x),):
+        raise ValueError(f"{path}: expected data (N, H, W, 3) uint8 and labels (N,), found {x.shape} {x.dtype} and {labels.shape}")
+    return x, labels
+
+
+def load_splits(folder):
+    """The three splits in a folder of MetaOptNet's files: miniImageNet, CIFAR-FS and FC100 as pickles, tieredImageNet as npz and pkl."""
+    patterns = {"train": ("*_phase_train.pickle", "*_train.pickle", "train_labels.pkl"), "val": ("*_val.pickle", "val_labels.pkl"),
+                "test": ("*_test.pickle", "test_labels.pkl")}
+    splits = {}
+    for split, globs in patterns.items():
+        files = [path for pattern in globs for path in sorted(Path(folder).glob(pattern)) if split == "train" or "_train_phase_" not in path.name]
+        if not files:
+            raise ValueError(f"{folder}: no {split} split, expected a file like {' or '.join(globs)}")
+        x, labels = load_split(files[0])
+        splits[split] = x, np.char.add(f"{split}/", labels.astype(str))     # labels count from 0 in each file
+    return splits
+
+
+class ShapesEpisodes:
+    """Episodes of 3D Shapes whose classes are values of one or two of the factors, the others drawn at random."""
+
+    def __init__(self, shapes, relevant=2):
+        self.shapes, self.relevant = shapes, relevant
+
+    def image_shape(self):
+        return SIDE, SIDE, 3
+
+    def sample(self, rng, split, way, shot, query):
+        levels = np.array(LEVELS)
+        on = rng.choice(6, rng.integers(1, self.relevant + 1), replace=False)
+        combinations = np.prod(levels[on])
+        while combinations < way:                                           # four shapes are too few for five classes
+            on = rng.choice(6, len(on), replace=False)
+            combinations = np.prod(levels[on])
+        classes = np.stack(np.unravel_index(rng.choice(combinations, way, replace=False), levels[on]), axis=1)  # (way, |on|)
+        factors = rng.integers(levels, size=(way, shot + query, 6))
+        factors[..., on] = classes[:, None]
+        return support_first(np.ravel_multi_index(np.moveaxis(factors, -1, 0), LEVELS), shot)
+
+    def images(self, split, index, xp=array_api_compat.numpy, device=None, rng=None):
+        return self.shapes.images(index, xp, device)

@@ -1,4 +1,4 @@
-"""metrics.py -- how a representation is scored against the factors it should have found, and a gradient against differences.
+"""metrics.py -- how a representation is scored and drawn against the factors it should have found, a gradient against differences.
 
     z      (N, d)  ground-truth factors          z_hat  (N, m)  learned features
     C      (d, m)  |Pearson correlation| of factors and features
@@ -10,6 +10,7 @@ At m = 6 the MCC of a random Gaussian mixing is 0.63 +- 0.04 and of a random rot
 [L23] Lachapelle et al., ICML 2023.   [EW18] Eastwood and Williams, ICLR 2018.
 """
 import itertools
+import os
 import warnings
 
 import numpy as np
@@ -90,6 +91,12 @@ def scores(z, z_hat):
     """All of the above under the names of result.json."""
     d, c = dci(z, z_hat)
     return {"mcc": mcc(z, z_hat), "r": r_score(z, z_hat), "dci_d": d, "dci_c": c}
+
+
+def accuracy_ci(accuracy):
+    """Mean accuracy over episodes (T,) and the half width of its 95 % interval, under the names of result.json."""
+    accuracy = to_numpy(accuracy)
+    return {"accuracy": float(accuracy.mean()), "accuracy_ci": float(1.96 * accuracy.std(ddof=1) / len(accuracy) ** 0.5)}
 
 
 def ica(z_hat, fit_on=None):
@@ -366,3 +373,247 @@ def ridge_under_batch_norm(rng, m, sets=2000, n=50, K=4, eps=0.3):
     yield ("Ours: batch norm and a strong ridge prefer uniform factors to their rotations, Laplace's rotations to them",
            "loss of a rotation, in %: " + ", ".join(f"{name} {value:+.2f}" for name, value in told.items()),
            told["uniform"] > 0.25 > abs(told["Gaussian"]) and told["Laplace"] < -0.25)
+
+
+# -------------------------------------------------------------------------------------------------- figures
+
+
+def write_atomically(path, write):
+    """Write a file under a temporary name and move it into place, so that it is there whole or not at all."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with open(new, "wb") as file:
+            write(file)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def figure(rows, columns, size):
+    """A figure and its axes, for files only."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
+
+
+def save_figure(fig, path):
+    from matplotlib import pyplot
+    write_atomically(path, lambda file: fig.savefig(file, dpi=130, format="png"))
+    pyplot.close(fig)
+
+
+TITLES = {"loss": "outer loss (rises with eps)", "nonzero": "share of weights not zero", "mcc": "MCC (1,000 images)",
+          "accuracy": "accuracy (50 validation episodes)"}
+
+
+def draw_training(rows, path, keys=("loss", "nonzero", "mcc")):
+    """Loss, sparsity and a score against the step."""
+    fig, axes = figure(1, 3, (10, 2.8))
+    step = [row["step"] for row in rows]
+    for ax, key in zip(axes, keys):
+        ax.plot(step, [row[key] for row in rows])
+        ax.set(xlabel="step", title=TITLES[key])
+        ax.set_ylim(0, None if key == "loss" else 1.02)
+    if "eps" in rows[0]:
+        axes[1].plot(step, [row["eps"] for row in rows], "--")
+        axes[1].legend(["nonzero", "eps"])
+    if keys[2] == "mcc":
+        axes[2].axhline(0.63, color="grey", ls=":")
+        axes[2].legend(["inner fit's features", "random mixing"], loc="lower right")
+    save_figure(fig, path)
+
+
+def draw_correlation(C, matched, names, path):
+    """|Correlation| of factors (rows) and features (columns), the matched features in their factor's place."""
+    order = list(matched[1]) + [j for j in range(C.shape[1]) if j not in matched[1]]
+    fig, ax = figure(1, 1, (4.6, 3.8))
+    image = ax.imshow(C[:, order], vmin=0, vmax=1, cmap="viridis")
+    for (i, j), value in np.ndenumerate(C[:, order]):
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white", fontsize=8)
+    ax.set(xticks=range(len(order)), xticklabels=order, yticks=range(len(names)), yticklabels=names, xlabel="feature",
+           title=f"|correlation|, MCC {C[matched].sum() / len(C):.3f}")
+    fig.colorbar(image)
+    save_figure(fig, path)
+
+
+def draw_responses(features, factors, names, F, matched, path, bases=6):
+    """Every feature's response (row) to one factor varied at a time (column), from a few base images.  [L23, Fig. 11]
+
+    A base's factors stay as they are but for the one that varies; responses in standard deviations of the feature.
+    """
+    levels_of = factors.max(axis=0).astype(int) + 1
+    row_of = {tuple(f): i for i, f in enumerate(factors.tolist())} if len(factors) < levels_of.prod() else None
+    order = [int(j) for j in matched[1]]
+    base = factors[np.random.default_rng(0).integers(len(factors), size=bases)]
+    fig, axes = figure(len(order), 6, (10, 1.35 * len(order) + 0.6))
+    axes = np.reshape(axes, (len(order), 6))
+    for k in range(6):
+        for b in base:
+            varied = np.repeat(b[None].astype(int), levels_of[k], axis=0)
+            varied[:, k] = np.arange(levels_of[k])
+            index = [row_of.get(tuple(f), -1) for f in varied.tolist()] if row_of else np.ravel_multi_index(varied.T, levels_of)
+            levels = [i for i, row in enumerate(index) if row >= 0]                     # a smaller file has gaps
+            response = (features(np.asarray(index)[levels]) - F.mean(axis=0)) / np.maximum(F.std(axis=0), 1e-12)
+            for i, j in enumerate(order):
+                axes[i, k].plot(levels, response[:, j], lw=1)
+        axes[0, k].set_title(names[k], fontsize=10)
+    for i, j in enumerate(order):
+        axes[i, 0].set_ylabel(f"feature {j}", fontsize=9)
+        for k in range(6):
+            axes[i, k].set(ylim=(-2.7, 2.7), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
+            if k == matched[0][i]:
+                axes[i, k].set_facecolor("#eef4ff")
+    fig.supxlabel("level of the factor varied; shaded: the matched factor", fontsize=9)
+    save_figure(fig, path)
+
+
+SERIES = [("lasso", "", "Lasso", "C0"), ("lasso", "_ica", "Lasso + ICA", "C9"), ("ridge", "", "Ridge", "C1"), ("ridge", "_ica", "Ridge + ICA", "C3")]
+LABELS = {"mcc": "MCC", "r": "R", "dci_d": "DCI disentanglement", "dci_c": "DCI completeness", "off": "share of features off"}
+
+
+def draw_bars(rows, panels, scores, path):
+    """Scores (rows of axes) against eps (groups of bars), a column of axes per panel (title, settings), mean and deviation over seeds."""
+    fig, axes = figure(len(scores), len(panels), (4.2 * len(panels), 2.6 * len(scores) + 0.6))
+    axes = np.reshape(axes, (len(scores), len(panels)))
+    for k, (title, cell) in enumerate(panels):
+        inside = [row for row in rows if all(row[key] == value for key, value in cell.items())]
+        eps = sorted({row["eps"] for row in inside})
+        for i, score in enumerate(scores):
+            ax = axes[i, k]
+            for j, (penalty, suffix, label, color) in enumerate(SERIES):
+                if score == "r" and suffix:
+                    continue                                                # R does not see a linear map
+                groups = [[row[score + suffix] for row in inside if row["eps"] == e and row["head"].endswith(penalty)] or [np.nan] for e in eps]
+                kind = inside[0]["head"].split("-")[0] + "-" if inside else ""
+                ax.bar(np.arange(len(eps)) + 0.2 * (j - 1.5), [np.mean(g) for g in groups], 0.18, yerr=[np.std(g) for g in groups],
+                       capsize=2, color=color, label=kind + label)
+            ax.set(xticks=range(len(eps)), xticklabels=eps, ylim=(0, 1.02), title=title if i == 0 else "")
+            ax.set_xlabel("$\\lambda/\\lambda_{max}$" if i == len(scores) - 1 else "")
+            if score == "mcc":
+                ax.axhline(0.63, color="grey", ls=":", label="random mixing")
+            if k == 0:
+                ax.set_ylabel(LABELS[score])
+    fig.legend(*axes[0, -1].get_legend_handles_labels(), fontsize=8, ncols=5 if len(panels) > 1 else 2, loc="outside upper center")
+    save_figure(fig, path)
+
+
+def draw_line(ax, xs, groups, label, color, style="o-"):
+    """Mean and deviation of each group of values against x."""
+    ax.errorbar(xs, [np.mean(g) if g else np.nan for g in groups], [np.std(g) if g else 0 for g in groups], fmt=style, color=color, capsize=3,
+                label=label)
+
+
+def draw_best(rows, variables, path):
+    """MCC and R of the best eps (by MCC, per seed) against rho and alpha."""
+    fig, axes = figure(2, len(variables), (4.2 * len(variables), 5.2))
+    for k, (variable, fixed) in enumerate(variables):
+        inside = [row for row in rows if all(row[key] == value for key, value in fixed.items())]
+        levels = sorted({row[variable] for row in inside})
+        for (penalty, suffix, label, color), (i, score) in itertools.product(SERIES, enumerate(("mcc", "r"))):
+            groups = [{} for _ in levels]                                   # of each level: seed -> the best run's score
+            for row in sorted(inside, key=lambda row: row["mcc" + suffix]):
+                if row["head"].endswith(penalty):
+                    groups[levels.index(row[variable])][row["seed"]] = row[score + suffix]
+            draw_line(axes[i, k], levels, [list(g.values()) for g in groups], "inner-" + label, color)
+            axes[i, k].set(ylim=(0.3, 1.02), xlabel=variable, ylabel=LABELS[score] + ", best eps")
+        axes[0, k].axhline(0.63, color="grey", ls=":", label="random mixing")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside upper center")
+    save_figure(fig, path)
+
+
+def draw_blocks(rows, path):
+    """[L23, Fig. 8] and the share of |L| that stays inside the blocks."""
+    fig, axes = figure(1, 3, (11, 3))
+    for (penalty, _, label, color), (ax, score) in itertools.product(SERIES[::2], zip(axes, ("mcc", "r", "block_share"))):
+        sizes = [2, 3] if score == "block_share" else [2, 3, 6]
+        for eps, style in zip(sorted({row["eps"] for row in rows}), ("o--", "s-", "^:", "v-.", "d-", "x-")):
+            groups = [[row[f"{score}_{size}" if score == "block_share" else score] for row in rows if row["tasks"] == f"blocks-{size}"
+                       and row["eps"] == eps and row["head"].endswith(penalty)] for size in sizes]
+            draw_line(ax, sizes, groups, f"inner-{label}, eps {eps}", color, style)
+        ax.set(xlabel="block size", ylim=(0, 1.03), xticks=sizes, title=LABELS.get(score, "share of |L| inside blocks"))
+    axes[0].axhline(0.63, color="grey", ls=":", label="random mixing")
+    axes[2].plot([2, 3], [2 / 6, 3 / 6], color="grey", ls=":", label="spread evenly")
+    axes[0].legend(fontsize=7)
+    axes[2].legend(fontsize=7)
+    save_figure(fig, path)
+
+
+def draw_usage(runs, scores, path):
+    """[L23, Fig. 5]: left, the share of tasks that use each feature, sorted, a curve for each run (label, used and dead (T, m));
+    right, accuracy against the share of features that are off, scores a list of (label, off, accuracy, interval)."""
+    fig, axes = figure(1, 2 if scores else 1, (9 if scores else 4.6, 3.2))
+    axes = np.atleast_1d(axes)
+    for label, used, dead in runs:
+        axes[0].plot(np.sort(used.mean(axis=0))[::-1], label=f"{label} ({100 * dead.mean():.0f} % dead)")
+    axes[0].set(xlabel="feature, sorted", ylabel="share of tasks that use it", ylim=(-0.02, 1.02))
+    axes[0].legend(fontsize=8)
+    for k, (label, off, accuracy, interval) in enumerate(scores):
+        axes[1].errorbar([100 * off], [100 * accuracy], [100 * interval], fmt="o", capsize=3, color=f"C{k % 10}", label=label)
+    if scores:
+        axes[1].set(xlabel="% of live features off, on average", ylabel="accuracy, %")
+        axes[1].legend(fontsize=7)
+    save_figure(fig, path)
+
+
+def draw_fig2(path):
+    """[L23, Fig. 2]: coefficients of tasks on one support of two features, and what the checker of Assumption 3.5 says."""
+    rng = np.random.default_rng(0)
+    line = rng.standard_normal((300, 1)) * [1, 0.6]
+    cases = {"Gaussian": rng.standard_normal((300, 2)), "on a line": line, "finitely many": rng.standard_normal((4, 2))[rng.integers(4, size=300)]}
+    fig, axes = figure(1, 3, (9, 3))
+    for ax, (name, w) in zip(axes, cases.items()):
+        holds, why = assumptions(rng.standard_normal((50, 2)), w)["3.5"]
+        ax.plot(*w.T, ".", ms=4)
+        ax.set(title=f"{name}: {'holds' if holds else 'violated'}\n{why}", xlabel="$w_1$", ylabel="$w_2$", xlim=(-3, 3), ylim=(-3, 3))
+        ax.title.set_fontsize(8)
+    save_figure(fig, path)
+
+
+def draw_fig3(supports, path):
+    """[L23, Fig. 3]: supports (T, m) of tasks of several kinds, and what the checker of Assumption 3.6 says."""
+    fig, axes = figure(1, len(supports), (3 * len(supports), 2.6))
+    for ax, (kind, S) in zip(axes, supports.items()):
+        ax.imshow(S.T, cmap="Greys", aspect="auto")
+        ax.set(title=f"{kind}: {'holds' if supports_are_sufficient(S) else 'violated'}", xlabel="task", ylabel="feature")
+    save_figure(fig, path)
+
+
+def draw_fig1(scores, estimators, percents, sizes, path):
+    """[L23, Fig. 1]: R^2 (sparsity, samples, seed, estimator) against the number of samples, a panel for each sparsity in percent."""
+    fig, axes = figure(1, len(percents), (3.7 * len(percents), 3.2))
+    axes = np.atleast_1d(axes)
+    for ax, percent, told in zip(axes, percents, scores):
+        for k, (features, penalty) in enumerate(estimators):
+            ax.errorbar(sizes, told[:, :, k].mean(axis=1), told[:, :, k].std(axis=1) / told.shape[1] ** 0.5, marker="o" if penalty == "lasso" else "^",
+                        color="C1" if features == "disentangled" else "C0", ls="-" if penalty == "lasso" else "--", capsize=3,
+                        label=f"{features}-{penalty.capitalize()}")
+        ax.set(title=f"$\\ell/m$ = {percent} %", xlabel="samples", ylim=(-0.3, 1.02))
+    axes[0].set_ylabel("$R^2$")
+    axes[-1].legend(fontsize=8)
+    save_figure(fig, path)
+
+
+def draw_bound(path):
+    """The bound of [L23, Prop. B.7] on the probability that Assumption 3.6 fails, beside what is drawn."""
+    fig, axes = figure(1, 2, (8.5, 3.2))
+    rng, T = np.random.default_rng(0), np.arange(2, 81, 6)
+    for ax, cells in zip(axes, ([(m, 0.5) for m in (3, 6, 12, 24)], [(6, p) for p in (0.1, 0.2, 0.5)])):
+        for k, (m, p) in enumerate(cells):
+            ax.plot(T, variability_bound(m, p, T), "-", color=f"C{k}", label=f"m = {m}, p = {p}")
+            ax.plot(T, [variability_violated(rng, m, p, t) for t in T], "o", ms=3, color=f"C{k}")
+        ax.set(xlabel="tasks T", ylabel="P(Assumption 3.6 fails)", title="line: bound of Prop. B.7; dots: drawn")
+        ax.legend(fontsize=8)
+    save_figure(fig, path)
+
+
+def draw_against_eps(rows, keys, path):
+    """Scores of a sweep's runs against eps, mean and deviation over seeds."""
+    fig, ax = figure(1, 1, (5.2, 3.4))
+    eps = sorted({row["eps"] for row in rows})
+    for k, key in enumerate(keys):
+        draw_line(ax, range(len(eps)), [[row[key] for row in rows if row["eps"] == e] for e in eps], LABELS.get(key, key), f"C{k}")
+    ax.axhline(0.63, color="grey", ls=":", label="MCC of a random mixing")
+    ax.set(xticks=range(len(eps)), xticklabels=eps, xlabel="$\\lambda_1/\\lambda_{max}$", ylim=(0, 1.02))
+    ax.legend(fontsize=7)
+    save_figure(fig, path)

@@ -1,6 +1,7 @@
 """run.py -- the command line: experiments -> results/ (figures, JSON), nothing else.
 
     python run.py [disentangle] [--rho 0.9 ...]     the main job: disentangle 3D Shapes with inner-Lasso
+    python run.py fewshot [--source omniglot ...]   few-shot learning with sparse SVMs
     python run.py render --out FILE.h5              write the rendered data set in the official layout
     python run.py encode CHECKPOINT IMAGES.npz      features of your own images
     python run.py real CHECKPOINT IMAGES.npz        real images beside renders of the same factors
@@ -30,6 +31,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
+from metrics import figure, save_figure, write_atomically
 
 # ------------------------------------------------------------------------------------------------- settings
 
@@ -128,17 +130,6 @@ def device_of(name):
 # ----------------------------------------------------------------------------------------- files of a result
 
 
-def write_atomically(path, write):
-    """Write a file under a temporary name and move it into place, so that it is there whole or not at all."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with open(new, "wb") as file:
-            write(file)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
 def write_json(path, content):
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
@@ -185,30 +176,52 @@ def disentangle(config):
     shapes = data.Shapes3D(config.data or None)
     content, name = hashed(config, data="rendered" if not config.data else fingerprint(shapes))
     folder = Path(config.results) / "disentangle" / name
-    if (folder / "result.json").exists() and not config.force:
-        made = json.loads((folder / "config.json").read_text())["code"]
-        print(f"already there{'' if made == code_digest() else ', made by other code'} (--force runs it again)")
+    if finished(config, folder):
         return json.loads((folder / "result.json").read_text()), folder
     z, p = data.latents(shapes, config.alpha, config.rho)
     tasks = data.Tasks(z, p, config.image_sets, config.samples, config.tasks_per_set, config.tasks, config.outputs, config.likelihood,
                        config.shift)
     print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in data.describe_latents(z, p).items()))
     print("assumptions of [L23]: " + describe_assumptions(z, config))
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.force:
-        for file in folder.iterdir():
-            file.unlink()
-    write_json(folder / "config.json", {**content, "device": config.device, "code": code_digest()})
+    open_folder(config, folder, content)
     encoder = sparsedis.cnn(config.features)
+    objective = sparsedis.task_objective(head, config.eps, config.warmup, config.split or None, 1 if config.norm == "batch" else 2)
+
+    def sample(step):
+        index, y = tasks.sample(np.random.default_rng([config.seed, step]))
+        return [shapes.images(index.ravel(), xp, device)], xp.asarray(y, device=device)
+
+    def measure(params, state, info):
+        return {"eps": info["eps"], "mcc": metrics.mcc(z[on_the_way], features(params, on_the_way))}
     with sparsedis.cpu_threads(config.threads or os.cpu_count()):
         features = functools.partial(encode_images, encoder, shapes, config.norm, xp, device)
-        start, rows = train_with_files(config, head, encoder, shapes, tasks, features, z, folder, xp, device)
-        draw_training(rows, folder / "training.png")
+        on_the_way = np.random.default_rng(1000).integers(len(shapes), size=1000)       # images of the MCC on the way
+        training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
+        start, rows = train_with_files(config, encoder, training, measure, folder, xp, device)
+        metrics.draw_training(rows, folder / "training.png")
         result = {**score_and_draw(config, functools.partial(features, start[0]), shapes, z, p, folder), "steps": config.steps,
                   "seconds": rows[-1]["seconds"], "nonzero": rows[-1]["nonzero"],
                   **{key: content[key] for key in ("seed", "rho", "alpha", "head", "eps", "tasks")}}
     write_json(folder / "result.json", result)
     return result, folder
+
+
+def finished(config, folder):
+    """Whether a run's result is there and is to be kept; says so."""
+    if not (folder / "result.json").exists() or config.force:
+        return False
+    made = json.loads((folder / "config.json").read_text())["code"]
+    print(f"already there{'' if made == code_digest() else ', made by other code'} (--force runs it again)")
+    return True
+
+
+def open_folder(config, folder, content):
+    """The folder of a run's files, emptied with --force, and its config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.force:
+        for file in folder.iterdir():
+            file.unlink()
+    write_json(folder / "config.json", {**content, "device": config.device, "code": code_digest()})
 
 
 def score_and_draw(config, features, shapes, z, p, folder):
@@ -219,8 +232,8 @@ def score_and_draw(config, features, shapes, z, p, folder):
         raise FloatingPointError("the encoder's features are not finite")
     C = metrics.correlation(z[index], F)
     matched = metrics.match(C)
-    draw_correlation(C, matched, folder / "correlation.png")
-    draw_responses(features, shapes, F, matched, folder / "responses.png")
+    metrics.draw_correlation(C, matched, data.FACTORS, folder / "correlation.png")
+    metrics.draw_responses(features, shapes.factors, data.FACTORS, F, matched, folder / "responses.png")
     drawn = np.random.default_rng(20_001).choice(len(shapes), min(10_000, config.eval_images), p=p)
     seen = features(drawn)
     C_seen = metrics.correlation(z[drawn], seen)
@@ -260,20 +273,19 @@ def head_of(config):
     return "inner-group-logistic" if config.likelihood == "categorical" else "inner-group-lasso"
 
 
-def train_with_files(config, head, encoder, shapes, tasks, features, z, folder, xp, device):
-    """sparsedis.train with checkpoints, metrics.jsonl and a progress line; resumes from what an interrupted run left."""
-    def sample(step):
-        index, y = tasks.sample(np.random.default_rng([config.seed, step]))
-        return shapes.images(index.ravel(), xp, device), xp.asarray(y, device=device)
+def train_with_files(config, encoder, training, measure, folder, xp, device, **more_params):
+    """sparsedis.train with checkpoints, metrics.jsonl and a progress line; resumes from what an interrupted run left.
 
+    measure(params, state, info) -> what a row of metrics.jsonl tells besides step, loss, sparsity and seconds.
+    """
     if (folder / "checkpoint.npz").exists():
         start = load_checkpoint(folder / "checkpoint.npz", xp, device)
     else:
-        start = (*encoder.init(np.random.default_rng(config.seed), xp=xp, device=device), None, 0)
+        params, state = encoder.init(np.random.default_rng(config.seed), xp=xp, device=device)
+        start = ({**params, **{k: xp.asarray(v, dtype=xp.float32, device=device) for k, v in more_params.items()}}, state, None, 0)
     rows = read_rows(folder / "metrics.jsonl", start[3])
     write_atomically(folder / "metrics.jsonl", lambda file: file.write("".join(json.dumps(row) + "\n" for row in rows).encode()))
     began = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
-    index = np.random.default_rng(1000).integers(len(shapes), size=1000)                # images of the MCC on the way
     every = max(1, config.steps // 25)
     bar = data.progress(range(config.steps), "training")
     bar.update(start[3])
@@ -284,8 +296,8 @@ def train_with_files(config, head, encoder, shapes, tasks, features, z, folder, 
         losses.append(loss)
         if now[3] % every and now[3] != config.steps:
             return
-        row = {"step": now[3], "loss": float(np.mean(losses)), "nonzero": float(xp.mean(xp.astype(info["w"] != 0, xp.float64))), "eps": info["eps"],
-               "mcc": metrics.mcc(z[index], features(now[0], index)), "seconds": round(time.perf_counter() - began, 2)}
+        row = {"step": now[3], "loss": float(np.mean(losses)), "nonzero": float(xp.mean(xp.astype(info["w"] != 0, xp.float64))),
+               **measure(now[0], now[1], info), "seconds": round(time.perf_counter() - began, 2)}
         if "converged" in info:
             row["unsolved"] = int(xp.sum(xp.astype(~info["converged"], xp.int64)))
         losses.clear()
@@ -293,44 +305,13 @@ def train_with_files(config, head, encoder, shapes, tasks, features, z, folder, 
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
         save_checkpoint(folder / "checkpoint.npz", now, config.seed)
-        bar.set_postfix_str(f"loss {row['loss']:.4f}, nonzero {row['nonzero']:.2f}, MCC {row['mcc']:.3f}")
+        bar.set_postfix_str(", ".join(f"{key} {value:.3f}" for key, value in row.items() if key in ("loss", "nonzero", "mcc", "accuracy")))
 
-    training = sparsedis.Training(encoder, sample, head, config.steps, config.lr, config.eps, config.warmup,
-                                  config.split or None, 1 if config.norm == "batch" else 2)
     with bar:
         return sparsedis.train(training, start, report), rows
 
 
 # -------------------------------------------------------------------------------------------------- figures
-
-
-def figure(rows, columns, size):
-    """A figure and its axes, for files only."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
-
-
-def save_figure(fig, path):
-    from matplotlib import pyplot
-    write_atomically(path, lambda file: fig.savefig(file, dpi=130, format="png"))
-    pyplot.close(fig)
-
-
-def draw_training(rows, path):
-    """Loss, sparsity and MCC against the step."""
-    fig, axes = figure(1, 3, (10, 2.8))
-    step = [row["step"] for row in rows]
-    for ax, key, label in zip(axes, ("loss", "nonzero", "mcc"), ("outer loss (rises with eps)", "share of weights not zero", "MCC (1,000 images)")):
-        ax.plot(step, [row[key] for row in rows], label=label)
-        ax.set(xlabel="step", title=label)
-        ax.set_ylim(0, None if key == "loss" else 1.02)
-    axes[1].plot(step, [row["eps"] for row in rows], "--", label="eps")
-    axes[1].legend(["nonzero", "eps"])
-    axes[2].axhline(0.63, color="grey", ls=":", label="random mixing")
-    axes[2].legend(["inner fit's features", "random mixing"], loc="lower right")
-    save_figure(fig, path)
 
 
 def draw_curves(folders, path):
@@ -352,49 +333,6 @@ def draw_curves(folders, path):
     print(path)
 
 
-def draw_correlation(C, matched, path):
-    """|Correlation| of factors (rows) and features (columns), the matched features in their factor's place."""
-    order = list(matched[1]) + [j for j in range(C.shape[1]) if j not in matched[1]]
-    fig, ax = figure(1, 1, (4.6, 3.8))
-    image = ax.imshow(C[:, order], vmin=0, vmax=1, cmap="viridis")
-    for (i, j), value in np.ndenumerate(C[:, order]):
-        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white", fontsize=8)
-    ax.set(xticks=range(len(order)), xticklabels=order, yticks=range(6), yticklabels=data.FACTORS, xlabel="feature",
-           title=f"|correlation|, MCC {C[matched].sum() / len(C):.3f}")
-    fig.colorbar(image)
-    save_figure(fig, path)
-
-
-def draw_responses(features, shapes, F, matched, path, bases=6):
-    """Every feature's response (row) to one factor varied at a time (column), from a few base images.  [L23, Fig. 11]
-
-    A base's factors stay as they are but for the one that varies; responses in standard deviations of the feature.
-    """
-    row_of = {tuple(f): i for i, f in enumerate(shapes.factors.tolist())} if len(shapes) < data.N_IMAGES else None
-    order = [int(j) for j in matched[1]]
-    base = shapes.factors[np.random.default_rng(0).integers(len(shapes), size=bases)]
-    fig, axes = figure(len(order), 6, (10, 1.35 * len(order) + 0.6))
-    axes = np.reshape(axes, (len(order), 6))
-    for k in range(6):
-        for b in base:
-            varied = np.repeat(b[None].astype(int), data.LEVELS[k], axis=0)
-            varied[:, k] = np.arange(data.LEVELS[k])
-            index = [row_of.get(tuple(f), -1) for f in varied.tolist()] if row_of else np.ravel_multi_index(varied.T, data.LEVELS)
-            levels = [i for i, row in enumerate(index) if row >= 0]                     # a smaller file has gaps
-            response = (features(np.asarray(index)[levels]) - F.mean(axis=0)) / np.maximum(F.std(axis=0), 1e-12)
-            for i, j in enumerate(order):
-                axes[i, k].plot(levels, response[:, j], lw=1)
-        axes[0, k].set_title(data.FACTORS[k], fontsize=10)
-    for i, j in enumerate(order):
-        axes[i, 0].set_ylabel(f"feature {j}", fontsize=9)
-        for k in range(6):
-            axes[i, k].set(ylim=(-2.7, 2.7), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
-            if k == matched[0][i]:
-                axes[i, k].set_facecolor("#eef4ff")
-    fig.supxlabel("level of the factor varied; shaded: the matched factor", fontsize=9)
-    save_figure(fig, path)
-
-
 # ------------------------------------------------------------------------------------- sweeps and their figures
 # A sweep is a list of Disentangle settings; its table is the result.json of each. Figures draw from the table.
 
@@ -412,8 +350,18 @@ SWEEPS = {                                                                  # na
 }
 
 
+EPISODE_SWEEPS = {                                                          # name: settings, and the values of eps
+    "glyphs": ({"source": "glyphs"}, (0.0, 0.01, 0.03, 0.1, 0.2)),
+    "shapes": ({"source": "shapes", "encoder": "cnn", "lr": 5e-3}, (0.0, 0.01, 0.03, 0.1, 0.3)),
+}
+EPISODE_SCALES = {"quick": ({"steps": 600}, 1), "paper": ({"steps": 20_000}, 5)}
+
+
 def sweep_configs(name, scale, results):
     """The runs of a sweep, in order: first every setting of one seed, then the next."""
+    if name in EPISODE_SWEEPS:
+        (cell, eps), (fixed, seeds) = EPISODE_SWEEPS[name], EPISODE_SCALES[scale]
+        return [FewShot(eps=e, seed=seed, threads=1, results=results, **cell, **fixed) for seed in range(seeds) for e in eps]
     fixed, seeds, eps = SCALES[scale]
     heads, cells = SWEEPS[name]
     cells = cells[scale] if isinstance(cells, dict) else cells
@@ -422,8 +370,8 @@ def sweep_configs(name, scale, results):
 
 
 def result_folder(config):
-    """Where the result of a rendered run lies."""
-    return Path(config.results) / "disentangle" / hashed(config, data="rendered")[1]
+    """Where the result of a run on rendered or drawn data lies."""
+    return Path(config.results) / type(config).__name__.lower() / hashed(config, data="rendered")[1]
 
 
 def read_table(configs):
@@ -432,7 +380,7 @@ def read_table(configs):
     return [{**hashed(config)[0], **json.loads(path.read_text()), "folder": str(path.parent)} for config, path in done if path.exists()]
 
 
-def run_quietly(root, settings):
+def run_quietly(root, experiment, settings):
     """One run of a sweep, on any machine that sees this folder; what it prints is dropped."""
     import contextlib
     import io
@@ -440,7 +388,7 @@ def run_quietly(root, settings):
     sys.path.insert(0, root)
     import run
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        run.disentangle(run.Disentangle(**settings))
+        getattr(run, experiment.lower())(getattr(run, experiment)(**settings))
 
 
 def sweep(name, scale, jobs, results, dask="", index=-1):
@@ -453,7 +401,7 @@ def sweep(name, scale, jobs, results, dask="", index=-1):
         raise ValueError(f"--jobs and --index: found {jobs} and {index}, expected at least 1, and 0 to {len(configs) - 1} (-1 for all)")
     configs = configs if index < 0 else configs[index:index + 1]
     threads = max(1, os.cpu_count() // jobs)
-    missing = [dataclasses.asdict(config) | {"threads": threads, "results": str(Path(results).resolve())}
+    missing = [(type(config).__name__, dataclasses.asdict(config) | {"threads": threads, "results": str(Path(results).resolve())})
                for config in configs if not (result_folder(config) / "result.json").exists()]
     print(f"sweep {name}, {scale}: {len(configs)} runs, {len(configs) - len(missing)} there already", flush=True)
     backend = contextlib.nullcontext()
@@ -467,7 +415,7 @@ def sweep(name, scale, jobs, results, dask="", index=-1):
     here = str(Path(__file__).resolve().parent)
     try:
         with backend:
-            tasks = (joblib.delayed(run_quietly)(here, settings) for settings in missing)
+            tasks = (joblib.delayed(run_quietly)(here, *run) for run in missing)
             for _ in data.progress(joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks), f"sweep {name}", len(missing)):
                 continue
     except joblib.externals.loky.process_executor.TerminatedWorkerError:
@@ -478,84 +426,14 @@ def sweep(name, scale, jobs, results, dask="", index=-1):
 
 
 def write_table(rows, path):
-    """Rows as CSV; the settings that none of them varies are left out."""
-    keys = [k for k in rows[0] if k != "folder" and (k not in (f.name for f in dataclasses.fields(Disentangle))
-                                                     or k in ("steps", "seed", "rho", "alpha", "head", "eps", "tasks"))]
+    """Rows as CSV; settings without an influence on any of them are left out."""
+    settings = {f.name for kind in (Disentangle, FewShot) for f in dataclasses.fields(kind)}
+    always = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
+    keys = [k for k in rows[0] if k != "folder" and (k not in settings or k in always)]
     lines = [",".join(keys)] + [",".join(f"{row[k]:.4f}" if isinstance(row[k], float) and k not in ("eps", "rho", "alpha") else str(row[k])
                                          for k in keys) for row in rows]
     write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
     print(path)
-
-
-SERIES = [("lasso", "", "Lasso", "C0"), ("lasso", "_ica", "Lasso + ICA", "C9"), ("ridge", "", "Ridge", "C1"), ("ridge", "_ica", "Ridge + ICA", "C3")]
-LABELS = {"mcc": "MCC", "r": "R", "dci_d": "DCI disentanglement", "dci_c": "DCI completeness"}
-
-
-def draw_bars(rows, panels, scores, path):
-    """Scores (rows of axes) against eps (groups of bars), a column of axes per panel (title, settings), mean and deviation over seeds."""
-    fig, axes = figure(len(scores), len(panels), (4.2 * len(panels), 2.6 * len(scores) + 0.6))
-    axes = np.reshape(axes, (len(scores), len(panels)))
-    for k, (title, cell) in enumerate(panels):
-        inside = [row for row in rows if all(row[key] == value for key, value in cell.items())]
-        eps = sorted({row["eps"] for row in inside})
-        for i, score in enumerate(scores):
-            ax = axes[i, k]
-            for j, (penalty, suffix, label, color) in enumerate(SERIES):
-                if score == "r" and suffix:
-                    continue                                                # R does not see a linear map
-                groups = [[row[score + suffix] for row in inside if row["eps"] == e and row["head"].endswith(penalty)] or [np.nan] for e in eps]
-                kind = inside[0]["head"].split("-")[0] + "-" if inside else ""
-                ax.bar(np.arange(len(eps)) + 0.2 * (j - 1.5), [np.mean(g) for g in groups], 0.18, yerr=[np.std(g) for g in groups],
-                       capsize=2, color=color, label=kind + label)
-            ax.set(xticks=range(len(eps)), xticklabels=eps, ylim=(0, 1.02), title=title if i == 0 else "")
-            ax.set_xlabel("$\\lambda/\\lambda_{max}$" if i == len(scores) - 1 else "")
-            if score == "mcc":
-                ax.axhline(0.63, color="grey", ls=":", label="random mixing")
-            if k == 0:
-                ax.set_ylabel(LABELS[score])
-    fig.legend(*axes[0, -1].get_legend_handles_labels(), fontsize=8, ncols=5 if len(panels) > 1 else 2, loc="outside upper center")
-    save_figure(fig, path)
-
-
-def draw_line(ax, xs, groups, label, color, style="o-"):
-    """Mean and deviation of each group of values against x."""
-    ax.errorbar(xs, [np.mean(g) if g else np.nan for g in groups], [np.std(g) if g else 0 for g in groups], fmt=style, color=color, capsize=3,
-                label=label)
-
-
-def draw_best(rows, variables, path):
-    """MCC and R of the best eps (by MCC, per seed) against rho and alpha."""
-    fig, axes = figure(2, len(variables), (4.2 * len(variables), 5.2))
-    for k, (variable, fixed) in enumerate(variables):
-        inside = [row for row in rows if all(row[key] == value for key, value in fixed.items())]
-        levels = sorted({row[variable] for row in inside})
-        for (penalty, suffix, label, color), (i, score) in itertools.product(SERIES, enumerate(("mcc", "r"))):
-            groups = [{} for _ in levels]                                   # of each level: seed -> the best run's score
-            for row in sorted(inside, key=lambda row: row["mcc" + suffix]):
-                if row["head"].endswith(penalty):
-                    groups[levels.index(row[variable])][row["seed"]] = row[score + suffix]
-            draw_line(axes[i, k], levels, [list(g.values()) for g in groups], "inner-" + label, color)
-            axes[i, k].set(ylim=(0.3, 1.02), xlabel=variable, ylabel=LABELS[score] + ", best eps")
-        axes[0, k].axhline(0.63, color="grey", ls=":", label="random mixing")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside upper center")
-    save_figure(fig, path)
-
-
-def draw_blocks(rows, path):
-    """[L23, Fig. 8] and the share of |L| that stays inside the blocks."""
-    fig, axes = figure(1, 3, (11, 3))
-    for (penalty, _, label, color), (ax, score) in itertools.product(SERIES[::2], zip(axes, ("mcc", "r", "block_share"))):
-        sizes = [2, 3] if score == "block_share" else [2, 3, 6]
-        for eps, style in zip(sorted({row["eps"] for row in rows}), ("o--", "s-", "^:", "v-.", "d-", "x-")):
-            groups = [[row[f"{score}_{size}" if score == "block_share" else score] for row in rows if row["tasks"] == f"blocks-{size}"
-                       and row["eps"] == eps and row["head"].endswith(penalty)] for size in sizes]
-            draw_line(ax, sizes, groups, f"inner-{label}, eps {eps}", color, style)
-        ax.set(xlabel="block size", ylim=(0, 1.03), xticks=sizes, title=LABELS.get(score, "share of |L| inside blocks"))
-    axes[0].axhline(0.63, color="grey", ls=":", label="random mixing")
-    axes[2].plot([2, 3], [2 / 6, 3 / 6], color="grey", ls=":", label="spread evenly")
-    axes[0].legend(fontsize=7)
-    axes[2].legend(fontsize=7)
-    save_figure(fig, path)
 
 
 def load_encoder(folder, shapes):
@@ -572,48 +450,39 @@ def draw_best_responses(rows, cell, path):
     features = load_encoder(max(inside, key=lambda row: row["mcc"])["folder"], shapes)
     index = np.random.default_rng(0).integers(len(shapes), size=2000)
     F = features(index)
-    draw_responses(features, shapes, F, metrics.match(metrics.correlation(data.latents(shapes)[0][index], F)), path)
+    metrics.draw_responses(features, shapes.factors, data.FACTORS, F, metrics.match(metrics.correlation(data.latents(shapes)[0][index], F)), path)
 
 
-def draw_fig2(path):
-    """[L23, Fig. 2]: coefficients of tasks on one support of two features, and what the checker of Assumption 3.5 says."""
-    rng = np.random.default_rng(0)
-    line = rng.standard_normal((300, 1)) * [1, 0.6]
-    cases = {"Gaussian": rng.standard_normal((300, 2)), "on a line": line, "finitely many": rng.standard_normal((4, 2))[rng.integers(4, size=300)]}
-    fig, axes = figure(1, 3, (9, 3))
-    for ax, (name, w) in zip(axes, cases.items()):
-        holds, why = metrics.assumptions(rng.standard_normal((50, 2)), w)["3.5"]
-        ax.plot(*w.T, ".", ms=4)
-        ax.set(title=f"{name}: {'holds' if holds else 'violated'}\n{why}", xlabel="$w_1$", ylabel="$w_2$", xlim=(-3, 3), ylim=(-3, 3))
-        ax.title.set_fontsize(8)
-    save_figure(fig, path)
-
-
-def draw_fig3(path):
-    """[L23, Fig. 3]: supports of 24 tasks, and what the checker of Assumption 3.6 says."""
-    rng = np.random.default_rng(0)
-    fig, axes = figure(1, 3, (9, 2.6))
-    for ax, kind in zip(axes, ("bernoulli-gauss", "blocks-2", "fixed-1")):
-        S = data.sample_tasks(rng, 24, 6, kind) != 0
-        ax.imshow(S.T, cmap="Greys", aspect="auto")
-        ax.set(title=f"{kind}: {'holds' if metrics.supports_are_sufficient(S) else 'violated'}", xlabel="task", ylabel="feature")
-    save_figure(fig, path)
+def draw_fig5(rows, path):
+    """Feature usage and accuracy of a sweep of episodes; prints each run's accuracy against the dense run's on the same episodes."""
+    loaded = []
+    for row in sorted(rows, key=lambda row: row["eps"]):
+        with np.load(Path(row["folder"]) / "episodes.npz") as file:
+            loaded.append((row, file["accuracy"], file["used"], file["dead"]))
+    for row, accuracy, _, _ in loaded:
+        gain = metrics.accuracy_ci(accuracy - loaded[0][1])
+        print(f"eps {row['eps']:<5} seed {row['seed']}: {100 * row['off']:5.1f} % off, {100 * row['dead']:4.1f} % dead, accuracy {100 * row['accuracy']:.2f}; "
+              f"{100 * gain['accuracy']:+.2f} +- {100 * gain['accuracy_ci']:.2f} against eps {loaded[0][0]['eps']} trained and fitted")
+    metrics.draw_usage([(f"eps {row['eps']}", used, dead) for row, _, used, dead in loaded if row["seed"] == rows[0]["seed"]],
+                       [(f"eps {row['eps']}", row["off"], row["accuracy"], row["accuracy_ci"]) for row, *_ in loaded], path)
 
 
 RHO = [("rho = 0", {"rho": 0.0, "alpha": 1.0}), ("rho = 0.9", {"rho": 0.9, "alpha": 1.0})]
 ALPHA = [("alpha = 0", {"rho": 0.0, "alpha": 0.0}), ("alpha = 1", {"rho": 0.0, "alpha": 1.0})]
 FIGURES = {                                                                 # name: its sweep, how it is drawn
-    "fig4": ("main", lambda rows, path: draw_bars(rows, RHO, ("mcc", "r"), path)),
-    "fig6": ("main", lambda rows, path: draw_bars(rows, ALPHA, ("mcc", "r"), path)),
-    "fig7": ("main", lambda rows, path: draw_best(rows, [("rho", {"alpha": 1.0}), ("alpha", {"rho": 0.0})], path)),
-    "fig8": ("blocks", draw_blocks),
-    "fig9": ("laplace", lambda rows, path: draw_bars(rows, RHO[1:], ("mcc", "r"), path)),
-    "fig10": ("outer", lambda rows, path: draw_bars(rows, RHO[1:], ("mcc", "r"), path)),
+    "fig4": ("main", lambda rows, path: metrics.draw_bars(rows, RHO, ("mcc", "r"), path)),
+    "fig5": ("glyphs", lambda rows, path: draw_fig5(rows, path)),
+    "conjecture": ("shapes", lambda rows, path: metrics.draw_against_eps(rows, ("mcc", "r", "dci_d", "accuracy", "off"), path)),
+    "fig6": ("main", lambda rows, path: metrics.draw_bars(rows, ALPHA, ("mcc", "r"), path)),
+    "fig7": ("main", lambda rows, path: metrics.draw_best(rows, [("rho", {"alpha": 1.0}), ("alpha", {"rho": 0.0})], path)),
+    "fig8": ("blocks", metrics.draw_blocks),
+    "fig9": ("laplace", lambda rows, path: metrics.draw_bars(rows, RHO[1:], ("mcc", "r"), path)),
+    "fig10": ("outer", lambda rows, path: metrics.draw_bars(rows, RHO[1:], ("mcc", "r"), path)),
     "fig11": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-lasso", "rho": 0.0, "alpha": 1.0}, path)),
     "fig12": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-lasso", "rho": 0.9, "alpha": 1.0}, path)),
     "fig13": ("main", lambda rows, path: draw_best_responses(rows, {"head": "inner-ridge", "rho": 0.9, "alpha": 1.0}, path)),
-    "fig14": ("main", lambda rows, path: draw_bars(rows, RHO + ALPHA[:1], ("dci_d",), path)),
-    "fig15": ("main", lambda rows, path: draw_bars(rows, RHO + ALPHA[:1], ("dci_c",), path)),
+    "fig14": ("main", lambda rows, path: metrics.draw_bars(rows, RHO + ALPHA[:1], ("dci_d",), path)),
+    "fig15": ("main", lambda rows, path: metrics.draw_bars(rows, RHO + ALPHA[:1], ("dci_c",), path)),
 }
 
 
@@ -651,6 +520,139 @@ def choose_eps(scale, results, rho, head):
     print(f"UDR chooses eps {chosen}: MCC {told[chosen][1]:.4f}, {told[best][1] - told[chosen][1]:.4f} below the best, eps {best}")
 
 
+# ------------------------------------------------------------------------------------------------- few-shot
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """Train an encoder through group-Lasso multiclass SVMs (or other classifiers) of few-shot episodes.   [L23, Sec. 5.2]"""
+    source: str = option("glyphs", "of the episodes: characters of fonts, Omniglot's zips, a folder of MetaOptNet's pickles, or 3D Shapes",
+                         choices=("glyphs", "omniglot", "pickles", "shapes"))
+    encoder: str = option("conv4", "the network; cnn is that of 3D Shapes, with --features", choices=("conv4", "resnet12", "cnn"))
+    features: int = option(6, "features of cnn, m", 2)
+    head: str = option("svm", "how an episode's classifier is fitted", choices=tuple(sparsedis.EPISODE_HEADS))
+    eps: float = option(0.1, "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM", 0, 1)
+    lam1: float = option(0.0, "svm: a number to add to that lam1", 0)
+    lam2: float = option(1.0, "svm and ridge: weight of ||W||^2/2", 1e-9)
+    learn_lams: bool = option(False, "svm: learn factors of lam1 and lam2 by their hypergradients")
+    way: int = option(5, "classes of an episode", 2)
+    shot: int = option(5, "support samples of a class in evaluation", 1)
+    train_shot: int = option(0, "support samples of a class in training; 0: as in evaluation", 0)
+    query: int = option(10, "query samples of a class", 1)
+    episodes: int = option(8, "episodes per step", 1)
+    steps: int = option(800, "outer steps", 1)
+    optimiser: str = option("adam", "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)", choices=tuple(sparsedis.OPTIMISERS))
+    lr: float = option(3e-3, "learning rate at the start", 1e-12)
+    smoothing: float = option(0.1, "of the labels of the query loss, in training", 0, 0.99)
+    test_episodes: int = option(1000, "episodes of the evaluation", 2)
+    seed: int = option(0, "seed of parameters and training episodes")
+    data: str = option("", "omniglot: zips, separated by commas; pickles: the folder; shapes: 3dshapes.h5 (rendered when not given)", **ELSEWHERE)
+    device: str = option("cpu", "where to compute", choices=("cpu", "gpu"), **ELSEWHERE)
+    threads: int = option(0, "CPU threads; 0: one per core", 0, **ELSEWHERE)
+    results: str = option("results", "folder of the results", **ELSEWHERE)
+    force: bool = option(False, "run again even if the result exists", **ELSEWHERE)
+
+
+def episodes_of(config):
+    """The source of episodes, and a name of its content."""
+    if config.source in ("omniglot", "pickles") and not config.data:
+        raise ValueError(f"--data: needed with --source {config.source}")
+    if config.source == "shapes":
+        shapes = data.Shapes3D(config.data or None)
+        return data.ShapesEpisodes(shapes), "rendered" if not config.data else fingerprint(shapes)
+    splits = data.glyphs() if config.source == "glyphs" else data.omniglot(config.data.split(",")) if config.source == "omniglot" \
+        else data.load_splits(config.data)
+    name = hashlib.sha256(b"".join(x[:: max(1, len(x) // 50)].tobytes() for x, _ in splits.values())).hexdigest()[:10]
+    side = splits["train"][0].shape[1]
+    name = "rendered" if config.source == "glyphs" else name
+    return data.ImageEpisodes(splits, 8 if side >= 64 else 2 if side < 32 else 4, config.source == "pickles"), name
+
+
+def encoder_of(config, image_shape):
+    H, W, channels = image_shape
+    if config.encoder == "cnn" and image_shape != (64, 64, 3):
+        raise ValueError(f"--encoder cnn: takes images (64, 64, 3), this source has {image_shape}")
+    if config.encoder != "cnn" and min(H, W) < 16:
+        raise ValueError(f"--encoder {config.encoder}: images of at least 16 x 16 are needed, found {H} x {W}")
+    return sparsedis.cnn(config.features, norm=True) if config.encoder == "cnn" else getattr(sparsedis, config.encoder)(channels)
+
+
+def strengths(config, eps):
+    """lam(F, Y) of the head for support features F (T, n, m), eps possibly another than the configuration's."""
+    def lam(F, Y):
+        if config.head == "svm":
+            return config.lam1 * (eps > 0) + eps * sparsedis.solvers.svm_lambda_max(F, Y), config.lam2
+        return eps * sparsedis.solvers.group_lasso_lambda_max(F, Y, "logistic") if config.head == "logistic" else config.lam2 / F.shape[1]
+    return lam
+
+
+def head_parameters(params):
+    return {name[5:]: np.asarray(metrics.to_numpy(a), np.float64) for name, a in params.items() if name.startswith("head.")}
+
+
+def evaluate(config, encoder, source, params, state, split, eps, count, xp, device):
+    """Per episode (T,): accuracy, and per feature (T, m): used by the classifier, zero on the whole support set."""
+    rng = np.random.default_rng(30_000)
+    index, Y = (np.stack(a) for a in zip(*(source.sample(rng, split, config.way, config.shot, config.query) for _ in range(count))))
+    images, place = np.unique(index, return_inverse=True)
+    F = np.concatenate([metrics.to_numpy(encoder.forward(params, state, source.images(split, images[i:i + 200], xp, device), train=False)[0])
+                        for i in range(0, len(images), 200)]).astype(np.float64)[place.reshape(index.shape)]            # (T, n, m)
+    n_support, told = config.way * config.shot, []
+    for i in range(0, count, 25):
+        F_i, Y_i = F[i:i + 25], Y[i:i + 25]
+        _, _, _, info = sparsedis.EPISODE_HEADS[config.head](F_i, Y_i, strengths(config, eps)(F_i[:, :n_support], Y_i[:, :n_support]), n_support,
+                                                             head_parameters(params))
+        right = info["logits"].argmax(axis=2) == Y_i[:, n_support:].argmax(axis=2)
+        told.append((right.mean(axis=1), (info["w"] != 0).any(axis=1), (F_i[:, :n_support] == 0).all(axis=1)))
+    return tuple(np.concatenate(a) for a in zip(*told))
+
+
+def fewshot(config):
+    """Train, evaluate on test episodes of unseen classes, draw; returns the content of result.json and its folder."""
+    xp, device = device_of(config.device)
+    source, fingerprint_of_data = episodes_of(config)
+    content, name = hashed(config, data=fingerprint_of_data)
+    folder = Path(config.results) / "fewshot" / name
+    if finished(config, folder):
+        return json.loads((folder / "result.json").read_text()), folder
+    encoder = encoder_of(config, source.image_shape())
+    shot, sizes = config.train_shot or config.shot, (config.way * (config.train_shot or config.shot), config.way * config.query)
+    source.sample(np.random.default_rng(0), "test", config.way, config.shot, config.query)                  # refuses the impossible now
+    learned = {"head.scale": 1.0} | ({"head.log_lam1": 0.0, "head.log_lam2": 0.0} if config.learn_lams and config.head == "svm" else {})
+    open_folder(config, folder, content)
+
+    def sample(step):
+        rng = np.random.default_rng([config.seed, step])
+        index, Y = (np.stack(a) for a in zip(*(source.sample(rng, "train", config.way, shot, config.query) for _ in range(config.episodes))))
+        parts = index[:, :sizes[0]], index[:, sizes[0]:]
+        return [source.images("train", part.ravel(), xp, device, rng) for part in parts], xp.asarray(Y, device=device)
+
+    def measure(params, state, info):
+        return {"accuracy": float(evaluate(config, encoder, source, params, state, "val", config.eps, 50, xp, device)[0].mean()),
+                "scale": float(params["head.scale"])}
+    with sparsedis.cpu_threads(config.threads or os.cpu_count()):
+        training = sparsedis.Training(encoder, sample, sparsedis.episode_objective(config.head, strengths(config, config.eps), config.smoothing),
+                                      config.steps, config.lr, config.optimiser)
+        (params, state, *_), rows = train_with_files(config, encoder, training, measure, folder, xp, device, **learned)
+        test = functools.partial(evaluate, config, encoder, source, params, state, "test", count=config.test_episodes, xp=xp, device=device)
+        accuracy, used, dead = test(eps=config.eps)
+        result = {**metrics.accuracy_ci(accuracy), "off": float((~used & ~dead).sum() / max((~dead).sum(), 1)), "dead": float(dead.mean())}
+        if config.head == "svm" and (config.eps or config.lam1):
+            gain = accuracy - test(eps=0.0)[0]                                          # of the same encoder and episodes
+            result |= {f"gain_over_dense{key[8:]}": value for key, value in metrics.accuracy_ci(gain).items()}
+        if config.source == "shapes":
+            index = np.random.default_rng(20_000).integers(len(source.shapes), size=5000)
+            F = np.concatenate([metrics.to_numpy(encoder.forward(params, state, source.images("test", index[i:i + 200], xp, device), train=False)[0])
+                                for i in range(0, len(index), 200)])
+            result |= metrics.scores(source.shapes.factors[index].astype(float), F)
+    write_atomically(folder / "episodes.npz", lambda file: np.savez_compressed(file, accuracy=accuracy, used=used, dead=dead))
+    metrics.draw_training(rows, folder / "training.png", ("loss", "nonzero", "accuracy"))
+    metrics.draw_usage([(f"eps {config.eps}", used, dead)], [], folder / "usage.png")
+    result |= {"steps": config.steps, "seconds": rows[-1]["seconds"], **{key: content[key] for key in ("seed", "source", "encoder", "head", "eps", "lam2")}}
+    write_json(folder / "result.json", result)
+    return result, folder
+
+
 # ------------------------------------------------------------------------------------- Fig. 1 and the theory
 
 FIG1 = [("disentangled", "lasso"), ("entangled", "lasso"), ("disentangled", "ridge"), ("entangled", "ridge")]
@@ -677,18 +679,10 @@ def draw_fig1(covariance, jobs, path, seeds=10, percents=(5, 20, 80), sizes=(25,
     cells = list(itertools.product(percents, sizes, range(seeds)))
     scores = joblib.Parallel(n_jobs=jobs)(joblib.delayed(fig1_scores)(covariance, *cell) for cell in cells)
     scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(FIG1)))
-    fig, axes = figure(1, len(percents), (3.7 * len(percents), 3.2))
-    axes = np.atleast_1d(axes)
-    for ax, percent, told in zip(axes, percents, scores):
+    for percent, told in zip(percents, scores):
         for k, (features, penalty) in enumerate(FIG1):
-            ax.errorbar(sizes, told[:, :, k].mean(axis=1), told[:, :, k].std(axis=1) / seeds ** 0.5, marker="o" if penalty == "lasso" else "^",
-                        color="C1" if features == "disentangled" else "C0", ls="-" if penalty == "lasso" else "--", capsize=3,
-                        label=f"{features}-{penalty.capitalize()}")
             print(f"l/m = {percent} %, n = {sizes[0]}, {features}-{penalty}: R^2 {told[0, :, k].mean():.2f} +- {told[0, :, k].std() / seeds ** 0.5:.2f}")
-        ax.set(title=f"$\\ell/m$ = {percent} %", xlabel="samples", ylim=(-0.3, 1.02))
-    axes[0].set_ylabel("$R^2$")
-    axes[-1].legend(fontsize=8)
-    save_figure(fig, path)
+    metrics.draw_fig1(scores, FIG1, percents, sizes, path)
     return scores
 
 
@@ -698,15 +692,7 @@ def theory(out):
     for claim, computed, holds in metrics.theory():
         good &= bool(holds)
         print(f"{'holds' if holds else 'FAILS'}  {claim}\n         {computed}", flush=True)
-    fig, axes = figure(1, 2, (8.5, 3.2))
-    rng, T = np.random.default_rng(0), np.arange(2, 81, 6)
-    for ax, cells in zip(axes, ([(m, 0.5) for m in (3, 6, 12, 24)], [(6, p) for p in (0.1, 0.2, 0.5)])):
-        for k, (m, p) in enumerate(cells):
-            ax.plot(T, metrics.variability_bound(m, p, T), "-", color=f"C{k}", label=f"m = {m}, p = {p}")
-            ax.plot(T, [metrics.variability_violated(rng, m, p, t) for t in T], "o", ms=3, color=f"C{k}")
-        ax.set(xlabel="tasks T", ylabel="P(Assumption 3.6 fails)", title="line: bound of Prop. B.7; dots: drawn")
-        ax.legend(fontsize=8)
-    save_figure(fig, Path(out))
+    metrics.draw_bound(Path(out))
     print(out)
     return good
 
@@ -793,6 +779,19 @@ def run_disentangle(args):
     print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
 
 
+def run_fewshot(args):
+    config = read_settings(FewShot, args)
+    print("fewshot " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))
+    r, folder = fewshot(config)
+    print(f"accuracy {100 * r['accuracy']:.2f} +- {100 * r['accuracy_ci']:.2f} % on {config.test_episodes} test episodes; "
+          f"{100 * r['off']:.1f} % of features off, {100 * r['dead']:.1f} % dead      {r['steps']} steps in {r['seconds']:.0f} s")
+    if "gain_over_dense" in r:
+        print(f"over the dense SVM on the same features and episodes: {100 * r['gain_over_dense']:+.2f} +- {100 * r['gain_over_dense_ci']:.2f} points")
+    if "mcc" in r:
+        print(f"MCC {r['mcc']:.4f}   R {r['r']:.4f}   DCI-D {r['dci_d']:.4f}   DCI-C {r['dci_c']:.4f}")
+    print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
+
+
 def run_encode(args):
     F = encode(args.checkpoint, *read_images(args.images))
     write_atomically(Path(args.out), lambda file: np.savez(file, F=F))
@@ -800,12 +799,17 @@ def run_encode(args):
 
 
 def run_sweep(args):
-    sweep(args.name if args.name in SWEEPS else FIGURES[args.name][0], args.scale, args.jobs, args.results, args.dask, args.index)
+    sweep(args.name if args.name in {**SWEEPS, **EPISODE_SWEEPS} else FIGURES[args.name][0], args.scale, args.jobs, args.results, args.dask, args.index)
+
+
+def draw_fig3(path):
+    rng = np.random.default_rng(0)
+    metrics.draw_fig3({kind: data.sample_tasks(rng, 24, 6, kind) != 0 for kind in ("bernoulli-gauss", "blocks-2", "fixed-1")}, path)
 
 
 def run_figure(args):
     Path(args.results).mkdir(parents=True, exist_ok=True)
-    alone = {"fig1": functools.partial(draw_fig1, args.cov, args.jobs), "fig2": draw_fig2, "fig3": draw_fig3}
+    alone = {"fig1": functools.partial(draw_fig1, args.cov, args.jobs), "fig2": metrics.draw_fig2, "fig3": draw_fig3}
     if args.name in alone:
         path = Path(args.out or Path(args.results) / (args.name + (f"-{args.cov}" if args.name == "fig1" else "") + ".png"))
         alone[args.name](path)
@@ -824,6 +828,7 @@ def parser():
         p.set_defaults(run=run)
         return p
     add_options(command("disentangle", run_disentangle, "the main job, and the default command", Disentangle), Disentangle)
+    add_options(command("fewshot", run_fewshot, "few-shot learning with group-Lasso SVMs", FewShot), FewShot)
     p = command("render", lambda args: print(f"{args.out}: {data.write_hdf5(args.out, args.limit)} rows"), "write the rendered data set as HDF5",
                 data.write_hdf5)
     p.add_argument("--out", required=True, help="the file to write")
@@ -840,7 +845,7 @@ def parser():
     p.add_argument("folders", nargs="+", help="folders of results")
     p.add_argument("--out", default="curves.png", help="the file to write (default: curves.png)")
     p = command("sweep", run_sweep, "the runs behind the figures", sweep)
-    p.add_argument("name", choices=(*SWEEPS, *FIGURES), help="a sweep, or the figure it is for")
+    p.add_argument("name", choices=(*SWEEPS, *EPISODE_SWEEPS, *FIGURES), help="a sweep, or the figure it is for")
     p.add_argument("--jobs", type=int, default=1, help="processes (default: 1, with all cores)")
     p.add_argument("--dask", default="", help="address of a Dask scheduler, tcp://HOST:PORT; its workers see this folder")
     p.add_argument("--index", type=int, default=-1, help="only this run of the sweep, for SLURM arrays")

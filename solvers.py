@@ -268,15 +268,38 @@ def ridge_vjp(F, y, lam, w, dw):
     return dF, dy, -xp.sum(w * u, axis=1)
 
 
+def ridge_classes(F, Y, lam):
+    """argmin_W (1/n) sum_i 1/2 ||W F_i - Y_i||^2 + lam/2 ||W||^2, lam > 0, from its dual: W = a'F, (F F'/n + lam I) a = Y/n.
+
+    F (T, n, m), Y (T, n, k)  ->  W (T, k, m); the system has the size of the samples, few where features are many.
+    """
+    xp = array_namespace(F)
+    return xp.matmul(transpose(xp.linalg.solve(dual_curvature(F, lam), Y / F.shape[1])), F)
+
+
+def dual_curvature(F, lam):
+    """F F'/n + lam I, (T, n, n)."""
+    xp, n = array_namespace(F), F.shape[1]
+    return xp.matmul(F, transpose(F)) / n + per_task(lam, F)[:, None, None] * xp.eye(n, dtype=F.dtype, device=device(F))
+
+
+def ridge_classes_vjp(F, Y, lam, W, dW):
+    """dF (T, n, m) of dW: through F in W = a'F, and through a, with A u = F dW'."""
+    xp = array_namespace(F)
+    n, A = F.shape[1], dual_curvature(F, lam)
+    a, u = xp.linalg.solve(A, Y / n), xp.linalg.solve(A, xp.matmul(F, transpose(dW)))   # (T, n, k)
+    return xp.matmul(a, dW) - (xp.matmul(u, xp.matmul(transpose(a), F)) + xp.matmul(a, xp.matmul(transpose(u), F))) / n
+
+
 # --------------------------------------------------------------------------------- group Lasso, k outputs
 # W (T, k, m) as in the paper; feature j is used by no output (W_j = 0) or by all. Inside, V = W' (T, m, k).
 # loss "squared": 1/2 ||W F_i - Y_i||^2; "logistic": cross-entropy of softmax(W F_i) and Y_i, whose rows sum to 1.
 
 
-def block_soft_threshold(V, tau):
-    """BST(V, tau) = (1 - tau/||V||)_+ V over the last axis, the proximal operator of tau ||.||_2.    [L23, App. C]"""
+def block_soft_threshold(V, tau, axis=-1):
+    """BST(V, tau) = (1 - tau/||V||)_+ V over an axis, the proximal operator of tau ||.||_2.          [L23, App. C]"""
     xp = array_namespace(V)
-    size = xp.sqrt(xp.sum(V * V, axis=-1, keepdims=True))
+    size = xp.sqrt(xp.sum(V * V, axis=axis, keepdims=True))
     return V * xp.maximum(1 - tau / xp.where(size > 0, size, 1), 0)
 
 
@@ -420,3 +443,287 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
     dF = -(xp.matmul(R, transpose(U)) + xp.matmul(R_prime(xp.matmul(F, U)), W))
     size = xp.linalg.vector_norm(V, axis=2, keepdims=True)
     return dF, -xp.sum(V / xp.where(size > 0, size, 1) * U, axis=(1, 2))
+
+
+# ------------------------------------------------------------------------ group-Lasso multiclass SVM, k classes
+# Y (T, n, k) one-hot, Lam (T, n, k) dual variables, each row in the simplex {Lam_i >= 0, sum_l Lam_il = 1}; W and
+# V = (Y - Lam)'F are (T, k, m), W_j and V_j the columns of feature j. The primal and its dual, with min P = n - min D:
+#     min_W    P = sum_i max_l (1 - Y_il + (W_l - W_{y_i}) . F_i) + lam1 sum_j ||W_j|| + lam2/2 ||W||^2
+#     min_Lam  D = 1/(2 lam2) sum_j ||BST(V_j, lam1)||^2 + <Y, Lam>
+# W = BST(V, lam1)/lam2 and dD/dLam = G = Y - F W'. The rows of Y - Lam sum to 0, and so do the V_j: they lie in the
+# span of the c = k - 1 orthonormal columns of Q. Curvatures H (T, n, c, n, c) are in the coordinates of Q.
+
+
+def project_simplex(V):
+    """The Euclidean projection of each V (..., k) on the simplex: (V - t)_+ with the t that makes it sum to 1."""
+    xp = array_namespace(V)
+    k = V.shape[-1]
+    sums = xp.cumulative_sum(xp.sort(V, axis=-1, descending=True), axis=-1)
+    t = xp.max((sums - 1) / xp.arange(1, k + 1, dtype=V.dtype, device=device(V)), axis=-1, keepdims=True)
+    return xp.maximum(V - t, 0)
+
+
+def svm_lambda_max(F, Y):
+    """max_j ||F_j'(Y - (1 - Y)/(k - 1))||, (T,): for lam1 above it W = 0; the exact threshold where k = 2."""
+    xp = array_namespace(F)
+    A = Y - (1 - Y) / (Y.shape[2] - 1)
+    return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(A), F), axis=1), axis=1)
+
+
+def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
+    """The multiclass SVM whose features are switched on and off as groups, for every task.       [L23, Problems (8), (10)]
+
+    F (T, n, m), Y (T, n, k) one-hot, lam1 >= 0 and lam2 > 0 numbers or (T,)  ->  W (T, k, m), Lam (T, n, k), info with
+        n_iter, and per task: gap, the duality gap P + D - n over P; converged, gap <= 1e-8 in float64, 1e-4 in float32
+    method  "interior-point", or "pbcd": proximal block coordinate descent in the dual, the paper's algorithm, whose
+    n_iter counts epochs. W is unique, Lam need not be. Raises ValueError for input that is not finite or not of this form.
+    """
+    xp = array_namespace(F)
+    lam1, lam2 = per_task(lam1, F), per_task(lam2, F)
+    if not bool(xp.all(lam2 > 0)):
+        raise ValueError("lam2: found 0, expected a positive number")
+    if Y.shape[:2] != F.shape[:2] or Y.shape[2] < 2 or not bool(xp.all(((Y == 0) | (Y == 1)) & (xp.sum(Y, axis=2, keepdims=True) == 1))):
+        raise ValueError(f"Y: expected one-hot rows ({F.shape[0]}, {F.shape[1]}, at least 2), found {tuple(Y.shape)}")
+    if not bool(xp.all(xp.isfinite(svm_lambda_max(F, Y)))):
+        raise ValueError("F holds values that are not finite (or too large to multiply)")
+    if method not in SVM_METHODS:
+        raise ValueError(f"method: found {method}, expected one of {', '.join(SVM_METHODS)}")
+    seen = F                                                                            # without lam1 only F F' matters:
+    if F.shape[2] > F.shape[1] and not bool(xp.any(lam1 > 0)):                          # n features with the same F F'
+        seen = transpose(xp.linalg.qr(transpose(F))[1])                                 # do as well
+    solve, limit = SVM_METHODS[method]
+    tol = 1e-8 if F.dtype == xp.float64 else 1e-4
+    Lam, n_iter = solve(seen, Y, lam1, lam2, tol, limit if max_iter is None else max_iter)
+    _, W, G = svm_primal(F, Y, Lam, lam1, lam2)
+    gap = svm_gap(Y, Lam, W, G, lam1, lam2)
+    return W, Lam, {"n_iter": n_iter, "gap": gap, "converged": gap <= tol}
+
+
+def svm_primal(F, Y, Lam, lam1, lam2):
+    """V and W = BST(V, lam1)/lam2, (T, k, m), and G = Y - F W', (T, n, k), at the dual point Lam."""
+    xp = array_namespace(F)
+    V = xp.matmul(transpose(residual_of(Y, Lam)), F)
+    W = block_soft_threshold(V, lam1[:, None, None], axis=1) / lam2[:, None, None]
+    return V, W, Y - xp.matmul(F, transpose(W))
+
+
+def residual_of(Y, Lam):
+    """Y - Lam, (T, n, k), without the cancellation of 1 - Lam where Lam is almost 1."""
+    others = (1 - Y) * Lam
+    return Y * array_namespace(Y).sum(others, axis=2, keepdims=True) - others
+
+
+def svm_gap(Y, Lam, W, G, lam1, lam2):
+    """The duality gap P + D - n = <Lam, G - min_l G>, a sum of what is not negative, over P, (T,)."""
+    xp = array_namespace(Lam)
+    low = xp.min(G, axis=2, keepdims=True)
+    hinge = xp.sum(1 - low[..., 0] - xp.sum(Y * (Y - G), axis=2), axis=1)
+    P = hinge + lam1 * xp.sum(xp.linalg.vector_norm(W, axis=1), axis=1) + lam2 / 2 * xp.sum(W * W, axis=(1, 2))
+    return xp.sum(Lam * (G - low), axis=(1, 2)) / P
+
+
+def svm_pbcd(F, Y, lam1, lam2, tol, max_iter):
+    """Lam_i <- proj_simplex(Lam_i - G_i/L_i), one sample i after another; L_i = ||F_i||^2/lam2 bounds the curvature.  [L23, App. C.2]"""
+    xp = array_namespace(F)
+    T, n, k = Y.shape
+    Lam = xp.full((T, n, k), 1 / k, dtype=F.dtype, device=device(F))
+    L = xp.sum(F * F, axis=2) / lam2[:, None]
+    L = xp.where(L > 0, L, 1e-12)                                                       # F_i = 0: straight to the least G_il
+    for n_iter in range(max_iter + 1):
+        V, W, G = svm_primal(F, Y, Lam, lam1, lam2)
+        if n_iter == max_iter or bool(xp.all(svm_gap(Y, Lam, W, G, lam1, lam2) <= tol)):
+            return Lam, n_iter
+        for i in range(n):
+            W = block_soft_threshold(V, lam1[:, None, None], axis=1) / lam2[:, None, None]
+            Lam_i = project_simplex(Lam[:, i, :] - (Y[:, i, :] - matvec(W, F[:, i, :])) / L[:, i, None])
+            V += outer(Lam[:, i, :] - Lam_i, F[:, i, :])
+            Lam[:, i, :] = Lam_i
+
+
+def tangent_basis(Y):
+    """Q (k, c), orthonormal columns orthogonal to (1, ..., 1)."""
+    xp = array_namespace(Y)
+    eye = xp.eye(Y.shape[2], dtype=Y.dtype, device=device(Y))
+    return xp.linalg.qr(xp.concat([xp.ones_like(eye[:, :1]), eye[:, 1:]], axis=1))[0][:, 1:]
+
+
+def svm_curvature(F, V, flat, along, lam2):
+    """H = 1/lam2 sum_j F_j F_j' (x) J_j for V (T, c, m), where J_j has the eigenvalue `along` on V_j and `flat` across it."""
+    xp = array_namespace(F)
+    (T, n, m), c = F.shape, V.shape[1]
+    H = xp.matmul(F * flat[:, None, :], transpose(F))[:, :, None, :, None] * xp.eye(c, dtype=F.dtype, device=device(F))[:, None, :]
+    bend = xp.maximum(along - flat, 0)
+    if bool(xp.any(bend > 0)):
+        size = xp.linalg.vector_norm(V, axis=1)
+        B = V * (xp.sqrt(bend) / xp.where(size > 0, size, 1))[:, None, :]
+        M = xp.reshape(F[:, :, None, :] * B[:, None, :, :], (T, n * c, m))
+        H = H + xp.reshape(xp.matmul(M, transpose(M)), (T, n, c, n, c))
+    return H / lam2[:, None, None, None, None]
+
+
+def bst_slopes(V, lam1):
+    """The eigenvalues of the Jacobian of BST at each V_j: flat = (1 - lam1/||V_j||)_+ across V_j, along = 1 or 0 on it, (T, m)."""
+    xp = array_namespace(V)
+    size, lam1 = xp.linalg.vector_norm(V, axis=1), lam1[:, None]
+    on = size > lam1
+    return xp.where(on, 1 - lam1 / xp.where(on, size, 1), 0), xp.astype(on, V.dtype)
+
+
+# The interior-point method. Two families of products vanish at the solution and are driven there together:
+#     Lam_il S_il,  S_il = G_il - min_l G_il the slack of class l for sample i
+#     p_j s_j,      p_j = (||V_j|| - lam1)_+ = lam2 ||W_j||,  s_j = (lam1 - ||V_j||)_+,  so that p_j - s_j = ||V_j|| - lam1
+# A Newton step solves the linearised conditions for a step d Q' of Lam; a predictor step tells how far to aim (Mehrotra).
+
+
+def svm_interior_point(F, Y, lam1, lam2, tol, max_iter):
+    """Lam (T, n, k) and the number of Newton steps; from a gap of about 1e-7 on, a crossover is tried before each."""
+    xp = array_namespace(F)
+    Q = tangent_basis(Y)
+    Lam = xp.full(Y.shape, 1 / Y.shape[2], dtype=F.dtype, device=device(F))
+    V, W, G = svm_primal(F, Y, Lam, lam1, lam2)
+    best, best_gap = Lam, svm_gap(Y, Lam, W, G, lam1, lam2)
+    S = G - xp.min(G, axis=2, keepdims=True)
+    S = S + xp.maximum(xp.mean(S, axis=(1, 2), keepdims=True), 1)
+    V = xp.matmul(transpose(Q), V)                                                      # (T, c, m) from here on
+    share = xp.where(lam1 > 0, 1e-3 * lam2, 0)[:, None]                                 # p s aims at this part of Lam S
+    p, s = split(xp.linalg.vector_norm(V, axis=1) - lam1[:, None], share * mean_product(Lam, S))
+    for n_iter in range(max_iter + 1):
+        left = gap_estimate(Y, Lam, S, p, s, lam2)
+        if n_iter == max_iter or bool(xp.all((left <= max(1e-7, tol)) | (best_gap <= tol))):
+            exact = svm_crossover(F, Y, lam1, lam2, Lam, S, Q)
+            for x in (Lam, exact):
+                gap = svm_gap(Y, x, *svm_primal(F, Y, x, lam1, lam2)[1:], lam1, lam2)
+                best, best_gap = xp.where((gap < best_gap)[:, None, None], x, best), xp.minimum(gap, best_gap)
+        going = (best_gap > tol) & (left > 1e-13)
+        if n_iter == max_iter or not bool(xp.any(going)):
+            return best, n_iter
+        direction = svm_newton(F, Y, V, Lam, S, p, s, lam1, lam2, Q)
+        dLam, dS, dV, dp, ds = direction(-Lam * S, -p * s)                              # predictor: aim at 0
+        t = xp.minimum(longest_step(Lam, dLam), longest_step(S, dS))[:, None, None]
+        mu = mean_product(Lam + t * dLam, S + t * dS) ** 3 / mean_product(Lam, S) ** 2
+        dLam, dS, dV, dp, ds = direction(mu[..., None] - Lam * S - dLam * dS, share * mu - p * s - dp * ds)
+        t = xp.minimum(0.995 * xp.minimum(longest_step(Lam, dLam), longest_step(S, dS)), 1)
+        if n_iter >= 30:                                                                # hard problems: p and s shorten steps too
+            t = xp.minimum(t, 0.995 * xp.minimum(longest_step(p[..., None], dp[..., None]), longest_step(s[..., None], ds[..., None])))
+        t = xp.where(going, t, 0)[:, None]
+        Lam, S, V = (x + t[..., None] * dx for x, dx in ((Lam, dLam), (S, dS), (V, dV)))
+        p, s = xp.maximum(p + t * dp, p / 10), xp.maximum(s + t * ds, s / 10)
+
+
+def split(a, product):
+    """p, s >= 0 with p - s = a and p s = product."""
+    xp = array_namespace(a)
+    big = (xp.abs(a) + xp.sqrt(a * a + 4 * product)) / 2
+    small = product / xp.where(big > 0, big, 1)
+    return xp.where(a > 0, big, small), xp.where(a > 0, small, big)
+
+
+def mean_product(Lam, S):
+    """(T, 1), what Lam_il S_il is on average."""
+    return array_namespace(S).mean(Lam * S, axis=(1, 2))[:, None]
+
+
+def gap_estimate(Y, Lam, S, p, s, lam2):
+    """<Lam, S> + <p, s>/lam2 over n - D, (T,), with p for lam2 ||W_j||."""
+    xp = array_namespace(S)
+    P = xp.sum((1 - Y) * Lam, axis=(1, 2)) - xp.sum(p * p, axis=1) / (2 * lam2)
+    gap = xp.sum(Lam * S, axis=(1, 2)) + xp.sum(p * s, axis=1) / lam2
+    return xp.where(P > 0, gap / xp.where(P > 0, P, 1), xp.inf)
+
+
+def longest_step(x, dx):
+    """The largest t for which x + t dx >= 0, (T,); infinite where nothing shrinks."""
+    xp = array_namespace(x)
+    return xp.min(xp.where(dx < 0, -x / xp.where(dx < 0, dx, 1), xp.inf), axis=(1, 2))
+
+
+def svm_newton(F, Y, V, Lam, S, p, s, lam1, lam2, Q):
+    """The linearised conditions as a function of what d(Lam S) and d(p s) should be; its values are dLam, dS, dV, dp, ds."""
+    xp = array_namespace(F)
+    (T, n, _), c, per_W = Y.shape, Q.shape[1], 1 / lam2[:, None]
+    size = xp.linalg.vector_norm(V, axis=1)
+    unit = V / xp.where(size > 0, size, 1)[:, None, :]
+    total = xp.where(p + s > 0, p + s, 1)
+    flat, along = p / xp.maximum(size, total), p / total                                # smooth BST: W_j = flat V_j/lam2
+    eye, eye_n = (xp.eye(a, dtype=F.dtype, device=device(F)) for a in (n * c, n))
+    barrier = xp.matmul(transpose(Q) * (S / Lam)[..., None, :], Q)                      # (T, n, c, c)
+    A = svm_curvature(F, V, flat, along, lam2) + barrier[:, :, :, None, :] * eye_n[:, None, :, None]
+    A = xp.reshape(A, (T, n * c, n * c))
+    scale = 1 / xp.sqrt(xp.sum(A * eye, axis=2))
+    A = shifted(A * scale[:, :, None] * scale[:, None, :])
+    miss_p = p - size + lam1[:, None] - s
+    miss_G = xp.matmul(Y - S, Q) - xp.matmul(F, transpose(V * (flat * per_W)[:, None, :]))
+
+    def direction(dLamS, dps):
+        dp = (dps - p * miss_p) / total                                                 # the part of dp that is not through V
+        b = xp.matmul(F, transpose(unit * (dp * per_W)[:, None, :])) + xp.matmul(dLamS / Lam, Q) - miss_G
+        d = xp.linalg.solve(A, xp.reshape(b, (T, n * c, 1)) * scale[..., None]) * scale[..., None]
+        d = xp.reshape(d, (T, n, c))
+        dV = -xp.matmul(transpose(d), F)
+        dsize = xp.sum(unit * dV, axis=1)
+        dp, dLam = dp + along * dsize, xp.matmul(d, transpose(Q))
+        return dLam, (dLamS - S * dLam) / Lam, dV, dp, dp - dsize + miss_p
+    return direction
+
+
+def svm_crossover(F, Y, lam1, lam2, Lam, S, Q, steps=3):
+    """From a nearly optimal Lam to an exact one: entries with Lam < S are zero, Newton's method finds the others."""
+    xp = array_namespace(F)
+    free = (Lam > S) | (Lam >= xp.max(Lam, axis=2, keepdims=True))
+    Lam = xp.where(free, Lam, 0)
+    for step in range(steps + 1):
+        Lam = Lam / xp.sum(Lam, axis=2, keepdims=True)
+        V, W, G = svm_primal(F, Y, Lam, lam1, lam2)
+        if step == steps or bool(xp.all(svm_gap(Y, Lam, W, G, lam1, lam2) <= 1e-12)):
+            return Lam
+        d = solve_on_face(svm_curvature(F, xp.matmul(transpose(Q), V), *bst_slopes(V, lam1), lam2), free, Q, -G)
+        Lam = xp.maximum(Lam + xp.minimum(longest_step(Lam, d), 1)[:, None, None] * d, 0)
+
+
+def solve_on_face(H, free, Q, B):
+    """The least-norm u (T, n, k) with P H P u = P B, P the projector on {u : u = 0 where not free, rows sum to 0}."""
+    xp = array_namespace(B)
+    (T, n, k), c, f = B.shape, Q.shape[1], xp.astype(free, B.dtype)
+    eye_n, eye_k = (xp.eye(a, dtype=B.dtype, device=device(B)) for a in (n, k))
+    P = f[..., None] * (eye_k - f[:, :, None, :] / xp.sum(f, axis=2)[..., None, None])  # (T, n, k, k)
+    PQ = xp.matmul(P, Q)                                                                # (T, n, k, c)
+    A = xp.matmul(PQ, xp.reshape(H, (T, n, c, n * c)))                                  # (T, n, k, n c)
+    A = xp.reshape(xp.permute_dims(xp.reshape(A, (T, n, k, n, c)), (0, 3, 4, 1, 2)), (T, n, c, n * k))
+    A = xp.reshape(xp.matmul(PQ, A), (T, n, k, n, k))                                   # P H P, symmetric
+    scale = xp.max(xp.abs(A), axis=(1, 2, 3, 4))[:, None, None, None, None]
+    A = A + xp.where(scale > 0, scale, 1) * (eye_k - P)[:, :, :, None, :] * eye_n[:, None, :, None]
+    u = solve_psd(xp.reshape(A, (T, n * k, n * k)), xp.reshape(xp.matmul(P, B[..., None]), (T, n * k)))
+    return xp.matmul(P, xp.reshape(u, (T, n, k, 1)))[..., 0]
+
+
+def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
+    """Pull dW back through the solution of group_svm, by a system on the face of the simplices where Lam lies.
+
+    J_j is the Jacobian of BST at V_j, P the projector on {d : d_il = 0 where Lam_il = 0, sum_l d_il = 0}:
+      1. through V   dV = J dW/lam2,  dF = (Y - Lam) dV        dLam = -F dV'
+      2. adjoint     P H P u = P dLam,  H = 1/lam2 sum_j F_j F_j' (x) J_j   (least norm: Lam need not be unique)
+      3. pull back   dF += u W + (Y - Lam) J u'F/lam2
+
+    F (T, n, m), Y and Lam (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam1 (T,), dlam2 (T,). Valid where neither
+    the set of active features nor the zeros of Lam change.
+    """
+    xp = array_namespace(F)
+    lam1, lam2, Q = per_task(lam1, F), per_task(lam2, F), tangent_basis(Y)
+    V, _, G = svm_primal(F, Y, Lam, lam1, lam2)
+    flat, along = bst_slopes(V, lam1)
+    size = xp.linalg.vector_norm(V, axis=1, keepdims=True)
+    v = V / xp.where(size > 0, size, 1)
+
+    def J(X):
+        return flat[:, None, :] * X + (along - flat)[:, None, :] * xp.sum(v * X, axis=1, keepdims=True) * v
+    dV = J(dW) / lam2[:, None, None]
+    H = svm_curvature(F, xp.matmul(transpose(Q), V), flat, along, lam2)
+    u = solve_on_face(H, Lam > 0, Q, -xp.matmul(F, transpose(dV)))
+    uF = xp.matmul(transpose(u), F)                                                     # (T, k, m)
+    dF = xp.matmul(u, W) + xp.matmul(residual_of(Y, Lam), dV + J(uF) / lam2[:, None, None])
+    dlam1 = -xp.sum(along[:, None, :] * v * (dW + uF), axis=(1, 2)) / lam2
+    dlam2 = -(xp.sum(dW * W, axis=(1, 2)) + xp.sum(u * (Y - G), axis=(1, 2))) / lam2
+    return dF, dlam1, dlam2
+
+
+SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10_000)}   # and their limits of n_iter

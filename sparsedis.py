@@ -9,7 +9,7 @@
 
 The bilevel problem, and the function that computes each part:
 
-    min_theta  1/T sum_t  1/(2 n) ||y_t - F_t w_t||^2                    train, squared_error         [L23, Problem (6)]
+    min_theta  1/T sum_t  1/(2 n) ||y_t - F_t w_t||^2                    train, task_objective        [L23, Problem (6)]
     with       F_t = normalise(f_theta(x_t))                             head_on_sets, Encoder
                w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   bilevel, solvers.lasso
 
@@ -41,7 +41,7 @@ def linear(x, W, b):
 
 def linear_backward(dout, cache):
     x, W = cache
-    return dout @ W.T, x.T @ dout, array_namespace(dout).sum(dout, axis=0)
+    return dout @ W.T, x.T @ dout, column_sums(dout)
 
 
 def relu(x):
@@ -65,31 +65,38 @@ def flatten_backward(dout, cache):
 
 # A k x k convolution of stride s, with k = q s, is a dense q x q one of stride 1 after space-to-depth: each
 # s x s patch becomes one pixel of C' = s^2 C channels. What is left is one matrix product and q^2 shifted
-# slices. The slices are taken on the side with fewer channels, and no pass scatters:
-#     thin input (C' < O):   out = windows(X) V             gather the q^2 shifted inputs, then multiply
-#     thin output:           out = shift_add(X V)           multiply, then add the q^2 shifted products
-#     backward, both:        D = place(dout),  dX = D V'    place = transpose of shift_add
-#                            dV = windows(X)' dout = X' D   whichever was gathered already
+# slices. Forward, the slices are taken on the side with fewer channels, and no pass scatters:
+#     C' <= O:    out = windows(X) V          gather the q^2 shifted inputs, then multiply
+#     C' > O:     out = shift_add(X V)        multiply, then add the q^2 shifted products
+#     backward:   D = windows(padded dout),   dX = D V',   dV = X' D,   with V's q^2 blocks in reverse order
+#                 dV = windows(X)' dout       where dX is not needed
 
 
-def space_to_depth(x, s, pad):
-    """Zero-pad, then (N, H, W, C) -> (N, H/s, W/s, s s C)."""
+def zero_pad(x, pad):
+    """(N, H, W, C) -> (N, H + 2 pad, W + 2 pad, C)."""
     xp = array_namespace(x)
     N, H, W, C = x.shape
-    if pad:
-        padded = xp.zeros((N, H + 2 * pad, W + 2 * pad, C), dtype=x.dtype, device=device(x))
-        padded[:, pad:pad + H, pad:pad + W, :] = x
-        x, H, W = padded, H + 2 * pad, W + 2 * pad
+    if not pad:
+        return x
+    out = xp.zeros((N, H + 2 * pad, W + 2 * pad, C), dtype=x.dtype, device=device(x))
+    out[:, pad:pad + H, pad:pad + W, :] = x
+    return out
+
+
+def space_to_depth(x, s):
+    """(N, H, W, C) -> (N, H/s, W/s, s s C)."""
+    xp = array_namespace(x)
+    N, H, W, C = x.shape
     x = xp.permute_dims(xp.reshape(x, (N, H // s, s, W // s, s * C)), (0, 1, 3, 2, 4))
     return xp.reshape(x, (N, H // s, W // s, s * s * C))
 
 
-def depth_to_space(X, s, pad):
-    """The transpose of space_to_depth."""
+def depth_to_space(X, s):
+    """The inverse of space_to_depth."""
     xp = array_namespace(X)
     N, H, W, C = X.shape
     X = xp.permute_dims(xp.reshape(X, (N, H, W, s, C // s)), (0, 1, 3, 2, 4))
-    return xp.reshape(X, (N, H * s, W * s, C // s // s))[:, pad:H * s - pad, pad:W * s - pad, :]
+    return xp.reshape(X, (N, H * s, W * s, C // s // s))
 
 
 def shifts(q, H, W):
@@ -118,16 +125,6 @@ def shift_add(Z, q):
     return out
 
 
-def place(dout, q):
-    """(N, H, W, O) -> (N, H+q-1, W+q-1, q q O), the transpose of shift_add."""
-    xp = array_namespace(dout)
-    N, H, W, O = dout.shape
-    D = xp.zeros((N, H + q - 1, W + q - 1, q * q, O), dtype=dout.dtype, device=device(dout))
-    for k, rows, cols in shifts(q, H, W):
-        D[:, rows, cols, k, :] = dout
-    return xp.reshape(D, (N, H + q - 1, W + q - 1, q * q * O))
-
-
 def fold_kernel(W, s):
     """(k, k, C, O) -> V (q q, C', O), the kernel after space-to-depth, k = q s."""
     xp = array_namespace(W)
@@ -149,8 +146,13 @@ def rows(x):
     return array_namespace(x).reshape(x, (-1, x.shape[-1]))
 
 
-def conv2d(x, W, b, stride=1, pad=0, need_dx=True):
-    """Convolution with zero padding: x (N, H, W, C), W (k, k, C, O), b (O,) -> (N, H', W', O).
+def column_sums(x):
+    """(N, c) -> (c,), as a product with ones, which is several times as fast as a sum over the first axis."""
+    return array_namespace(x).ones(x.shape[0], dtype=x.dtype, device=device(x)) @ x
+
+
+def conv2d(x, W, b=None, stride=1, pad=0, need_dx=True):
+    """Convolution with zero padding: x (N, H, W, C), W (k, k, C, O), b (O,) or none -> (N, H', W', O).
 
     The stride divides k, H + 2 pad and W + 2 pad. need_dx=False, for an encoder's first layer, leaves out the
     gradient of the images.
@@ -158,33 +160,35 @@ def conv2d(x, W, b, stride=1, pad=0, need_dx=True):
     xp = array_namespace(x)
     if any(size % stride for size in (W.shape[0], x.shape[1] + 2 * pad, x.shape[2] + 2 * pad)):
         raise ValueError(f"conv2d: stride {stride} must divide the kernel, {W.shape[0]}, and the padded image, {x.shape[1:3]} + 2 * {pad}")
-    X, V = space_to_depth(x, stride, pad), fold_kernel(W, stride)
+    X, V = space_to_depth(zero_pad(x, pad), stride), fold_kernel(W, stride)
     (qq, C, O), q = V.shape, W.shape[0] // stride                                       # C is C' from here on
-    thin_input = C < O
-    if thin_input:
-        X = windows(X, q)                                                               # (N, H', W', q q C'), also the cached X
-        out = xp.reshape(rows(X) @ xp.reshape(V, (qq * C, O)), X.shape[:3] + (O,))
+    if C <= O:
+        w = windows(X, q)                                                               # (N, H', W', q q C')
+        out = xp.reshape(rows(w) @ xp.reshape(V, (qq * C, O)), w.shape[:3] + (O,))
     else:
         Z = rows(X) @ xp.reshape(xp.permute_dims(V, (1, 0, 2)), (C, qq * O))
         out = shift_add(xp.reshape(Z, X.shape[:3] + (qq * O,)), q)
-    out += b
-    return out, (X, V, W.shape, stride, pad, thin_input, need_dx)
+    if b is not None:
+        out += b
+    return out, (X, V, W.shape, stride, pad, need_dx, b is not None)
 
 
 def conv2d_backward(dout, cache):
     xp = array_namespace(dout)
-    X, V, W_shape, stride, pad, thin_input, need_dx = cache
+    X, V, W_shape, stride, pad, need_dx, bias = cache
     (qq, C, O), q = V.shape, W_shape[0] // stride
-    D = place(dout, q) if need_dx or not thin_input else None                           # (N, H, W, q q O)
-    if thin_input:
-        dV = xp.reshape(rows(X).T @ rows(dout), (qq, C, O))
-    else:
-        dV = xp.permute_dims(xp.reshape(rows(X).T @ rows(D), (C, qq, O)), (1, 0, 2))
-    dx = None
     if need_dx:
-        dX = rows(D) @ xp.reshape(xp.permute_dims(V, (0, 2, 1)), (qq * O, C))
-        dx = depth_to_space(xp.reshape(dX, D.shape[:3] + (C,)), stride, pad)
-    return dx, unfold_kernel(dV, stride, W_shape), xp.sum(rows(dout), axis=0)
+        edge = pad if stride == 1 else 0                                                # X is zero there, and dX not wanted
+        D = windows(zero_pad(dout, q - 1 - edge), q)                                    # (N, H, W, q q O)
+        X = X[:, edge:X.shape[1] - edge, edge:X.shape[2] - edge, :]
+        dV = xp.permute_dims(xp.reshape(rows(X).T @ rows(D), (C, qq, O)), (1, 0, 2))
+        dX = rows(D) @ xp.reshape(xp.permute_dims(xp.flip(V, axis=0), (0, 2, 1)), (qq * O, C))
+        dx = depth_to_space(xp.reshape(dX, X.shape), stride)
+        dx = dx[:, pad - edge:dx.shape[1] - pad + edge, pad - edge:dx.shape[2] - pad + edge, :]
+        dV = xp.flip(dV, axis=0)
+    else:
+        dx, dV = None, xp.reshape(rows(windows(X, q)).T @ rows(dout), (qq, C, O))
+    return (dx, unfold_kernel(dV, stride, W_shape)) + ((column_sums(rows(dout)),) if bias else ())
 
 
 def normalise(F, axis=1):
@@ -206,13 +210,120 @@ def normalise_backward(dout, cache):
     return ((dout - mean(dout) - out * mean(dout * out)) / deviation,)
 
 
-LAYERS = {"linear": (linear, linear_backward), "relu": (relu, relu_backward), "flatten": (flatten, flatten_backward),
-          "conv2d": (conv2d, conv2d_backward)}
-IMAGEWISE = {"conv2d", "relu"}                              # layers that treat each (H, W, C) image by itself
+def leaky_relu(x, slope=0.1):
+    """x where positive, slope x elsewhere."""
+    xp = array_namespace(x)
+    slopes = xp.where(x > 0, xp.asarray(1, dtype=x.dtype, device=device(x)), xp.asarray(slope, dtype=x.dtype, device=device(x)))
+    return x * slopes, slopes
+
+
+def leaky_relu_backward(dout, cache):
+    return (dout * cache,)
+
+
+def max_pool2d(x):
+    """The largest of each 2 x 2 pixels: (N, H, W, C) -> (N, H//2, W//2, C); of an odd side the last pixel is left out."""
+    xp = array_namespace(x)
+    out = functools.reduce(xp.maximum, [x[at] for at in quarters(x.shape)])
+    return out, (x, out)
+
+
+def max_pool2d_backward(dout, cache):
+    x, out = cache
+    xp = array_namespace(dout)
+    dx = xp.zeros_like(x)
+    for at in quarters(x.shape):                                                        # the first of equal pixels takes it all
+        dx[at] = dout * xp.astype(x[at] == out, dout.dtype)
+        dout = dout - dx[at]
+    return (dx,)
+
+
+def quarters(shape):
+    """The slices of an image's pixels of even and odd rows and columns."""
+    H, W = shape[1] // 2 * 2, shape[2] // 2 * 2
+    return [(slice(None), slice(a, H, 2), slice(b, W, 2), slice(None)) for a in (0, 1) for b in (0, 1)]
+
+
+def global_pool(x):
+    """The mean over pixels, (N, H, W, C) -> (N, C)."""
+    return array_namespace(x).mean(x, axis=(1, 2)), x.shape
+
+
+def global_pool_backward(dout, cache):
+    N, H, W, C = cache
+    return (array_namespace(dout).broadcast_to(dout[:, None, None, :] / (H * W), cache),)
+
+
+def moments(x):
+    """Mean and biased variance of each channel of (N, H, W, C), (C,)."""
+    x = rows(x)
+    mean = column_sums(x) / x.shape[0]
+    x = x - mean
+    return mean, column_sums(x * x) / x.shape[0]
+
+
+def batch_norm(x, g, b, mean=None, variance=None):
+    """g (x - mean)/sqrt(variance + 1e-5) + b per channel of (N, H, W, C); by default with the moments of x itself."""
+    xp = array_namespace(x)
+    if mean is None:
+        mean, variance = moments(x)
+    scale = 1 / xp.sqrt(variance + 1e-5)
+    out = x * (g * scale)
+    out += b - mean * (g * scale)
+    return out, (x, g, mean, scale)
+
+
+def batch_norm_backward(dout, cache, sums=None, count=None):
+    """sums: dg and db over all `count` pixels of the batch, where dout is a part of it."""
+    x, g, mean, scale = cache
+    dg, db = batch_norm_sums(dout, cache) if sums is None else sums
+    count = math.prod(dout.shape[:-1]) if count is None else count
+    dx = dout - db / count                                                              # minus x_hat dg/count, times g scale
+    dx -= x * (dg * scale / count)
+    dx += mean * scale * dg / count
+    dx *= g * scale
+    return dx, dg, db
+
+
+def batch_norm_sums(dout, cache):
+    """dg and db, (C,)."""
+    x, _, mean, scale = cache
+    dout, x = rows(dout), rows(x)
+    db = column_sums(dout)
+    return (column_sums(dout * x) - mean * db) * scale, db
+
+
+def drop_block(x, step, rate, ramp, size, seed):
+    """DropBlock (Ghiasi et al. 2018): zero random size x size blocks of each channel, a share `rate` of it in all, and rescale.
+
+    size 1 is dropout. The rate grows linearly over `ramp` steps. The blocks of a step come from the generator (seed, step).
+    """
+    xp = array_namespace(x)
+    N, H, W, C = x.shape
+    rate, size = rate * min(1, (step + 1) / ramp) if ramp else rate, min(size, H, W)
+    seeds = rate / size ** 2 * H * W / ((H - size + 1) * (W - size + 1))               # so many corners make this rate
+    corners = array_api_compat.numpy.random.default_rng([seed, step]).random((N, H - size + 1, W - size + 1, C)) < seeds
+    keep = xp.ones(x.shape, dtype=x.dtype, device=device(x))
+    corners = xp.asarray(corners, device=device(x))
+    for a, b in itertools.product(range(size), repeat=2):
+        inside = (slice(None), slice(a, a + H - size + 1), slice(b, b + W - size + 1), slice(None))
+        keep[inside] = xp.where(corners, 0, keep[inside])
+    keep = keep * (math.prod(x.shape) / xp.maximum(xp.sum(keep), 1))
+    return x * keep, keep
+
+
+def drop_block_backward(dout, cache):
+    return (dout * cache,)
+
+
+LAYERS = {"linear": (linear, linear_backward), "relu": (relu, relu_backward), "leaky_relu": (leaky_relu, leaky_relu_backward),
+          "conv2d": (conv2d, conv2d_backward), "max_pool2d": (max_pool2d, max_pool2d_backward), "flatten": (flatten, flatten_backward),
+          "global_pool": (global_pool, global_pool_backward), "drop_block": (drop_block, drop_block_backward),
+          "batch_norm": (batch_norm, batch_norm_backward)}
+WHOLE = {"linear", "flatten", "global_pool", "drop_block"}  # layers computed on all images at once; others on blocks of them
 
 # ------------------------------------------------------------------------------------------------- encoders
 
-BLOCK = 10                                                  # images: what fits a CPU core's cache
 _pool = None
 
 
@@ -227,65 +338,163 @@ def cpu_threads(n):
             _pool = None
 
 
-def over_blocks(f, N, blocked):
-    """[f(block) for the blocks of N images, in order], on the threads of cpu_threads."""
-    blocks = [slice(i, i + BLOCK) for i in range(0, N, BLOCK)] if blocked else [slice(0, N)]
-    return list(_pool.map(f, blocks) if _pool and len(blocks) > 1 else map(f, blocks))
+def on_threads(f, *blocks):
+    """[f(...) for each block], in order, on the threads of cpu_threads."""
+    return list(_pool.map(f, *blocks) if _pool and len(blocks[0]) > 1 else map(f, *blocks))
+
+
+def add_up(parts):
+    """The sum of each key's arrays, block after block."""
+    return {key: functools.reduce(lambda a, b: a + b, [part[key] for part in parts]) for key in parts[0]}
 
 
 class Encoder:
     """f_theta, a list of layers (name, kind, shapes of its parameters, settings) and nothing else: parameters come from outside.
 
-    Runs of layers that treat each image by itself are computed in blocks of images, so that one block's
-    activations stay in the cache from layer to layer, and so that blocks can run on several threads.
+    The images of a batch travel in blocks, so that a block's activations stay in a CPU core's cache from layer to layer
+    and blocks can run on several threads. Three kinds are the interpreter's own: WHOLE layers join the blocks, batch_norm
+    needs the moments of all blocks first, and residual adds the outputs of two lists of layers, branch and shortcut.
     """
 
-    def __init__(self, layers):
-        self.layers = layers
-        kinds = [kind for _, kind, _, _ in layers]
-        images = kinds.index("flatten") if "flatten" in kinds else 0                    # so many layers see images
-        stages = itertools.groupby(enumerate(layers), lambda i_layer: i_layer[0] < images and i_layer[1][1] in IMAGEWISE)
-        self.stages = [(blocked, [layer for _, layer in stage]) for blocked, stage in stages]
+    def __init__(self, layers, block=10):
+        self.layers, self.block = layers, block
+
+    def parameters(self, layers=None):
+        """(name, shape) of every parameter, in order."""
+        for name, kind, shapes, settings in self.layers if layers is None else layers:
+            yield from ((f"{name}.{p}", shape) for p, shape in shapes.items())
+            if kind == "residual":
+                yield from self.parameters(settings["branch"] + settings["shortcut"])
 
     def init(self, rng, dtype=None, xp=None, device=None):
-        """params and state: weights N(0, 2/fan_in) (He et al. 2015), biases 0, drawn by a NumPy Generator."""
-        params, xp = {}, xp or array_api_compat.numpy
-        for name, _, shapes, _ in self.layers:
-            for p, shape in shapes.items():
-                dtype = dtype or xp.float32
-                params[f"{name}.{p}"] = xp.zeros(shape, dtype=dtype, device=device) if p == "b" else \
-                    xp.asarray(math.sqrt(2 / math.prod(shape[:-1])) * rng.standard_normal(shape), dtype=dtype, device=device)
-        return params, {}
+        """params and state. Weights N(0, 2/fan_in) (He et al. 2015), biases and shifts b 0, scales g 1, drawn by a NumPy
+        Generator; state holds the running moments of every batch norm and the step count of every drop_block.
+        """
+        params, state, xp = {}, {}, xp or array_api_compat.numpy
+        dtype = dtype or xp.float32
+        for name, shape in self.parameters():
+            layer, p = name.rsplit(".", 1)
+            if p == "W":
+                params[name] = xp.asarray(math.sqrt(2 / math.prod(shape[:-1])) * rng.standard_normal(shape), dtype=dtype, device=device)
+            else:
+                params[name] = xp.full(shape, 1 if p == "g" else 0, dtype=dtype, device=device)
+            if p == "g":
+                state[f"{layer}.mean"] = xp.zeros(shape, dtype=dtype, device=device)
+                state[f"{layer}.variance"] = xp.ones(shape, dtype=dtype, device=device)
+        if any("drop_block" in str(layer) for layer in self.layers):
+            state["step"] = xp.zeros((), dtype=xp.int64, device=device)
+        return params, state
 
     def forward(self, params, state, x, train=True):
-        """x (N, H, W, C) or (N, d) -> features (N, m), cache, state."""
-        xp, caches = array_namespace(x), []
-        for blocked, stage in self.stages:
-            def run(block):
-                out, cache = x[block, ...], []
-                for name, kind, shapes, settings in stage:
-                    out, c = LAYERS[kind][0](out, *(params[f"{name}.{p}"] for p in shapes), **settings)
+        """x (N, H, W, C) or (N, d) -> features (N, m), cache, state. train=False: running moments, nothing dropped."""
+        step = self.block if is_numpy_array(x) else x.shape[0]
+        blocks = [x[i:i + step, ...] for i in range(0, x.shape[0], step)]
+        state = dict(state)
+        blocks, caches = self._forward(self.layers, params, state, blocks, train)
+        if train and "step" in state:
+            state["step"] = state["step"] + 1
+        return joined(blocks), caches, state
+
+    def _forward(self, layers, params, state, blocks, train):
+        """One run of layers after another: `state` is updated in place."""
+        caches = []
+        for run in runs_of(layers):
+            name, kind, shapes, settings = run[0]
+            if kind == "residual":
+                blocks, *parts = self._residual(settings, params, state, blocks, train)
+                caches.append(parts)
+                continue
+            more = {}
+            if kind in WHOLE:
+                blocks = [joined(blocks)]
+            if kind == "batch_norm":
+                more = self._moments(name, state, blocks, train)
+            if kind == "drop_block":
+                if not train:
+                    caches.append(None)
+                    continue
+                more = {"step": int(state["step"])}
+
+            def through(x):
+                cache = []
+                for i, (name, kind, shapes, settings) in enumerate(run):
+                    x, c = LAYERS[kind][0](x, *(params[f"{name}.{p}"] for p in shapes), **settings, **(more if i == 0 else {}))
                     cache.append(c)
-                return out, cache
-            outs, cache = zip(*over_blocks(run, x.shape[0], blocked and is_numpy_array(x)))
-            x = outs[0] if len(outs) == 1 else xp.concat(outs)
+                return x, cache
+            blocks, cache = zip(*on_threads(through, blocks))
             caches.append(cache)
-        return x, caches, state
+        return list(blocks), caches
+
+    def _moments(self, name, state, blocks, train, decay=0.9):
+        """The moments that a batch norm divides by: in training those of this batch, which also move the running ones."""
+        keys = f"{name}.mean", f"{name}.variance"
+        if not train:
+            return {"mean": state[keys[0]], "variance": state[keys[1]]}
+        means, variances = zip(*on_threads(moments, blocks))
+        shares = [b.shape[0] / sum(b.shape[0] for b in blocks) for b in blocks]
+        mean = sum(w * a for w, a in zip(shares, means))
+        variance = sum(w * (v + (a - mean) ** 2) for w, a, v in zip(shares, means, variances))
+        count = sum(math.prod(b.shape[:-1]) for b in blocks)
+        for key, now in zip(keys, (mean, variance * (count / max(count - 1, 1)))):
+            state[key] = decay * state[key] + (1 - decay) * now
+        return {"mean": mean, "variance": variance}
+
+    def _residual(self, settings, params, state, blocks, train):
+        out, caches = self._forward(settings["branch"], params, state, blocks, train)
+        short, short_caches = self._forward(settings["shortcut"], params, state, blocks, train)
+        return [a + b for a, b in zip(out, short)], caches, short_caches
 
     def backward(self, caches, dF):
         """dF (N, m) -> gradients, with the keys and shapes of params."""
-        xp, grads, dx = array_namespace(dF), {}, dF
-        for (blocked, stage), cache in zip(self.stages[::-1], caches[::-1]):
-            def run(block):
-                dout, own = dx[block, ...], {}
-                for (name, kind, shapes, _), c in zip(stage[::-1], cache[block.start // BLOCK][::-1]):
-                    dout, *dparams = LAYERS[kind][1](dout, c)
+        grads = {}
+        self._backward(self.layers, caches, [dF], grads)
+        return {name: grads[name] for name, _ in self.parameters()}
+
+    def _backward(self, layers, caches, blocks, grads):
+        """Through the runs of layers in reverse; `grads` is filled in place."""
+        for run, cache in zip(runs_of(layers)[::-1], caches[::-1]):
+            kind = run[0][1]
+            if cache is None:
+                continue
+            if kind == "residual":
+                branch, short = (self._backward(run[0][3][part], c, blocks, grads) for part, c in zip(("branch", "shortcut"), cache))
+                blocks = [a + b for a, b in zip(branch, short)]
+                continue
+            if len(blocks) != len(cache):                                               # after a WHOLE layer: into blocks again
+                blocks = [joined(blocks)[i:i + self.block, ...] for i in range(0, blocks[0].shape[0], self.block)] if len(cache) > 1 \
+                    else [joined(blocks)]
+            norm = kind == "batch_norm"
+
+            def through(dx, cache):
+                own = {}
+                for (name, kind, shapes, _), c in list(zip(run, cache))[norm:][::-1]:
+                    dx, *dparams = LAYERS[kind][1](dx, c)
                     own.update({f"{name}.{p}": g for p, g in zip(shapes, dparams)})
-                return dout, own
-            dxs, parts = zip(*over_blocks(run, dx.shape[0], blocked and is_numpy_array(dx)))
-            grads.update({key: functools.reduce(lambda a, b: a + b, [part[key] for part in parts]) for key in parts[0]})
-            dx = dxs[0] if len(dxs) == 1 or dxs[0] is None else xp.concat(dxs)
-        return grads
+                if norm:
+                    own.update(zip((f"{run[0][0]}.g", f"{run[0][0]}.b"), batch_norm_sums(dx, cache[0])))
+                return dx, own
+            blocks, parts = zip(*on_threads(through, blocks, cache))
+            grads.update(add_up(parts))
+            if norm:
+                sums, count = tuple(grads[f"{run[0][0]}.{p}"] for p in "gb"), sum(math.prod(b.shape[:-1]) for b in blocks)
+                blocks = on_threads(lambda dx, c: batch_norm_backward(dx, c[0], sums, count)[0], blocks, cache)
+        return list(blocks)
+
+
+def joined(blocks):
+    """The blocks as one array."""
+    return blocks[0] if len(blocks) == 1 or blocks[0] is None else array_namespace(blocks[0]).concat(blocks)
+
+
+def runs_of(layers):
+    """Layers in runs that blocks pass through without a stop: a residual or WHOLE layer stands alone, a batch norm begins a run."""
+    runs = []
+    for layer in layers:
+        alone = layer[1] == "residual" or layer[1] in WHOLE
+        if not runs or alone or layer[1] == "batch_norm" or runs[-1][0][1] == "residual" or runs[-1][0][1] in WHOLE:
+            runs.append([])
+        runs[-1].append(layer)
+    return runs
 
 
 def linear_layer(i, a, c):
@@ -300,14 +509,46 @@ def mlp(sizes):
     return Encoder(layers[:-1])
 
 
-def cnn(m, channels=3):
-    """The encoder of the 3D Shapes experiments, 64 x 64 images to m features.                   [L23, App. D.2.2]"""
+def cnn(m, channels=3, norm=False):
+    """The encoder of the 3D Shapes experiments, 64 x 64 images to m features; norm ends it by a batch norm.  [L23, App. D.2.2]"""
     layers = []
     for i, (c, o, k, pad) in enumerate([(channels, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)], start=1):
         settings = {"stride": 2, "pad": pad, "need_dx": i > 1}
         layers += [(f"conv{i}", "conv2d", {"W": (k, k, c, o), "b": (o,)}, settings), ("relu", "relu", {}, {})]
     return Encoder(layers + [("flatten", "flatten", {}, {}), linear_layer(1, 1024, 256), ("relu", "relu", {}, {}),
-                             linear_layer(2, 256, m)])
+                             linear_layer(2, 256, m)] + [("norm", "batch_norm", {"g": (m,), "b": (m,)}, {})] * norm)
+
+
+def conv_norm(name, k, c, o, need_dx=True):
+    """A convolution that keeps the image's size, and its batch norm, which needs no bias before it."""
+    return [(f"{name}.conv", "conv2d", {"W": (k, k, c, o)}, {"pad": k // 2, "need_dx": need_dx}),
+            (f"{name}.norm", "batch_norm", {"g": (o,), "b": (o,)}, {})]
+
+
+def conv4(channels=3, filters=64):
+    """4 x [3 x 3 convolution, batch norm, ReLU, 2 x 2 max pool]: (N, H, W, channels) -> (N, filters H//16 W//16).  [L23, App. D.3]
+
+    Max and ReLU commute: pooling first leaves ReLU a quarter of the work.
+    """
+    layers, flat = [], ("flatten", "flatten", {}, {})
+    for i, c in enumerate((channels, filters, filters, filters), start=1):
+        layers += conv_norm(f"block{i}", 3, c, filters, need_dx=i > 1) + [("pool", "max_pool2d", {}, {}), ("relu", "relu", {}, {})]
+    return Encoder(layers + [flat], block=25)
+
+
+def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000):
+    """MetaOptNet's ResNet-12: four residual blocks of three 3 x 3 convolutions, each ended by a 2 x 2 max pool and dropout,
+    DropBlock of size 5 in the last two: (N, H, W, channels) -> (N, 640 H//16 W//16).            [Lee et al. 2019, App. A]
+    """
+    layers = []
+    for i, (c, o) in enumerate(zip((channels, *widths), widths), start=1):
+        leaky = ("leaky_relu", "leaky_relu", {}, {})
+        branch = conv_norm(f"block{i}.1", 3, c, o) + [leaky] + conv_norm(f"block{i}.2", 3, o, o) + [leaky] + conv_norm(f"block{i}.3", 3, o, o)
+        layers += [(f"block{i}", "residual", {}, {"branch": branch, "shortcut": conv_norm(f"block{i}.short", 1, c, o)}),
+                   leaky, ("pool", "max_pool2d", {}, {})]
+        if drop:
+            layers.append((f"drop{i}", "drop_block", {}, {"rate": drop, "ramp": ramp if i > 2 else 0, "size": 5 if i > 2 else 1, "seed": i}))
+    return Encoder(layers + [("flatten", "flatten", {}, {})], block=1)
 
 
 # --------------------------------------------------------------------------------------------------- heads
@@ -417,6 +658,88 @@ HEADS = {"inner-lasso": (inner_lasso, solvers.lasso_lambda_max), "inner-ridge": 
                                   functools.partial(solvers.group_lasso_lambda_max, loss="logistic"))}
 
 
+# Few-shot heads: F holds an episode's support samples first, then its query samples; Y (T, n, k) is one-hot; params is
+# {"scale": ()}, the learned factor of the logits (Lee et al. 2019, Sec. 3.3); n_support is required.
+
+
+def cross_entropy(Z, Y, smoothing=0.0):
+    """-1/(T n) sum log softmax(Z)_y, the labels smoothed, and its derivative in the logits Z (T, n, k)."""
+    xp = array_namespace(Z)
+    T, n, k = Z.shape
+    Y = (1 - smoothing) * Y + smoothing / k
+    return xp.mean(solvers.data_loss(Z, Y, "logistic")), solvers.residual(Z, Y, "logistic")[0] / T
+
+
+def episode(fit, fit_vjp, F, Y, lam, n_support, params, smoothing=0.0):
+    """Linear classifiers fitted on the support samples, scored by the cross-entropy of scale W F_i on the query samples.
+
+    fit(F, Y, lam) -> W (T, k, m) and info;  fit_vjp(F, Y, lam, W, info, dW) -> dF and the gradient of what else was learned.
+    """
+    xp = array_namespace(F)
+    fit_on, score_on = halves(n_support, F.shape[1])
+    Fs, Ys, Fq = F[:, fit_on, :], Y[:, fit_on, :], F[:, score_on, :]
+    W, info = fit(Fs, Ys, lam)
+    Z = xp.matmul(Fq, transpose(W))                                                     # (T, n, k)
+    loss, dZ = cross_entropy(params["scale"] * Z, Y[:, score_on, :], smoothing)
+    dW = params["scale"] * xp.matmul(transpose(dZ), Fq)
+    dF_support, dparams = fit_vjp(Fs, Ys, lam, W, info, dW)
+    dF = xp.concat([dF_support, params["scale"] * xp.matmul(dZ, W)], axis=1)
+    return loss, dF, {"scale": xp.sum(dZ * Z), **dparams}, {"w": W, "logits": Z, **info}
+
+
+def svm_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
+    """The group-Lasso multiclass SVM; lam = (lam1, lam2). lam1 = 0 is the dense SVM of MetaOptNet.        [L23, Sec. 5.2]
+
+    If params holds "log_lam1" or "log_lam2", these multiply lam1 and lam2 by their exponential and are learned too.
+    """
+    xp = array_namespace(F)
+    learned = [name for name in ("log_lam1", "log_lam2") if name in params]
+    zero = xp.zeros(F.shape[0], dtype=F.dtype, device=device(F))
+    lams = [a * xp.exp(params[name]) + zero if name in params else a for a, name in zip(lam, ("log_lam1", "log_lam2"))]
+
+    def fit(F, Y, lams):
+        W, Lam, info = solvers.group_svm(F, Y, *lams)
+        return W, {"Lam": Lam, **info}
+
+    def fit_vjp(F, Y, lams, W, info, dW):
+        dF, *dlams = solvers.group_svm_vjp(F, Y, *lams, W, info["Lam"], dW)
+        dlog = {name: xp.sum(d * a) for name, d, a in zip(("log_lam1", "log_lam2"), dlams, lams)}
+        return dF, {name: dlog[name] for name in learned}
+    return episode(fit, fit_vjp, F, Y, lams, n_support, params, smoothing)
+
+
+def ridge_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
+    """Ridge regression on the one-hot labels.                                               [Bertinetto et al. 2019]"""
+    return episode(lambda F, Y, lam: (solvers.ridge_classes(F, Y, lam), {}),
+                   lambda F, Y, lam, W, info, dW: (solvers.ridge_classes_vjp(F, Y, lam, W, dW), {}),
+                   F, Y, lam, n_support, params, smoothing)
+
+
+def logistic_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
+    """Group-Lasso multinomial logistic regression. Its Newton step has m k unknowns: for a few hundred features."""
+    return episode(lambda F, Y, lam: solvers.group_lasso(F, Y, lam, "logistic"),
+                   lambda F, Y, lam, W, info, dW: (solvers.group_lasso_vjp(F, Y, lam, W, dW, "logistic")[0], {}),
+                   F, Y, lam, n_support, params, smoothing)
+
+
+def prototypes_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
+    """Prototypical networks: the logit of a class is -||F_i - its support samples' mean||^2 / m.     [Snell et al. 2017]"""
+    xp = array_namespace(F)
+    fit_on, score_on = halves(n_support, F.shape[1])
+    Fs, Ys, Fq, m = F[:, fit_on, :], Y[:, fit_on, :], F[:, score_on, :], F.shape[2]
+    share = transpose(Ys / xp.sum(Ys, axis=1, keepdims=True))                           # (T, k, n)
+    C = xp.matmul(share, Fs)                                                            # (T, k, m)
+    Z = (2 * xp.matmul(Fq, transpose(C)) - xp.sum(C * C, axis=2)[:, None, :] - xp.sum(Fq * Fq, axis=2, keepdims=True)) / m
+    loss, dZ = cross_entropy(params["scale"] * Z, Y[:, score_on, :], smoothing)
+    dscale, dZ = xp.sum(dZ * Z), 2 * params["scale"] / m * dZ
+    dC = xp.matmul(transpose(dZ), Fq) - xp.sum(dZ, axis=1)[..., None] * C
+    dFq = xp.matmul(dZ, C) - xp.sum(dZ, axis=2, keepdims=True) * Fq
+    return loss, xp.concat([xp.matmul(transpose(share), dC), dFq], axis=1), {"scale": dscale}, {"w": C, "logits": Z}
+
+
+EPISODE_HEADS = {"svm": svm_episode, "ridge": ridge_episode, "logistic": logistic_episode, "prototypes": prototypes_episode}
+
+
 def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm_axis=1):
     """A head on G image sets that K tasks share: F (G, n, m), y (G, K, n) or (G, K, n, k) -> loss, dF (G, n, m), info.
 
@@ -449,44 +772,101 @@ def adam(params, grads, opt, lr, beta1=0.9, beta2=0.999, tiny=1e-8):
     return params, (t, mean, square)
 
 
+def sgd(params, grads, opt, lr, momentum=0.9, weight_decay=5e-4):
+    """One step of SGD with Nesterov's momentum and weight decay; opt is None at first, then (step, velocity, {})."""
+    t, velocity, _ = opt or (0, {k: 0 * p for k, p in params.items()}, {})
+    grads = {k: g + weight_decay * params[k] for k, g in grads.items()}
+    velocity = {k: momentum * velocity[k] + g for k, g in grads.items()}
+    return {k: p - lr * (grads[k] + momentum * velocity[k]) for k, p in params.items()}, (t + 1, velocity, {})
+
+
+def cosine(lr, progress):
+    """From lr to 0 along half a cosine, progress from 0 to 1."""
+    return lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+def stairs(lr, progress):
+    """MetaOptNet's schedule of 60 epochs: lr, then 0.06, 0.012 and 0.0024 of it from epochs 20, 40 and 50 on. [Lee et al. 2019]"""
+    return lr * (1 if progress < 20 / 60 else 0.06 if progress < 40 / 60 else 0.012 if progress < 50 / 60 else 0.0024)
+
+
+OPTIMISERS = {"adam": (adam, cosine), "sgd": (sgd, stairs)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What `train` needs. sample(step) -> images x (G n, ...), labels y (G, K, n), on the device of the parameters."""
+    """What `train` needs.
+
+    sample(step) -> batches of images and labels y, on the device of the parameters
+    objective(progress, [F, ...], y, params) -> loss, [dF, ...], dparams, info, for the features of each batch in float64
+    """
     encoder: Encoder
     sample: object
-    head: str = "inner-lasso"
+    objective: object
     steps: int = 1000
     lr: float = 1e-3
-    eps: float = 0.3
-    warmup: float = 0.5             # share of the steps over which eps rises from 0; 0: constant, as in the paper
-    n_support: int | None = None    # None: Problem (6); a number: Problem (7)
-    norm_axis: int = 1              # 1 batch norm over each set, 2 layer norm
+    optimiser: str = "adam"
 
 
 def train(config, start, report=None):
-    """Solve [L23, Problem (6)] from start = (params, state, opt, step); report(start, loss, info) hears of every step.
+    """Minimise the objective from start = (params, state, opt, step); report(start, loss, info) hears of every step.
 
-    The inner problems are solved in double precision whatever the encoder's. Returns the last (params, state, opt,
-    step). Raises FloatingPointError when the features, the loss or a gradient is no longer finite.
+    Batches of a step pass the encoder one by one, each normalised by its own moments where it has batch norms. The inner
+    problems are solved in double precision whatever the encoder's. Returns the last (params, state, opt, step). Raises
+    FloatingPointError when the features, the loss or a gradient is no longer finite.
     """
     params, state, opt, first = start
-    head, lambda_max = HEADS[config.head]
+    optimise, schedule = OPTIMISERS[config.optimiser]
     for step in range(first, config.steps):
         progress = step / config.steps
-        eps = config.eps * min(1, progress / config.warmup) if config.warmup else config.eps
-        lr = config.lr * (1 + math.cos(math.pi * progress)) / 2
-        x, y = config.sample(step)
-        F, cache, state = config.encoder.forward(params, state, x)                      # (G n, m)
-        refuse_non_finite("features", {"F": F}, step)
+        batches, y = config.sample(step)
+        features, caches = [], []
+        for x in batches:
+            F, cache, state = config.encoder.forward(params, state, x)
+            features.append(F)
+            caches.append(cache)
+        refuse_non_finite("features", {f"batch {i}": F for i, F in enumerate(features)}, step)
         xp = array_namespace(F)
-        F_sets = xp.reshape(xp.astype(F, xp.float64), (y.shape[0], y.shape[2], -1))     # (G, n, m)
-        loss, dF, info = head_on_sets(head, lambda_max, F_sets, y, eps, config.n_support, config.norm_axis)
-        grads = config.encoder.backward(cache, xp.astype(xp.reshape(dF, F.shape), F.dtype))
+        loss, dFs, grads, info = config.objective(progress, [xp.astype(F, xp.float64) for F in features], y, params)
+        parts = [config.encoder.backward(cache, xp.astype(dF, F.dtype)) for cache, dF in zip(caches, dFs)]
+        grads = {**add_up(parts), **{name: xp.astype(g, F.dtype) for name, g in grads.items()}}
         refuse_non_finite("gradient", {"loss": loss, **grads}, step)
-        params, opt = adam(params, grads, opt, lr)
+        params, opt = optimise(params, grads, opt, schedule(config.lr, progress))
         if report:
-            report((params, state, opt, step + 1), float(loss), {"eps": eps, "lr": lr, **info})
+            report((params, state, opt, step + 1), float(loss), info)
     return params, state, opt, config.steps
+
+
+def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm_axis=1):
+    """[L23, Problem (6)] on one batch of images, y (G, K, n): a head of HEADS on G image sets of K tasks.
+
+    eps rises from 0 over the share `warmup` of the steps (0: constant, as in the paper); n_support: Problem (7);
+    norm_axis: 1 batch norm over each set, 2 layer norm.
+    """
+    def objective(progress, features, y, params):
+        F, = features
+        now = eps * min(1, progress / warmup) if warmup else eps
+        F_sets = array_namespace(F).reshape(F, (y.shape[0], y.shape[2], -1))            # (G, n, m)
+        loss, dF, info = head_on_sets(*HEADS[head], F_sets, y, now, n_support, norm_axis)
+        return loss, [array_namespace(F).reshape(dF, F.shape)], {}, {"eps": now, **info}
+    return objective
+
+
+def episode_objective(head, lam, smoothing=0.0):
+    """Few-shot episodes, Y (T, n, k), on two batches, of support and of query images.                     [L23, Sec. 5.2]
+
+    lam(F_support, Y_support) -> the head's lam; the head's own parameters are those named "head.NAME".
+    """
+    def objective(progress, features, Y, params):
+        xp, T = array_namespace(Y), Y.shape[0]
+        F = xp.concat([xp.reshape(F, (T, F.shape[0] // T, -1)) for F in features], axis=1)          # support, query
+        n_support = features[0].shape[0] // T
+        own = {name[5:]: xp.astype(a, F.dtype) for name, a in params.items() if name.startswith("head.")}
+        lams = lam(F[:, :n_support, :], Y[:, :n_support, :])
+        loss, dF, dparams, info = EPISODE_HEADS[head](F, Y, lams, n_support, own, smoothing)
+        dFs = [xp.reshape(part, f.shape) for part, f in zip((dF[:, :n_support, :], dF[:, n_support:, :]), features)]
+        return loss, dFs, {f"head.{name}": g for name, g in dparams.items()}, info
+    return objective
 
 
 def refuse_non_finite(what, arrays, step):

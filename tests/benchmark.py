@@ -59,13 +59,14 @@ def outer_step(threads, sets=8, samples=50):
     shapes, encoder, now = data.Shapes3D(), sparsedis.cnn(6), [None]
     tasks = data.Tasks(*data.latents(shapes), sets=sets, samples=samples, per_set=1)
     now[0] = (*encoder.init(np.random.default_rng(0)), None, 0)
+    objective = sparsedis.task_objective("inner-lasso", warmup=0.0)
 
     def sample(step):
         index, y = tasks.sample(np.random.default_rng(step))
-        return shapes.images(index.ravel()), y
+        return [shapes.images(index.ravel())], y
 
     def step():
-        now[0] = sparsedis.train(sparsedis.Training(encoder, sample, steps=now[0][3] + 1, warmup=0.0), now[0])
+        now[0] = sparsedis.train(sparsedis.Training(encoder, sample, objective, steps=now[0][3] + 1), now[0])
 
     def run():
         with sparsedis.cpu_threads(threads):

@@ -44,24 +44,45 @@ def gradient_cases():
     yield conv(2, 2, 0, 3, 4, 6)
     yield conv(3, 1, 1, 2, 5, 5)
     yield conv(3, 1, 1, 4, 2, 5)
+    yield layer("leaky relu", sparsedis.leaky_relu, sparsedis.leaky_relu_backward, lambda slopes: [slopes], x=N((4, 5)))
+    yield layer("max_pool2d, odd sides", sparsedis.max_pool2d, sparsedis.max_pool2d_backward,
+                lambda c: [c[0][at] == c[1] for at in sparsedis.quarters(c[0].shape)], x=N((2, 5, 4, 3)))
+    yield layer("global_pool", sparsedis.global_pool, sparsedis.global_pool_backward, x=N((2, 3, 4, 3)))
+    yield layer("batch_norm", sparsedis.batch_norm, sparsedis.batch_norm_backward, x=N((3, 2, 3, 4)), g=N(4), b=N(4))
+    yield layer("drop_block", functools.partial(sparsedis.drop_block, step=0, rate=0.3, ramp=0, size=2, seed=0),
+                sparsedis.drop_block_backward, x=N((2, 5, 5, 3)))
     yield layer("normalise over samples", sparsedis.normalise, sparsedis.normalise_backward, F=N((2, 7, 3)))
     yield layer("normalise over features", functools.partial(sparsedis.normalise, axis=2), sparsedis.normalise_backward, F=N((2, 4, 6)))
 
+    def masks(layers, caches):
+        """What ReLU and pooling pass on, wherever it lies in an encoder's caches."""
+        for run, cache in zip(sparsedis.runs_of(layers), caches):
+            if run[0][1] == "residual":
+                for part, c in zip(("branch", "shortcut"), cache):
+                    yield from masks(run[0][3][part], c)
+            for (_, kind, _, _), c in ((layer, c) for block in cache if run[0][1] != "residual" for layer, c in zip(run, block)):
+                if kind in ("relu", "leaky_relu"):
+                    yield c == (0 if kind == "relu" else 1)
+                if kind == "max_pool2d":
+                    yield from (c[0][at] == c[1] for at in sparsedis.quarters(c[0].shape))
+
     def encoder(name, enc, x):
         params, state = enc.init(rng, dtype=np.float64)
-        params = {k: a + 0.1 * N(a.shape) if k.endswith(".b") else a for k, a in params.items()}
+        params = {k: a + 0.1 * N(a.shape) if k.endswith((".b", ".g")) else a for k, a in params.items()}
         R = N(enc.forward(params, state, x)[0].shape)
 
         def f(params):
             F, cache, _ = enc.forward(params, state, x)
             loss, dF = quadratic(F, R)
-            masks = [c > 0 for (_, stage), parts in zip(enc.stages, cache) for part in parts
-                     for (_, kind, _, _), c in zip(stage, part) if kind == "relu"]
-            return loss, lambda: enc.backward(cache, dF), masks
+            return loss, lambda: enc.backward(cache, dF), list(masks(enc.layers, cache))
         return name, f, params
 
     yield encoder("encoder mlp", sparsedis.mlp([5, 7, 6, 3]), N((6, 5)))
     yield encoder("encoder cnn", sparsedis.cnn(3), rng.random((2, 64, 64, 3)))
+    conv4 = sparsedis.conv4(2, 4)
+    conv4.block = 2                                                         # batch norm across blocks of unequal size
+    yield encoder("encoder conv4", conv4, rng.random((5, 19, 16, 2)))
+    yield encoder("encoder resnet12", sparsedis.resnet12(2, (3, 4, 5, 6), drop=0.2, ramp=2), rng.random((3, 36, 34, 2)))
 
     def problem(T, n, m, correlation=0.0):
         mix = np.linalg.cholesky((1 - correlation) * np.eye(m) + correlation)
@@ -96,6 +117,24 @@ def gradient_cases():
     yield group_solver("group lasso, squared, k = 3", N((2, 12, 5)), N((2, 12, 3)), 0.3, "squared")
     yield group_solver("group lasso, logistic, k = 3", N((2, 20, 5)), one_hot, 0.3, "logistic")
 
+    def svm(name, T, n, m, k, share, lam2=1.0):
+        Y = np.eye(k)[rng.permuted(np.tile(np.arange(n) % k, (T, 1)), axis=1)]
+        F, R = N((T, n, m)) + 0.3 * Y @ N((T, k, m)), N((T, k, m))
+
+        lam1 = share * solvers.svm_lambda_max(F, Y)
+
+        def f(arrays):
+            lams = arrays.get("lam1", 0.0), arrays["lam2"]
+            W, Lam, info = solvers.group_svm(arrays["F"], Y, *lams)
+            loss, dW = quadratic(W, R)
+            return loss, lambda: dict(zip(("F", "lam1", "lam2"), solvers.group_svm_vjp(arrays["F"], Y, *lams, W, Lam, dW))), \
+                [(W != 0).any(axis=1), Lam > 0]
+        return name, f, {"F": F, "lam2": np.full(T, lam2)} | ({"lam1": lam1} if share else {})
+
+    yield svm("group SVM, k = 2, n < m", 2, 14, 20, 2, 0.3)
+    yield svm("group SVM, k = 4, n < m", 2, 12, 30, 4, 0.15, 5.0)
+    yield svm("group SVM without lam1, k = 3", 2, 12, 4, 3, 0.0)
+
     def head(name, fitted, arrays, **kw):
         def f(arrays):
             loss, dF, info = fitted(arrays["F"])
@@ -109,6 +148,22 @@ def gradient_cases():
         lam = 0.1 * lambda_max(p["F"][:, :split], p["y"][:, :split])
         yield head(f"head {name}, Problem ({'6' if split is None else '7'})",
                    lambda F, h=h, lam=lam, y=p["y"], split=split: [h(F, y, lam, split)[i] for i in (0, 1, 3)], {"F": p["F"]})
+    def few_shot(title, lam, m=8, **learned):
+        name = title.split(",")[0]
+        Y = np.eye(3)[np.tile(np.arange(14) % 3, (2, 1))]                   # 9 support and 5 query samples
+        start = {"F": N((2, 14, m)) + Y @ N((2, 3, m)), "scale": np.array(1.3)} | {k: np.array(v) for k, v in learned.items()}
+
+        def f(arrays):
+            params = {k: v for k, v in arrays.items() if k != "F"}
+            loss, dF, dparams, info = sparsedis.EPISODE_HEADS[name](arrays["F"], Y, lam, 9, params, smoothing=0.1)
+            return loss, lambda: {"F": dF, **dparams}, [info["w"] != 0, info.get("Lam", 0) > 0]
+        return f"episode {title}", f, start
+
+    yield few_shot("svm, lam1 and lam2 learned", (2.0, 3.0), log_lam1=0.1, log_lam2=-0.2)
+    yield few_shot("svm, dense", (0.0, 3.0))
+    yield few_shot("ridge", np.array([0.5, 0.1]))
+    yield few_shot("logistic", np.array([0.1, 0.05]))
+    yield few_shot("prototypes", None)
     F, y = N((2, 10, 5)), N((2, 3, 10))                                     # odd m: layer norm makes columns dependent
     for axis in (1, 2):
         yield head(f"head_on_sets, K = 3, {'batch' if axis == 1 else 'layer'} norm",

@@ -16,7 +16,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(run.SCALES, "quick", (settings, 2, {"main": (0.1, 0.3), "other": (0.3,)}))
     monkeypatch.setitem(run.SWEEPS, "main", (run.INNER, [{"rho": 0.0}, {"rho": 0.9}]))
     for draw in ("draw_training", "draw_correlation", "draw_responses"):    # a second a run, and tested elsewhere
-        monkeypatch.setattr(run, draw, lambda *args: Path(args[-1]).write_bytes(b"\x89PNG"))
+        monkeypatch.setattr(metrics, draw, lambda *args: Path(args[-1]).write_bytes(b"\x89PNG"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

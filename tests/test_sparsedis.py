@@ -101,7 +101,7 @@ def outer_step(xp, device, dtype=None, images=20):
     params, state = encoder.init(rng, dtype or xp.float64, xp, device)
     x = data.compose(rng.integers(480, size=images), rng.integers(10, size=(images, 3)), xp, device)
     y = xp.asarray(rng.standard_normal((2, 3, images // 2)), device=device)
-    training = sparsedis.Training(encoder, lambda step: (xp.astype(x, dtype or xp.float64), y), steps=1, warmup=0.0)
+    training = sparsedis.Training(encoder, lambda step: ([xp.astype(x, dtype or xp.float64)], y), sparsedis.task_objective("inner-lasso", warmup=0.0), steps=1)
     seen = {}
     params, *_ = sparsedis.train(training, (params, state, None, 0), lambda now, loss, info: seen.update(loss=loss))
     return seen["loss"], params
@@ -133,9 +133,9 @@ def test_training_stops_on_a_loss_that_is_not_finite():
     encoder = sparsedis.mlp([4, 3])
     params, state = encoder.init(np.random.default_rng(0), np.float64)
     params["linear1.W"][0, 0] = 1e200
-    sample = lambda step: (np.full((6, 4), 1e200), np.ones((1, 1, 6)))
+    sample = lambda step: ([np.full((6, 4), 1e200)], np.ones((1, 1, 6)))
     with pytest.raises(FloatingPointError, match="features.*step 0"), np.errstate(all="ignore"):
-        sparsedis.train(sparsedis.Training(encoder, sample, steps=1), (params, state, None, 0))
+        sparsedis.train(sparsedis.Training(encoder, sample, sparsedis.task_objective("inner-lasso"), steps=1), (params, state, None, 0))
 
 
 def test_a_split_leaves_samples_on_both_sides():
