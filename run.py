@@ -351,10 +351,10 @@ SWEEPS = {                                                                  # na
 
 
 EPISODE_SWEEPS = {                                                          # name: settings, and the values of eps
-    "glyphs": ({"source": "glyphs"}, (0.0, 0.01, 0.03, 0.1, 0.2)),
+    "glyphs": ({"source": "glyphs"}, (0.0, 0.003, 0.01, 0.02, 0.05)),
     "shapes": ({"source": "shapes", "encoder": "cnn", "lr": 5e-3}, (0.0, 0.01, 0.03, 0.1, 0.3)),
 }
-EPISODE_SCALES = {"quick": ({"steps": 600}, 1), "paper": ({"steps": 20_000}, 5)}
+EPISODE_SCALES = {"quick": ({"steps": 400}, 1), "paper": ({"steps": 20_000}, 5)}
 
 
 def sweep_configs(name, scale, results):
@@ -531,7 +531,7 @@ class FewShot:
     encoder: str = option("conv4", "the network; cnn is that of 3D Shapes, with --features", choices=("conv4", "resnet12", "cnn"))
     features: int = option(6, "features of cnn, m", 2)
     head: str = option("svm", "how an episode's classifier is fitted", choices=tuple(sparsedis.EPISODE_HEADS))
-    eps: float = option(0.1, "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM", 0, 1)
+    eps: float = option(0.02, "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM", 0, 1)
     lam1: float = option(0.0, "svm: a number to add to that lam1", 0)
     lam2: float = option(1.0, "svm and ridge: weight of ||W||^2/2", 1e-9)
     learn_lams: bool = option(False, "svm: learn factors of lam1 and lam2 by their hypergradients")
@@ -540,9 +540,9 @@ class FewShot:
     train_shot: int = option(0, "support samples of a class in training; 0: as in evaluation", 0)
     query: int = option(10, "query samples of a class", 1)
     episodes: int = option(8, "episodes per step", 1)
-    steps: int = option(800, "outer steps", 1)
+    steps: int = option(500, "outer steps", 1)
     optimiser: str = option("adam", "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)", choices=tuple(sparsedis.OPTIMISERS))
-    lr: float = option(3e-3, "learning rate at the start", 1e-12)
+    lr: float = option(1e-2, "learning rate at the start", 1e-12)
     smoothing: float = option(0.1, "of the labels of the query loss, in training", 0, 0.99)
     test_episodes: int = option(1000, "episodes of the evaluation", 2)
     seed: int = option(0, "seed of parameters and training episodes")
@@ -618,7 +618,7 @@ def fewshot(config):
     encoder = encoder_of(config, source.image_shape())
     shot, sizes = config.train_shot or config.shot, (config.way * (config.train_shot or config.shot), config.way * config.query)
     source.sample(np.random.default_rng(0), "test", config.way, config.shot, config.query)                  # refuses the impossible now
-    learned = {"head.scale": 1.0} | ({"head.log_lam1": 0.0, "head.log_lam2": 0.0} if config.learn_lams and config.head == "svm" else {})
+    learned = {"head.scale": 4.0} | ({"head.log_lam1": 0.0, "head.log_lam2": 0.0} if config.learn_lams and config.head == "svm" else {})
     open_folder(config, folder, content)
 
     def sample(step):
