@@ -399,7 +399,7 @@ def group_curvature(F, Y, lam, V, loss):
         FD = xp.reshape(F[..., None, None] * D[:, :, None, :, :], (T, F.shape[1], m * k * k))
         H = xp.permute_dims(xp.reshape(xp.matmul(transpose(F), FD), (T, m, m, k, k)), (0, 1, 3, 2, 4))
     size = xp.linalg.vector_norm(V, axis=2)
-    size = xp.where(size > 0, size, 1)[..., None]
+    size = xp.where(size > 0, xp.maximum(size, 1e-100), 1)[..., None]
     v = V / size
     bend = lam[:, None, None, None] * (eye_k - v[..., None] * v[:, :, None, :]) / size[..., None]    # (T, m, k, k)
     return xp.reshape(H + bend[:, :, :, None, :] * eye_m[:, None, :, None], (T, m * k, m * k))

@@ -716,8 +716,10 @@ def ridge_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
 
 
 def logistic_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
-    """Group-Lasso multinomial logistic regression. Its Newton step has m k unknowns: for a few hundred features."""
-    return episode(lambda F, Y, lam: solvers.group_lasso(F, Y, lam, "logistic"),
+    """Group-Lasso multinomial logistic regression. Its Newton step has m k unknowns, for a few hundred features, and its sweeps
+    are slow where n < m and lam is below 0.1 of its maximum: after 200 the solver stops and says so.
+    """
+    return episode(lambda F, Y, lam: solvers.group_lasso(F, Y, lam, "logistic", max_iter=200),
                    lambda F, Y, lam, W, info, dW: (solvers.group_lasso_vjp(F, Y, lam, W, dW, "logistic")[0], {}),
                    F, Y, lam, n_support, params, smoothing)
 

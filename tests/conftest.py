@@ -3,6 +3,9 @@ import os
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
+
+threadpool_limits(1, user_api="blas")                                       # small matrices: threads would only wait for each other
 
 
 def library(name):

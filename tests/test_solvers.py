@@ -254,3 +254,166 @@ def test_group_lasso_on_every_array_library(backend, loss):
     np.testing.assert_allclose(to_numpy(W_), W, atol=1e-9)
     for ours, theirs in zip(solvers.group_lasso_vjp(F, Y, lam, W, W, loss), solvers.group_lasso_vjp(F_, Y_, lam_, W_, W_, loss)):
         np.testing.assert_allclose(to_numpy(theirs), ours, atol=1e-8)
+
+
+# ------------------------------------------------------------------------------------- group-Lasso multiclass SVM
+
+
+def svm_problem(T, n, m, k, seed=0, signal=0.5, relu=False):
+    rng = np.random.default_rng(seed)
+    Y = np.eye(k)[rng.permuted(np.tile(np.arange(n) % k, (T, 1)), axis=1)]
+    F = rng.standard_normal((T, n, m)) + signal * Y @ rng.standard_normal((T, k, m))
+    return np.maximum(F, 0) if relu else F, Y
+
+
+def duality_gap(F, Y, lam1, lam2, W, Lam, half=0.5):
+    """P + D - n relative to P, of one task, from the formulas in words: hinge, norms, dual."""
+    scores, hinge = F @ W.T, 0.0
+    for i, y in enumerate(Y.argmax(axis=1)):
+        hinge += max(scores[i, l] - scores[i, y] + (l != y) for l in range(Y.shape[1]))
+    norms = np.linalg.norm(W, axis=0)
+    P = hinge + lam1 * norms.sum() + lam2 / 2 * (norms ** 2).sum()
+    V = (Y - Lam).T @ F
+    D = half / lam2 * (np.maximum(np.linalg.norm(V, axis=0) - lam1, 0) ** 2).sum() + (Y * Lam).sum()
+    return abs(P + D - len(F)) / P
+
+
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.1, 0.6])
+@pytest.mark.parametrize("T, n, m, k, lam2", [(3, 25, 64, 5, 1.0), (3, 25, 64, 5, 0.01), (2, 75, 20, 2, 1.0), (2, 10, 300, 3, 5.0), (2, 30, 1, 3, 0.5)])
+def test_group_svm_closes_the_duality_gap(T, n, m, k, lam2, share):
+    F, Y = svm_problem(T, n, m, k)
+    lam1 = share * solvers.svm_lambda_max(F, Y)
+    W, Lam, info = solvers.group_svm(F, Y, lam1, lam2)
+    assert info["converged"].all() and (Lam >= 0).all()
+    np.testing.assert_allclose(Lam.sum(axis=2), 1, atol=1e-12)
+    for t in range(T):
+        assert duality_gap(F[t], Y[t], lam1[t], lam2, W[t], Lam[t]) <= 1e-8
+    assert duality_gap(F[0], Y[0], lam1[0], lam2, W[0], Lam[0], half=1.0) > 1e-6 or not W[0].any()          # the 1/2 belongs there
+
+
+def test_group_svm_converges_on_random_problems():
+    """At least 99 % of problems of any shape, penalty and scale, and `converged` tells the truth on all."""
+    rng, converged = np.random.default_rng(1), []
+    for _ in range(20):
+        n, k, m = int(rng.choice([25, 75])), int(rng.choice([2, 5])), int(np.exp(rng.uniform(np.log(4), np.log(200))))
+        F, Y = svm_problem(5, n, m, k, rng.integers(10 ** 6), signal=rng.uniform(0, 2), relu=rng.random() < 0.5)
+        F *= 10 ** rng.uniform(-1, 1)
+        lam1 = 10 ** rng.uniform(-3, 0.1, 5) * solvers.svm_lambda_max(F, Y)
+        lam2 = 10 ** rng.uniform(-2, 1, 5) * (F ** 2).sum(axis=2).mean(axis=1) / n
+        W, Lam, info = solvers.group_svm(F, Y, lam1, lam2)
+        told = [duality_gap(F[t], Y[t], lam1[t], lam2[t], W[t], Lam[t]) <= 2e-8 for t in range(5)]
+        assert (info["converged"] <= told).all()
+        converged.extend(info["converged"])
+    assert np.mean(converged) >= 0.99
+
+
+def degenerate_svms():
+    F, Y = svm_problem(2, 20, 6, 4)
+    yield "duplicate samples", np.concatenate([F, F[:, :5]], axis=1), np.concatenate([Y, Y[:, :5]], axis=1), 0.1, 1.0
+    yield "duplicates with other labels", np.concatenate([F, F], axis=1), np.concatenate([Y, Y[:, ::-1]], axis=1), 0.1, 1.0
+    yield "separable", F + 30 * Y @ np.eye(4, 6), Y, 0.1, 1e-3
+    yield "all features off", F, Y, 1.01, 1.0
+    yield "one feature", F[:, :, :1], Y, 0.1, 1.0
+    yield "two classes", F, np.eye(2)[Y.argmax(2) % 2], 0.2, 1.0
+    yield "a class with no sample", F, np.concatenate([Y, np.zeros((2, 20, 1))], axis=2), 0.1, 1.0
+    yield "only one class", F, np.eye(3)[np.zeros((2, 20), int)], 0.1, 1.0
+    yield "a feature and a sample of zeros", F * (np.arange(6) != 2) * (np.arange(20) != 3)[:, None], Y, 0.05, 1.0
+    yield "equal features", F[:, :, [0, 1, 1, 1, 2, 3]], Y, 0.1, 1.0
+
+
+@pytest.mark.parametrize("case", list(degenerate_svms()), ids=lambda case: case[0])
+def test_group_svm_on_degenerate_problems(case):
+    _, F, Y, share, lam2 = case
+    lam1 = share * solvers.svm_lambda_max(F, Y)
+    for dense in (False, True):
+        W, Lam, info = solvers.group_svm(F, Y, 0 * lam1 if dense else lam1, lam2)
+        assert info["converged"].all()
+        for t in range(2):
+            assert duality_gap(F[t], Y[t], 0 if dense else lam1[t], lam2, W[t], Lam[t]) <= 1e-8
+        for d in solvers.group_svm_vjp(F, Y, 0 * lam1 if dense else lam1, lam2, W, Lam, np.ones_like(W)):
+            assert np.isfinite(d).all()
+    if share > 1:
+        W, Lam, _ = solvers.group_svm(F, Y, lam1, lam2)
+        assert not W.any() and not any(d.any() for d in solvers.group_svm_vjp(F, Y, lam1, lam2, W, Lam, np.ones_like(W)))
+
+
+def test_svm_lambda_max_is_the_threshold_of_two_classes():
+    F, Y = svm_problem(4, 20, 6, 2)
+    lam = solvers.svm_lambda_max(F, Y)
+    assert not solvers.group_svm(F, Y, 1.0001 * lam, 1.0)[0].any()
+    assert solvers.group_svm(F, Y, 0.99 * lam, 1.0)[0].any(axis=(1, 2)).all()
+
+
+def test_block_coordinate_descent_finds_the_same_solution():
+    F, Y = svm_problem(2, 12, 8, 3)
+    lam1 = 0.2 * solvers.svm_lambda_max(F, Y)
+    W, _, info = solvers.group_svm(F, Y, lam1, 5.0, method="pbcd")
+    assert info["converged"].all()
+    np.testing.assert_allclose(W, solvers.group_svm(F, Y, lam1, 5.0)[0], atol=1e-4)
+
+
+def test_group_svm_says_when_it_stops_early():
+    F, Y = svm_problem(2, 25, 30, 5)
+    for method in ("interior-point", "pbcd"):
+        W, Lam, info = solvers.group_svm(F, Y, 1.0, 0.1, method=method, max_iter=1)
+        assert info["n_iter"] == 1 and not info["converged"].any()
+        np.testing.assert_allclose(info["gap"], [duality_gap(F[t], Y[t], 1.0, 0.1, W[t], Lam[t]) for t in range(2)], rtol=1e-6)
+
+
+def test_the_dense_svm_is_that_of_crammer_and_singer():
+    from sklearn.svm import LinearSVC
+    F, Y = svm_problem(2, 30, 5, 3, signal=0.3)
+    W, _, _ = solvers.group_svm(F, Y, 0.0, 2.0)
+    for t in range(2):
+        theirs = LinearSVC(C=1 / 2.0, multi_class="crammer_singer", fit_intercept=False, tol=1e-9, max_iter=10 ** 6).fit(F[t], Y[t].argmax(1))
+        np.testing.assert_allclose(W[t], theirs.coef_, atol=1e-4)
+
+
+def test_simplex_projection_is_the_nearest_point():
+    rng = np.random.default_rng(0)
+    V = rng.standard_normal((50, 4))
+    P = solvers.project_simplex(V)
+    np.testing.assert_allclose(P.sum(axis=1), 1)
+    assert (P >= 0).all()
+    for Q in rng.dirichlet(np.ones(4), size=200):                           # (V - P).(Q - P) <= 0 for every Q of the simplex
+        assert (((V - P) * (Q - P)).sum(axis=1) <= 1e-12).all()
+
+
+def test_group_svm_on_every_array_library(backend):
+    xp, device = backend
+    F, Y = svm_problem(2, 12, 20, 3)
+    lam1 = 0.1 * solvers.svm_lambda_max(F, Y)
+    F_, Y_, lam1_ = (xp.asarray(a, device=device) for a in (F, Y, lam1))
+    for strength, strength_ in ((lam1, lam1_), (0 * lam1, 0 * lam1_)):
+        W, Lam, _ = solvers.group_svm(F, Y, strength, 2.0)
+        W_, Lam_, info = solvers.group_svm(F_, Y_, strength_, 2.0)
+        np.testing.assert_allclose(to_numpy(W_), W, atol=1e-9)
+        for ours, theirs in zip(solvers.group_svm_vjp(F, Y, strength, 2.0, W, Lam, W), solvers.group_svm_vjp(F_, Y_, strength_, 2.0, W_, Lam_, W_)):
+            np.testing.assert_allclose(to_numpy(theirs), ours, atol=1e-7)
+    np.testing.assert_allclose(to_numpy(solvers.group_svm(F_, Y_, lam1_, 2.0, method="pbcd", max_iter=3)[0]),
+                               solvers.group_svm(F, Y, lam1, 2.0, method="pbcd", max_iter=3)[0], atol=1e-12)
+
+
+def test_group_svm_in_single_precision():
+    F, Y = svm_problem(3, 25, 40, 5)
+    lam1 = 0.1 * solvers.svm_lambda_max(F, Y)
+    W, _, info = solvers.group_svm(F.astype(np.float32), Y.astype(np.float32), lam1.astype(np.float32), 1.0)
+    assert W.dtype == np.float32 and info["converged"].all()
+    np.testing.assert_allclose(W, solvers.group_svm(F, Y, lam1, 1.0)[0], atol=2e-2)
+
+
+@pytest.mark.parametrize("change", [{"F": np.nan}, {"lam2": 0.0}, {"lam1": -1.0}, {"Y": 0.5}, {"method": "simplex"}])
+def test_group_svm_refuses_bad_input(change):
+    F, Y = svm_problem(2, 6, 3, 3)
+    good = {"F": F, "Y": Y, "lam1": 0.1, "lam2": 1.0, "method": "interior-point"}
+    for name, value in change.items():
+        good[name] = good[name] * value if name in "FY" else value
+    with pytest.raises(ValueError):
+        solvers.group_svm(**good)
+
+
+def test_ridge_of_classes_is_ridge_of_each_class():
+    F, Y = svm_problem(2, 8, 15, 3)
+    W = solvers.ridge_classes(F, Y, np.array([0.1, 2.0]))
+    for k in range(3):
+        np.testing.assert_allclose(W[:, k], solvers.ridge(F, Y[:, :, k], np.array([0.1, 2.0])), atol=1e-10)

@@ -194,3 +194,94 @@ def test_no_numpy_on_arrays_that_may_live_on_a_device():
     for file in ("solvers.py", "sparsedis.py"):
         tree = ast.parse((Path(sparsedis.__file__).parent / file).read_text())
         assert "numpy" not in {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+
+
+# ------------------------------------------------------------------------------------- encoders of few-shot learning
+
+
+def test_evaluation_uses_running_moments_and_drops_nothing():
+    rng = np.random.default_rng(0)
+    for encoder in (sparsedis.conv4(1, 4), sparsedis.resnet12(1, (2, 3, 4, 5), drop=0.5)):
+        params, state = encoder.init(rng, np.float64)
+        x = rng.random((12, 32, 32, 1))
+        for _ in range(60):                                                 # running moments settle on this batch's
+            F_train, _, state = encoder.forward(params, state, x)
+        F, _, same = encoder.forward(params, state, x, train=False)
+        assert all(np.array_equal(same[k], state[k]) for k in state)
+        alone = np.concatenate([encoder.forward(params, state, x[i:i + 1], train=False)[0] for i in range(12)])
+        np.testing.assert_allclose(alone, F, atol=1e-12)                    # not transductive
+        if "step" not in state:
+            np.testing.assert_allclose(F, F_train, rtol=0.05, atol=0.05)
+        else:
+            assert state["step"] == 60
+
+
+def test_features_of_the_few_shot_encoders():
+    assert sparsedis.conv4(3).forward(*sparsedis.conv4(3).init(np.random.default_rng(0)), np.zeros((2, 84, 84, 3), np.float32))[0].shape == (2, 1600)
+    encoder = sparsedis.resnet12()
+    shapes = dict(encoder.parameters())
+    assert sum(np.prod(shape) for shape in shapes.values()) == 12_424_320   # MetaOptNet's backbone
+    F, _, _ = encoder.forward(*encoder.init(np.random.default_rng(0)), np.zeros((1, 84, 84, 3), np.float32))
+    assert F.shape == (1, 16_000)
+
+
+def test_blocks_and_threads_change_no_bit_of_a_batch_norm_network():
+    rng = np.random.default_rng(0)
+    encoder, x = sparsedis.conv4(1, 8), rng.random((60, 28, 28, 1)).astype(np.float32)
+    params, state = encoder.init(rng)
+    results = []
+    for threads in (1, 2):
+        with sparsedis.cpu_threads(threads):
+            F, cache, after = encoder.forward(params, state, x)
+            results.append((F, *encoder.backward(cache, F).values(), *after.values()))
+    assert all(np.array_equal(a, b) for a, b in zip(*results))
+
+
+def test_drop_block_drops_its_share_in_blocks():
+    x = np.ones((50, 10, 10, 8))
+    out, keep = sparsedis.drop_block(x, step=10, rate=0.3, ramp=0, size=3, seed=0)
+    assert 0.6 < (keep > 0).mean() < 0.8 and abs(out.mean() - 1) < 1e-9
+    assert (sparsedis.drop_block(x, step=0, rate=0.3, ramp=1000, size=1, seed=0)[1] == 0).mean() < 0.01   # the rate grows
+    padded = np.pad(keep == 0, ((0, 0), (1, 1), (1, 1), (0, 0)))            # a dropped pixel has dropped neighbours
+    neighbours = padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1]
+    assert neighbours[keep == 0].all()
+
+
+def test_sgd_is_torchs_nesterov():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(0)
+    params, opt = {"W": rng.standard_normal(5)}, None
+    theirs = torch.tensor(params["W"].copy(), requires_grad=True)
+    optimiser = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    for _ in range(5):
+        g = rng.standard_normal(5)
+        theirs.grad = torch.tensor(g)
+        optimiser.step()
+        params, opt = sparsedis.sgd(params, {"W": g}, opt, 0.1)
+        np.testing.assert_allclose(params["W"], theirs.detach().numpy(), atol=1e-12)
+
+
+def test_schedules_fall():
+    assert sparsedis.cosine(2.0, 0) == 2 and abs(sparsedis.cosine(2.0, 1)) < 1e-12
+    np.testing.assert_allclose([sparsedis.stairs(0.1, p) for p in (0, 0.34, 0.67, 0.84)], [0.1, 0.006, 0.0012, 0.00024])
+
+
+def test_few_shot_encoders_agree_with_torch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(0)
+    encoder, x = sparsedis.conv4(2, 4), rng.random((6, 21, 16, 2))
+    params, state = encoder.init(rng, np.float64)
+    F, cache, after = encoder.forward(params, state, x)
+    out, theirs = torch.tensor(x).permute(0, 3, 1, 2), {k: torch.tensor(v, requires_grad=True) for k, v in params.items()}
+    mean, variance = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    for i in (1, 2, 3, 4):
+        out = torch.nn.functional.conv2d(out, theirs[f"block{i}.conv.W"].permute(3, 2, 0, 1), padding=1)
+        out = torch.nn.functional.batch_norm(out, mean if i == 1 else None, variance if i == 1 else None, theirs[f"block{i}.norm.g"],
+                                             theirs[f"block{i}.norm.b"], training=True)
+        out = torch.nn.functional.max_pool2d(torch.relu(out), 2)
+    out = out.permute(0, 2, 3, 1).reshape(6, -1)
+    np.testing.assert_allclose(F, out.detach().numpy(), atol=1e-10)
+    np.testing.assert_allclose(after["block1.norm.variance"], variance.numpy(), atol=1e-12)
+    (out ** 2).sum().backward()
+    for name, g in encoder.backward(cache, 2 * F).items():
+        np.testing.assert_allclose(g, theirs[name].grad.numpy(), atol=1e-9)
