@@ -76,6 +76,92 @@ def outer_step(threads, sets=8, samples=50):
     return run
 
 
+def torch_conv4(threads, layout, images=100):
+    """conv4's forward and backward pass on 28 x 28 images by PyTorch; a function that returns its seconds."""
+    import torch
+    torch.set_num_threads(threads)
+    blocks = [layer for c in (1, 64, 64, 64) for layer in (torch.nn.Conv2d(c, 64, 3, padding=1, bias=False), torch.nn.BatchNorm2d(64), torch.nn.ReLU(),
+                                                           torch.nn.MaxPool2d(2))]
+    network, x = torch.nn.Sequential(*blocks).to(memory_format=layout), torch.rand(images, 1, 28, 28).to(memory_format=layout)
+    return lambda: timed(lambda: network(x).square().mean().backward())
+
+
+def our_conv4(threads, images=100):
+    encoder, x = sparsedis.conv4(1), np.random.default_rng(0).random((images, 28, 28, 1)).astype(np.float32)
+    params, state = encoder.init(np.random.default_rng(0))
+
+    def step():
+        F, cache, _ = encoder.forward(params, state, x)
+        encoder.backward(cache, 2 * F / F.size)
+
+    def run():
+        with sparsedis.cpu_threads(threads):
+            return timed(step)
+    return run
+
+
+def svm_problem(m, T=8, n=25, k=5, off=0.3):
+    """Episodes whose features are those of a ReLU network; lam1 so that a share `off` of the features is off."""
+    rng = np.random.default_rng(0)
+    Y = np.eye(k)[rng.permuted(np.tile(np.arange(n) % k, (T, 1)), axis=1)]
+    F = np.maximum(rng.standard_normal((T, n, m)) + 0.5 * Y @ rng.standard_normal((T, k, m)), 0)
+    low, high, lam2 = 1e-5, 0.3, m / 100
+    for _ in range(10):
+        share = (low * high) ** 0.5
+        W, _, _ = solvers.group_svm(F[:1], Y[:1], share * solvers.svm_lambda_max(F[:1], Y[:1]), lam2)
+        low, high = (share, high) if (W == 0).all(axis=1).mean() < off else (low, share)
+    return F, Y, share * solvers.svm_lambda_max(F, Y), lam2
+
+
+def projected_gradient(F, Y, lam1, lam2, steps):
+    """W and Lam after so many projected gradient steps of length 1/L on the dual: the published code takes five and stops."""
+    L = np.linalg.norm(F, ord=2, axis=(1, 2)) ** 2 / lam2
+    Lam = np.full(Y.shape, 1 / Y.shape[2])
+    for _ in range(steps):
+        _, _, G = solvers.svm_primal(F, Y, Lam, lam1, lam2)
+        Lam = solvers.project_simplex(Lam - G / L[:, None, None])
+    return solvers.svm_primal(F, Y, Lam, lam1, lam2)[1], Lam
+
+
+def shortcut(F, Y, lam1, lam2, steps=(5, 50, 500, 5000)):
+    """Rows (steps, error of W, error of dF): stopping early and differentiating there, relative to the exact solution's W and dF.
+
+    The outer loss is a fixed random linear function of W; the implicit system itself is solved exactly in all rows.
+    """
+    lam2 = lam2 + 0 * lam1
+    dW = np.random.default_rng(1).standard_normal((F.shape[0], Y.shape[2], F.shape[2]))
+    W, Lam, _ = solvers.group_svm(F, Y, lam1, lam2)
+    dF = solvers.group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW)[0]
+    for count in steps:
+        w, lam = projected_gradient(F, Y, lam1, lam2, count)
+        yield count, *(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in
+                       ((w, W), (solvers.group_svm_vjp(F, Y, lam1, lam2, w, lam, dW)[0], dF)))
+
+
+def bench_few_shot(threads, row):
+    """conv4, the group SVM against block coordinate descent, and the error of the published shortcut."""
+    try:
+        import torch
+        peers = ("PyTorch", torch.contiguous_format), ("PyTorch, channels_last", torch.channels_last)
+        ours, *theirs = seconds_of(our_conv4(threads), *(torch_conv4(threads, layout) for _, layout in peers), repeats=25)
+        for (peer, _), seconds in zip(peers, theirs):
+            row(ours / seconds, "conv4 forward + backward, 100 images 28 x 28", ours, peer, seconds)
+    except ImportError:
+        print("     -     conv4: PyTorch is not installed")
+    for m in (1600, 16_000):
+        F, Y, lam1, lam2 = svm_problem(m)
+        ours, = seconds_of(lambda: timed(solvers.group_svm, F, Y, lam1, lam2), repeats=3)
+        W, _, info = solvers.group_svm(F, Y, lam1, lam2)
+        epochs = 3 if m > 1600 else 30
+        began = time.perf_counter()
+        pbcd = solvers.group_svm(F, Y, lam1, lam2, method="pbcd", max_iter=epochs)[2]
+        row(ours / (time.perf_counter() - began), f"group SVM, 8 tasks, n = 25, k = 5, m = {m}, {100 * (W == 0).all(axis=1).mean():.0f} % off", ours,
+            f"{epochs} epochs of block coordinate descent", time.perf_counter() - began)
+        print(f"            relative duality gap {info['gap'].max():.1e}, theirs {pbcd['gap'].max():.1e}")
+    for steps, error_W, error_dF in shortcut(*svm_problem(1600)):
+        print(f"     -     {steps} projected gradient steps instead of a solve (m = 1600): error of W {error_W:.2g}, of dF {error_dF:.2g}")
+
+
 def bench(threads):
     """Side by side in one process, medians of interleaved repeats, the ratio to the peer first."""
     from threadpoolctl import threadpool_info
@@ -101,4 +187,5 @@ def bench(threads):
                                   for w in (solvers.lasso(*problem)[0], scikit_lasso(*problem)))
         row(ours / theirs, f"lasso, T = 1000, n = 50, m = {m}, eps {eps}", ours, "scikit-learn", theirs)
         print(f"            {theirs / ours:.0f} times as fast; largest violation of optimality {ours_left:.1e}, scikit-learn's {theirs_left:.1e}")
+    bench_few_shot(threads, row)
     print(f"     -     render all geometries: {timed(data.geometry_maps.__wrapped__):.2f} s")
