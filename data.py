@@ -535,8 +535,8 @@ def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise=0.04):
 
 # ----------------------------------------------------------------------------------------- few-shot episodes
 # A source of episodes has sample(rng, split, way, shot, query) -> index (n,), Y (n, way) one-hot, the way * shot support
-# samples first, and images(split, index, xp, device, rng=None) -> x (n, H, W, C) float32, augmented where rng is given.
-# splits: "train", "val", "test", whose classes are disjoint.
+# samples first, and images(split, index, xp, device, rng=None) -> x (n, H, W, C) float32, augmented where rng is given (3D
+# Shapes are not). splits: "train", "val", "test", whose classes are disjoint.
 
 
 def support_first(index, shot):
@@ -556,7 +556,6 @@ class ImageEpisodes:
         self.x = {name: x for name, (x, _) in splits.items()}
         self.members = {name: [np.flatnonzero(labels == c) for c in np.unique(labels)] for name, (_, labels) in splits.items()}
         self.shift, self.colour = shift, colour
-        refuse_shared(splits)
 
     def image_shape(self):
         return self.x["train"].shape[1:]
@@ -564,7 +563,7 @@ class ImageEpisodes:
     def sample(self, rng, split, way, shot, query):
         members = [m for m in self.members[split] if len(m) >= shot + query]
         if len(members) < way:
-            raise ValueError(f"--way: {way} classes with {shot + query} images each are needed, the {split} split has {len(members)}")
+            raise ValueError(f"--way, --shot, --query: {way} classes with {shot} + {query} images each are needed, the {split} split has {len(members)}")
         picked = rng.choice(len(members), way, replace=False)
         return support_first(np.stack([rng.choice(members[c], shot + query, replace=False) for c in picked]), shot)
 
@@ -577,12 +576,13 @@ class ImageEpisodes:
 
 
 def refuse_shared(splits):
-    """Raise where two splits share a class, by its name or by any of its images."""
+    """The splits, unless two of them share a class, by its name or by any of its images."""
     names = [(split, name) for split, (_, labels) in splits.items() for name in np.unique(labels)]
     hashes = [(split, h) for split, (x, _) in splits.items() for h in {hashlib.sha256(image).digest() for image in x}]
     for what, pairs in (("class", names), ("image", hashes)):
         if len({value for _, value in pairs}) < len(pairs):
             raise ValueError(f"two splits share a{'n' * (what == 'image')} {what}")
+    return splits
 
 
 def shifted(rng, x, pad):
@@ -593,7 +593,8 @@ def shifted(rng, x, pad):
 
 
 def jittered(rng, x, strength=0.4):
-    """Half of the images mirrored; brightness, contrast and saturation scaled by 0.6 to 1.4 each."""
+    """Half of the images mirrored; brightness, contrast and saturation scaled by 0.6 to 1.4 each, in this order (MetaOptNet: in a
+    random order, and borders of zeros)."""
     x = np.where(rng.random(len(x))[:, None, None, None] < 0.5, x, x[:, :, ::-1]).astype(np.float32)
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, (3, len(x), 1, 1, 1)).astype(np.float32)
     x = np.clip(x * brightness, 0, 255)
@@ -628,7 +629,7 @@ def glyphs(side=28):
                     seen |= outlines
                     found[split_of[script]][0].extend(images)
                     found[split_of[script]][1].extend([chr(code)] * len(images))
-    return {split: (np.stack(x)[..., None], np.array(labels)) for split, (x, labels) in found.items()}
+    return refuse_shared({split: (np.stack(x)[..., None], np.array(labels)) for split, (x, labels) in found.items()})
 
 
 def draw_glyph(font, code, side):
@@ -675,7 +676,7 @@ def omniglot(paths, side=28, seed=0):
             turned = [np.rot90(x, k, axes=(1, 2)) for k in range(4)]
             x, labels = np.concatenate(turned), np.concatenate([np.char.add(labels, f"/{90 * k}") for k in range(4)])
         splits[split] = x, labels
-    return splits
+    return refuse_shared(splits)
 
 
 class ArraysOnly(pickle.Unpickler):
@@ -722,24 +723,41 @@ def load_splits(folder):
 
 
 class ShapesEpisodes:
-    """Episodes of 3D Shapes whose classes are values of one or two of the factors, the others drawn at random."""
+    """Episodes of 3D Shapes whose classes are values of one or two of the factors, the others drawn at random.
 
-    def __init__(self, shapes, relevant=2):
-        self.shapes, self.relevant = shapes, relevant
+    A class, a combination of values, belongs to one split: every tenth to validation, two in ten to the test.
+    """
+
+    def __init__(self, shapes):
+        self.shapes = shapes
+        if len(shapes) < N_IMAGES:
+            raise ValueError(f"--data: episodes of shapes need all {N_IMAGES} images, found {len(shapes)}")
 
     def image_shape(self):
         return SIDE, SIDE, 3
 
+    def classes(self, on, split):
+        """The combinations (N, |on|) of values of the factors `on` that belong to a split."""
+        levels = np.array(LEVELS)[on]
+        values = np.stack(np.unravel_index(np.arange(levels.prod()), levels), axis=1)
+        turn = (values.sum(axis=1) + on.sum()) % 10
+        return values[{"train": turn < 7, "val": turn == 7, "test": turn > 7}[split]]
+
     def sample(self, rng, split, way, shot, query):
+        for _ in range(100):                                                # one factor alone has too few classes for many ways
+            on = np.sort(rng.choice(6, rng.integers(1, 3), replace=False))
+            classes = self.classes(on, split)
+            if len(classes) >= way:
+                break
+        else:
+            raise ValueError(f"--way: {way} classes are more than the {split} split of two factors has")
+        off = np.setdiff1d(np.arange(6), on)
         levels = np.array(LEVELS)
-        on = rng.choice(6, rng.integers(1, self.relevant + 1), replace=False)
-        combinations = np.prod(levels[on])
-        while combinations < way:                                           # four shapes are too few for five classes
-            on = rng.choice(6, len(on), replace=False)
-            combinations = np.prod(levels[on])
-        classes = np.stack(np.unravel_index(rng.choice(combinations, way, replace=False), levels[on]), axis=1)  # (way, |on|)
-        factors = rng.integers(levels, size=(way, shot + query, 6))
-        factors[..., on] = classes[:, None]
+        factors = np.empty((way, shot + query, 6), int)
+        factors[..., on] = rng.permutation(classes)[:way, None]
+        for c in range(way):                                                # distinct images
+            others = rng.choice(levels[off].prod(), shot + query, replace=False)
+            factors[c][:, off] = np.stack(np.unravel_index(others, levels[off]), axis=1)
         return support_first(np.ravel_multi_index(np.moveaxis(factors, -1, 0), LEVELS), shot)
 
     def images(self, split, index, xp=array_api_compat.numpy, device=None, rng=None):

@@ -93,10 +93,10 @@ def scores(z, z_hat):
     return {"mcc": mcc(z, z_hat), "r": r_score(z, z_hat), "dci_d": d, "dci_c": c}
 
 
-def accuracy_ci(accuracy):
-    """Mean accuracy over episodes (T,) and the half width of its 95 % interval, under the names of result.json."""
-    accuracy = to_numpy(accuracy)
-    return {"accuracy": float(accuracy.mean()), "accuracy_ci": float(1.96 * accuracy.std(ddof=1) / len(accuracy) ** 0.5)}
+def mean_ci(a):
+    """The mean of a (T,), over episodes, and the half width of its 95 % interval."""
+    a = to_numpy(a)
+    return float(a.mean()), float(1.96 * a.std(ddof=1) / len(a) ** 0.5)
 
 
 def ica(z_hat, fit_on=None):

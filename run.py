@@ -135,7 +135,7 @@ def write_json(path, content):
 
 
 def save_checkpoint(path, start, seed):
-    """params, state, optimiser and step; every step draws from the generator seeded by (seed, step)."""
+    """params, state, optimiser (Adam's moments, or SGD's velocity as the mean) and step; step s draws from the generator (seed, s)."""
     params, state, (adam_step, mean, square), step = start
     groups = {"params": params, "state": state, "adam_mean": mean, "adam_square": square}
     arrays = {f"{group}/{name}": metrics.to_numpy(a) for group, named in groups.items() for name, a in named.items()}
@@ -334,7 +334,7 @@ def draw_curves(folders, path):
 
 
 # ------------------------------------------------------------------------------------- sweeps and their figures
-# A sweep is a list of Disentangle settings; its table is the result.json of each. Figures draw from the table.
+# A sweep is a list of settings, of Disentangle or FewShot; its table is the result.json of each. Figures draw from the table.
 
 SCALES = {"quick": ({"steps": 800}, 2, {"main": (0.01, 0.1, 0.3), "other": (0.1, 0.3)}),
           "paper": ({"steps": 20_000, "image_sets": 8, "tasks_per_set": 1, "lr": 1e-3, "warmup": 0.0}, 10,
@@ -352,7 +352,7 @@ SWEEPS = {                                                                  # na
 
 EPISODE_SWEEPS = {                                                          # name: settings, and the values of eps
     "glyphs": ({"source": "glyphs"}, (0.0, 0.003, 0.01, 0.02, 0.05)),
-    "shapes": ({"source": "shapes", "encoder": "cnn", "lr": 5e-3}, (0.0, 0.01, 0.03, 0.1, 0.3)),
+    "shapes": ({"source": "shapes", "encoder": "cnn", "lr": 5e-3}, (0.0, 0.03, 0.1, 0.3)),
 }
 EPISODE_SCALES = {"quick": ({"steps": 400}, 1), "paper": ({"steps": 20_000}, 5)}
 
@@ -429,8 +429,8 @@ def write_table(rows, path):
     """Rows as CSV; settings without an influence on any of them are left out."""
     settings = {f.name for kind in (Disentangle, FewShot) for f in dataclasses.fields(kind)}
     always = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
-    keys = [k for k in rows[0] if k != "folder" and (k not in settings or k in always)]
-    lines = [",".join(keys)] + [",".join(f"{row[k]:.4f}" if isinstance(row[k], float) and k not in ("eps", "rho", "alpha") else str(row[k])
+    keys = [k for k in {k: None for row in rows for k in row} if k != "folder" and (k not in settings or k in always)]
+    lines = [",".join(keys)] + [",".join(f"{row[k]:.4f}" if isinstance(row.get(k), float) and k not in ("eps", "rho", "alpha") else str(row.get(k, ""))
                                          for k in keys) for row in rows]
     write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
     print(path)
@@ -454,17 +454,22 @@ def draw_best_responses(rows, cell, path):
 
 
 def draw_fig5(rows, path):
-    """Feature usage and accuracy of a sweep of episodes; prints each run's accuracy against the dense run's on the same episodes."""
-    loaded = []
-    for row in sorted(rows, key=lambda row: row["eps"]):
+    """Feature usage and accuracy of a sweep of episodes. Prints each run's accuracy against that of the densest run of its seed on the
+    same episodes; the interval is over episodes, for these two trained encoders."""
+    def load(row):
         with np.load(Path(row["folder"]) / "episodes.npz") as file:
-            loaded.append((row, file["accuracy"], file["used"], file["dead"]))
-    for row, accuracy, _, _ in loaded:
-        gain = metrics.accuracy_ci(accuracy - loaded[0][1])
-        print(f"eps {row['eps']:<5} seed {row['seed']}: {100 * row['off']:5.1f} % off, {100 * row['dead']:4.1f} % dead, accuracy {100 * row['accuracy']:.2f}; "
-              f"{100 * gain['accuracy']:+.2f} +- {100 * gain['accuracy_ci']:.2f} against eps {loaded[0][0]['eps']} trained and fitted")
-    metrics.draw_usage([(f"eps {row['eps']}", used, dead) for row, _, used, dead in loaded if row["seed"] == rows[0]["seed"]],
-                       [(f"eps {row['eps']}", row["off"], row["accuracy"], row["accuracy_ci"]) for row, *_ in loaded], path)
+            return file["accuracy"], file["used"], file["dead"]
+    usage, points = {}, {}
+    for seed, same in itertools.groupby(sorted(rows, key=lambda row: (row["seed"], row["eps"])), key=lambda row: row["seed"]):
+        same = list(same)
+        for row in same:
+            accuracy, used, dead = load(row)
+            gain, interval = metrics.mean_ci(accuracy - load(same[0])[0])
+            print(f"eps {row['eps']:<5} seed {seed}: {100 * row['off']:5.1f} % off, {100 * row['dead']:4.1f} % dead, accuracy {100 * row['accuracy']:.2f}; "
+                  f"{100 * gain:+.2f} +- {100 * interval:.2f} against eps {same[0]['eps']}")
+            usage.setdefault(row["eps"], (f"eps {row['eps']}", used, dead))
+            points.setdefault(row["eps"], []).append((row["off"], row["accuracy"], row["accuracy_ci"]))
+    metrics.draw_usage(list(usage.values()), [(f"eps {eps}", *np.mean(told, axis=0)) for eps, told in points.items()], path)
 
 
 RHO = [("rho = 0", {"rho": 0.0, "alpha": 1.0}), ("rho = 0.9", {"rho": 0.9, "alpha": 1.0})]
@@ -533,12 +538,13 @@ class FewShot:
     head: str = option("svm", "how an episode's classifier is fitted", choices=tuple(sparsedis.EPISODE_HEADS))
     eps: float = option(0.02, "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM", 0, 1)
     lam1: float = option(0.0, "svm: a number to add to that lam1", 0)
-    lam2: float = option(1.0, "svm and ridge: weight of ||W||^2/2", 1e-9)
+    lam2: float = option(1.0, "svm and ridge: weight of ||W||^2/2", 1e-3)
     learn_lams: bool = option(False, "svm: learn factors of lam1 and lam2 by their hypergradients")
     way: int = option(5, "classes of an episode", 2)
     shot: int = option(5, "support samples of a class in evaluation", 1)
     train_shot: int = option(0, "support samples of a class in training; 0: as in evaluation", 0)
-    query: int = option(10, "query samples of a class", 1)
+    query: int = option(10, "query samples of a class in evaluation", 1)
+    train_query: int = option(0, "query samples of a class in training; 0: as in evaluation", 0)
     episodes: int = option(8, "episodes per step", 1)
     steps: int = option(500, "outer steps", 1)
     optimiser: str = option("adam", "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)", choices=tuple(sparsedis.OPTIMISERS))
@@ -577,12 +583,12 @@ def encoder_of(config, image_shape):
     return sparsedis.cnn(config.features, norm=True) if config.encoder == "cnn" else getattr(sparsedis, config.encoder)(channels)
 
 
-def strengths(config, eps):
-    """lam(F, Y) of the head for support features F (T, n, m), eps possibly another than the configuration's."""
+def strengths(config, dense=False):
+    """lam(F, Y) of the head for support features F (T, n, m); dense: with lam1 = 0."""
     def lam(F, Y):
         if config.head == "svm":
-            return config.lam1 * (eps > 0) + eps * sparsedis.solvers.svm_lambda_max(F, Y), config.lam2
-        return eps * sparsedis.solvers.group_lasso_lambda_max(F, Y, "logistic") if config.head == "logistic" else config.lam2 / F.shape[1]
+            return (0.0 if dense else config.lam1 + config.eps * sparsedis.solvers.svm_lambda_max(F, Y)), config.lam2
+        return config.eps * sparsedis.solvers.group_lasso_lambda_max(F, Y, "logistic") if config.head == "logistic" else config.lam2 / F.shape[1]
     return lam
 
 
@@ -590,21 +596,23 @@ def head_parameters(params):
     return {name[5:]: np.asarray(metrics.to_numpy(a), np.float64) for name, a in params.items() if name.startswith("head.")}
 
 
-def evaluate(config, encoder, source, params, state, split, eps, count, xp, device):
-    """Per episode (T,): accuracy, and per feature (T, m): used by the classifier, zero on the whole support set."""
+def evaluate(config, encoder, source, params, state, split, count, xp, device, dense=(False,)):
+    """For each of `dense`, per episode (T,): accuracy and whether its problem was solved; per feature (T, m): used, and 0 on all support."""
     rng = np.random.default_rng(30_000)
     index, Y = (np.stack(a) for a in zip(*(source.sample(rng, split, config.way, config.shot, config.query) for _ in range(count))))
     images, place = np.unique(index, return_inverse=True)
     F = np.concatenate([metrics.to_numpy(encoder.forward(params, state, source.images(split, images[i:i + 200], xp, device), train=False)[0])
-                        for i in range(0, len(images), 200)]).astype(np.float64)[place.reshape(index.shape)]            # (T, n, m)
-    n_support, told = config.way * config.shot, []
+                        for i in range(0, len(images), 200)])
+    n_support, told, place = config.way * config.shot, {flag: [] for flag in dense}, place.reshape(index.shape)
     for i in range(0, count, 25):
-        F_i, Y_i = F[i:i + 25], Y[i:i + 25]
-        _, _, _, info = sparsedis.EPISODE_HEADS[config.head](F_i, Y_i, strengths(config, eps)(F_i[:, :n_support], Y_i[:, :n_support]), n_support,
-                                                             head_parameters(params))
-        right = info["logits"].argmax(axis=2) == Y_i[:, n_support:].argmax(axis=2)
-        told.append((right.mean(axis=1), (info["w"] != 0).any(axis=1), (F_i[:, :n_support] == 0).all(axis=1)))
-    return tuple(np.concatenate(a) for a in zip(*told))
+        F_i, Y_i = F[place[i:i + 25]].astype(np.float64), Y[i:i + 25]                   # (25, n, m)
+        for flag in dense:
+            lam = strengths(config, flag)(F_i[:, :n_support], Y_i[:, :n_support])
+            info = sparsedis.EPISODE_HEADS[config.head](F_i, Y_i, lam, n_support, head_parameters(params))[3]
+            right = info["logits"].argmax(axis=2) == Y_i[:, n_support:].argmax(axis=2)
+            told[flag].append((right.mean(axis=1), info.get("converged", np.ones(len(Y_i), bool)), (info["w"] != 0).any(axis=1),
+                               (F_i[:, :n_support] == 0).all(axis=1)))
+    return [tuple(np.concatenate(a) for a in zip(*told[flag])) for flag in dense]
 
 
 def fewshot(config):
@@ -616,30 +624,33 @@ def fewshot(config):
     if finished(config, folder):
         return json.loads((folder / "result.json").read_text()), folder
     encoder = encoder_of(config, source.image_shape())
-    shot, sizes = config.train_shot or config.shot, (config.way * (config.train_shot or config.shot), config.way * config.query)
-    source.sample(np.random.default_rng(0), "test", config.way, config.shot, config.query)                  # refuses the impossible now
+    shot, query = config.train_shot or config.shot, config.train_query or config.query
+    for split, sizes in (("train", (shot, query)), ("val", (config.shot, config.query)), ("test", (config.shot, config.query))):
+        source.sample(np.random.default_rng(0), split, config.way, *sizes)              # refuses the impossible now
     learned = {"head.scale": 4.0} | ({"head.log_lam1": 0.0, "head.log_lam2": 0.0} if config.learn_lams and config.head == "svm" else {})
     open_folder(config, folder, content)
 
     def sample(step):
         rng = np.random.default_rng([config.seed, step])
-        index, Y = (np.stack(a) for a in zip(*(source.sample(rng, "train", config.way, shot, config.query) for _ in range(config.episodes))))
-        parts = index[:, :sizes[0]], index[:, sizes[0]:]
+        index, Y = (np.stack(a) for a in zip(*(source.sample(rng, "train", config.way, shot, query) for _ in range(config.episodes))))
+        parts = index[:, :config.way * shot], index[:, config.way * shot:]
         return [source.images("train", part.ravel(), xp, device, rng) for part in parts], xp.asarray(Y, device=device)
 
     def measure(params, state, info):
-        return {"accuracy": float(evaluate(config, encoder, source, params, state, "val", config.eps, 50, xp, device)[0].mean()),
+        return {"accuracy": float(evaluate(config, encoder, source, params, state, "val", 50, xp, device)[0][0].mean()),
                 "scale": float(params["head.scale"])}
     with sparsedis.cpu_threads(config.threads or os.cpu_count()):
-        training = sparsedis.Training(encoder, sample, sparsedis.episode_objective(config.head, strengths(config, config.eps), config.smoothing),
+        training = sparsedis.Training(encoder, sample, sparsedis.episode_objective(config.head, strengths(config), config.smoothing),
                                       config.steps, config.lr, config.optimiser)
         (params, state, *_), rows = train_with_files(config, encoder, training, measure, folder, xp, device, **learned)
-        test = functools.partial(evaluate, config, encoder, source, params, state, "test", count=config.test_episodes, xp=xp, device=device)
-        accuracy, used, dead = test(eps=config.eps)
-        result = {**metrics.accuracy_ci(accuracy), "off": float((~used & ~dead).sum() / max((~dead).sum(), 1)), "dead": float(dead.mean())}
-        if config.head == "svm" and (config.eps or config.lam1):
-            gain = accuracy - test(eps=0.0)[0]                                          # of the same encoder and episodes
-            result |= {f"gain_over_dense{key[8:]}": value for key, value in metrics.accuracy_ci(gain).items()}
+        sparse = config.head == "svm" and (config.eps > 0 or config.lam1 > 0)
+        (accuracy, solved, used, dead), *others = evaluate(config, encoder, source, params, state, "test", config.test_episodes, xp, device,
+                                                           (False, True) if sparse else (False,))
+        mean, interval = metrics.mean_ci(accuracy)
+        result = {"accuracy": mean, "accuracy_ci": interval, "off": float((~used & ~dead).sum() / max((~dead).sum(), 1)),
+                  "dead": float(dead.mean()), "unsolved": int((~solved).sum())}
+        for dense in others:                                                            # of the same encoder and episodes
+            result["gain_over_dense"], result["gain_over_dense_ci"] = metrics.mean_ci(accuracy - dense[0])
         if config.source == "shapes":
             index = np.random.default_rng(20_000).integers(len(source.shapes), size=5000)
             F = np.concatenate([metrics.to_numpy(encoder.forward(params, state, source.images("test", index[i:i + 200], xp, device), train=False)[0])

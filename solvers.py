@@ -391,18 +391,22 @@ def group_curvature(F, Y, lam, V, loss):
     xp = array_namespace(F)
     T, m, k = V.shape
     eye_k, eye_m = (xp.eye(a, dtype=F.dtype, device=device(F)) for a in (k, m))
-    if loss == "squared":
-        H = gram(F)[:, :, None, :, None] * eye_k[:, None, :]                            # (T, m, k, m, k)
-    else:
-        P = softmax(xp.matmul(F, V))
-        D = (P[..., None] * eye_k - P[..., None] * P[:, :, None, :]) / F.shape[1]       # (T, n, k, k)
-        FD = xp.reshape(F[..., None, None] * D[:, :, None, :, :], (T, F.shape[1], m * k * k))
-        H = xp.permute_dims(xp.reshape(xp.matmul(transpose(F), FD), (T, m, m, k, k)), (0, 1, 3, 2, 4))
+    H = gram(F)[:, :, None, :, None] * eye_k[:, None, :] if loss == "squared" else softmax_curvature(F, V)      # (T, m, k, m, k)
     size = xp.linalg.vector_norm(V, axis=2)
     size = xp.where(size > 0, xp.maximum(size, 1e-100), 1)[..., None]
     v = V / size
     bend = lam[:, None, None, None] * (eye_k - v[..., None] * v[:, :, None, :]) / size[..., None]    # (T, m, k, k)
     return xp.reshape(H + bend[:, :, :, None, :] * eye_m[:, None, :, None], (T, m * k, m * k))
+
+
+def softmax_curvature(F, V):
+    """F'R'[F .] of the logistic loss, (T, m, k, m, k)."""
+    xp = array_namespace(F)
+    T, m, k = V.shape
+    P = softmax(xp.matmul(F, V))
+    D = (P[..., None] * xp.eye(k, dtype=F.dtype, device=device(F)) - P[..., None] * P[:, :, None, :]) / F.shape[1]      # (T, n, k, k)
+    FD = xp.reshape(F[..., None, None] * D[:, :, None, :, :], (T, F.shape[1], m * k * k))
+    return xp.permute_dims(xp.reshape(xp.matmul(transpose(F), FD), (T, m, m, k, k)), (0, 1, 3, 2, 4))
 
 
 def on_support(V, H, B):
@@ -576,7 +580,7 @@ def bst_slopes(V, lam1):
 
 
 def svm_interior_point(F, Y, lam1, lam2, tol, max_iter):
-    """Lam (T, n, k) and the number of Newton steps; from a gap of about 1e-7 on, a crossover is tried before each."""
+    """Lam (T, n, k) and the number of Newton steps; once every task's gap is about 1e-7, a crossover is tried before each."""
     xp = array_namespace(F)
     Q = tangent_basis(Y)
     Lam = xp.full(Y.shape, 1 / Y.shape[2], dtype=F.dtype, device=device(F))

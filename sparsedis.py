@@ -293,16 +293,16 @@ def batch_norm_sums(dout, cache):
     return (column_sums(dout * x) - mean * db) * scale, db
 
 
-def drop_block(x, step, rate, ramp, size, seed):
+def drop_block(x, key, rate, ramp, size, layer):
     """DropBlock (Ghiasi et al. 2018): zero random size x size blocks of each channel, a share `rate` of it in all, and rescale.
 
-    size 1 is dropout. The rate grows linearly over `ramp` steps. The blocks of a step come from the generator (seed, step).
+    size 1 is dropout. key = (a run's seed, forward passes so far); the rate grows linearly over `ramp` passes.
     """
     xp = array_namespace(x)
     N, H, W, C = x.shape
-    rate, size = rate * min(1, (step + 1) / ramp) if ramp else rate, min(size, H, W)
+    rate, size = rate * min(1, (key[1] + 1) / ramp) if ramp else rate, min(size, H, W)
     seeds = rate / size ** 2 * H * W / ((H - size + 1) * (W - size + 1))               # so many corners make this rate
-    corners = array_api_compat.numpy.random.default_rng([seed, step]).random((N, H - size + 1, W - size + 1, C)) < seeds
+    corners = array_api_compat.numpy.random.default_rng([*key, layer]).random((N, H - size + 1, W - size + 1, C)) < seeds
     keep = xp.ones(x.shape, dtype=x.dtype, device=device(x))
     corners = xp.asarray(corners, device=device(x))
     for a, b in itertools.product(range(size), repeat=2):
@@ -382,18 +382,22 @@ class Encoder:
                 state[f"{layer}.mean"] = xp.zeros(shape, dtype=dtype, device=device)
                 state[f"{layer}.variance"] = xp.ones(shape, dtype=dtype, device=device)
         if any("drop_block" in str(layer) for layer in self.layers):
-            state["step"] = xp.zeros((), dtype=xp.int64, device=device)
+            state["drop"] = xp.asarray([int(rng.integers(2 ** 31)), 0], device=device)  # key of drop_block
         return params, state
 
     def forward(self, params, state, x, train=True):
         """x (N, H, W, C) or (N, d) -> features (N, m), cache, state. train=False: running moments, nothing dropped."""
-        step = self.block if is_numpy_array(x) else x.shape[0]
-        blocks = [x[i:i + step, ...] for i in range(0, x.shape[0], step)]
-        state = dict(state)
+        xp, state = array_namespace(x), dict(state)
+        blocks = self._blocks(x)
         blocks, caches = self._forward(self.layers, params, state, blocks, train)
-        if train and "step" in state:
-            state["step"] = state["step"] + 1
+        if train and "drop" in state:
+            state["drop"] = state["drop"] + xp.asarray([0, 1], device=device(x))
         return joined(blocks), caches, state
+
+    def _blocks(self, x):
+        """The images x in blocks: a few for a CPU core's cache, many for a GPU."""
+        step = self.block if is_numpy_array(x) else max(64, 20 * self.block)
+        return [x[i:i + step, ...] for i in range(0, x.shape[0], step)]
 
     def _forward(self, layers, params, state, blocks, train):
         """One run of layers after another: `state` is updated in place."""
@@ -404,16 +408,16 @@ class Encoder:
                 blocks, *parts = self._residual(settings, params, state, blocks, train)
                 caches.append(parts)
                 continue
-            more = {}
+            if kind == "drop_block" and not train:
+                caches.append(None)
+                continue
+            more = self._moments(name, state, blocks, train) if kind == "batch_norm" else {}
+            if kind == "drop_block":
+                more = {"key": [int(i) for i in state["drop"]]}
             if kind in WHOLE:
                 blocks = [joined(blocks)]
-            if kind == "batch_norm":
-                more = self._moments(name, state, blocks, train)
-            if kind == "drop_block":
-                if not train:
-                    caches.append(None)
-                    continue
-                more = {"step": int(state["step"])}
+            elif len(blocks) == 1 and blocks[0].ndim == 4:                              # images again after a WHOLE layer
+                blocks = self._blocks(blocks[0])
 
             def through(x):
                 cache = []
@@ -461,8 +465,7 @@ class Encoder:
                 blocks = [a + b for a, b in zip(branch, short)]
                 continue
             if len(blocks) != len(cache):                                               # after a WHOLE layer: into blocks again
-                blocks = [joined(blocks)[i:i + self.block, ...] for i in range(0, blocks[0].shape[0], self.block)] if len(cache) > 1 \
-                    else [joined(blocks)]
+                blocks = self._blocks(joined(blocks)) if len(cache) > 1 else [joined(blocks)]
             norm = kind == "batch_norm"
 
             def through(dx, cache):
@@ -536,9 +539,10 @@ def conv4(channels=3, filters=64):
     return Encoder(layers + [flat], block=25)
 
 
-def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000):
+def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000, pool=False):
     """MetaOptNet's ResNet-12: four residual blocks of three 3 x 3 convolutions, each ended by a 2 x 2 max pool and dropout,
-    DropBlock of size 5 in the last two: (N, H, W, channels) -> (N, 640 H//16 W//16).            [Lee et al. 2019, App. A]
+    DropBlock of size 5 in the last two: (N, H, W, channels) -> (N, widths[-1] H//16 W//16), or their mean over pixels.
+    ramp counts forward passes, two a training step.                                          [Lee et al. 2019, Sec. 4.1]
     """
     layers = []
     for i, (c, o) in enumerate(zip((channels, *widths), widths), start=1):
@@ -547,8 +551,8 @@ def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000):
         layers += [(f"block{i}", "residual", {}, {"branch": branch, "shortcut": conv_norm(f"block{i}.short", 1, c, o)}),
                    leaky, ("pool", "max_pool2d", {}, {})]
         if drop:
-            layers.append((f"drop{i}", "drop_block", {}, {"rate": drop, "ramp": ramp if i > 2 else 0, "size": 5 if i > 2 else 1, "seed": i}))
-    return Encoder(layers + [("flatten", "flatten", {}, {})], block=1)
+            layers.append((f"drop{i}", "drop_block", {}, {"rate": drop, "ramp": ramp if i > 2 else 0, "size": 5 if i > 2 else 1, "layer": i}))
+    return Encoder(layers + [("mean", "global_pool", {}, {}) if pool else ("flatten", "flatten", {}, {})], block=1)
 
 
 # --------------------------------------------------------------------------------------------------- heads
@@ -659,11 +663,12 @@ HEADS = {"inner-lasso": (inner_lasso, solvers.lasso_lambda_max), "inner-ridge": 
 
 
 # Few-shot heads: F holds an episode's support samples first, then its query samples; Y (T, n, k) is one-hot; params is
-# {"scale": ()}, the learned factor of the logits (Lee et al. 2019, Sec. 3.3); n_support is required.
+# {"scale": ()}, the learned factor of the logits (Lee et al. 2019, Sec. 3.3); both n_support and params are required.
 
 
 def cross_entropy(Z, Y, smoothing=0.0):
-    """-1/(T n) sum log softmax(Z)_y, the labels smoothed, and its derivative in the logits Z (T, n, k)."""
+    """-1/(T n) sum log softmax(Z)_y and its derivative in the logits Z (T, n, k); labels smoothed to 1 - smoothing (k - 1)/k for the
+    class and smoothing/k for each other (MetaOptNet: 1 - smoothing and smoothing/(k - 1))."""
     xp = array_namespace(Z)
     T, n, k = Z.shape
     Y = (1 - smoothing) * Y + smoothing / k
@@ -687,7 +692,7 @@ def episode(fit, fit_vjp, F, Y, lam, n_support, params, smoothing=0.0):
     return loss, dF, {"scale": xp.sum(dZ * Z), **dparams}, {"w": W, "logits": Z, **info}
 
 
-def svm_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
+def svm_episode(F, Y, lam, n_support, params, smoothing=0.0):
     """The group-Lasso multiclass SVM; lam = (lam1, lam2). lam1 = 0 is the dense SVM of MetaOptNet.        [L23, Sec. 5.2]
 
     If params holds "log_lam1" or "log_lam2", these multiply lam1 and lam2 by their exponential and are learned too.
@@ -708,14 +713,14 @@ def svm_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
     return episode(fit, fit_vjp, F, Y, lams, n_support, params, smoothing)
 
 
-def ridge_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
+def ridge_episode(F, Y, lam, n_support, params, smoothing=0.0):
     """Ridge regression on the one-hot labels.                                               [Bertinetto et al. 2019]"""
     return episode(lambda F, Y, lam: (solvers.ridge_classes(F, Y, lam), {}),
                    lambda F, Y, lam, W, info, dW: (solvers.ridge_classes_vjp(F, Y, lam, W, dW), {}),
                    F, Y, lam, n_support, params, smoothing)
 
 
-def logistic_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
+def logistic_episode(F, Y, lam, n_support, params, smoothing=0.0):
     """Group-Lasso multinomial logistic regression. Its Newton step has m k unknowns, for a few hundred features, and its sweeps
     are slow where n < m and lam is below 0.1 of its maximum: after 200 the solver stops and says so.
     """
@@ -724,7 +729,7 @@ def logistic_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
                    F, Y, lam, n_support, params, smoothing)
 
 
-def prototypes_episode(F, Y, lam, n_support=None, params=None, smoothing=0.0):
+def prototypes_episode(F, Y, lam, n_support, params, smoothing=0.0):
     """Prototypical networks: the logit of a class is -||F_i - its support samples' mean||^2 / m.     [Snell et al. 2017]"""
     xp = array_namespace(F)
     fit_on, score_on = halves(n_support, F.shape[1])

@@ -49,7 +49,7 @@ def gradient_cases():
                 lambda c: [c[0][at] == c[1] for at in sparsedis.quarters(c[0].shape)], x=N((2, 5, 4, 3)))
     yield layer("global_pool", sparsedis.global_pool, sparsedis.global_pool_backward, x=N((2, 3, 4, 3)))
     yield layer("batch_norm", sparsedis.batch_norm, sparsedis.batch_norm_backward, x=N((3, 2, 3, 4)), g=N(4), b=N(4))
-    yield layer("drop_block", functools.partial(sparsedis.drop_block, step=0, rate=0.3, ramp=0, size=2, seed=0),
+    yield layer("drop_block", functools.partial(sparsedis.drop_block, key=(0, 0), rate=0.3, ramp=0, size=2, layer=0),
                 sparsedis.drop_block_backward, x=N((2, 5, 5, 3)))
     yield layer("normalise over samples", sparsedis.normalise, sparsedis.normalise_backward, F=N((2, 7, 3)))
     yield layer("normalise over features", functools.partial(sparsedis.normalise, axis=2), sparsedis.normalise_backward, F=N((2, 4, 6)))

@@ -306,7 +306,7 @@ def test_splits_that_share_a_class_or_an_image_are_refused(glyphs):
     x, labels = glyphs["val"]
     for other in ((x[:16], np.array(["new"] * 16)), (255 - x[:16], labels[:16])):
         with pytest.raises(ValueError, match="two splits share"):
-            data.ImageEpisodes({"train": (x, labels), "test": other})
+            data.refuse_shared({"train": (x, labels), "test": other})
 
 
 def write_pickles(folder, protocol=2):
@@ -344,9 +344,16 @@ def test_a_hostile_or_damaged_pickle_is_refused(tmp_path):
 
 
 def test_episodes_of_shapes_are_told_apart_by_one_or_two_factors(shapes):
-    source = data.ShapesEpisodes(shapes)
-    for seed in range(20):
-        index, Y = source.sample(np.random.default_rng(seed), "train", 5, 5, 5)
+    source, seen = data.ShapesEpisodes(shapes), {"train": set(), "val": set(), "test": set()}
+    for seed in range(60):
+        split = ("train", "val", "test")[seed % 3]
+        index, Y = source.sample(np.random.default_rng(seed), split, 5, 5, 5)
         f = shapes.factors[index].astype(int)
         constant = [k for k in range(6) if all(len(set(f[Y[:, c] == 1, k])) == 1 for c in range(5))]
-        assert 1 <= len(constant) <= 2 and len({tuple(row) for row in f[:, constant]}) == 5
+        classes = {tuple(row) for row in f[:, constant]}
+        assert 1 <= len(constant) <= 2 and len(classes) == 5 and len(set(index)) == 50
+        seen[split] |= {(tuple(constant), row) for row in classes}
+    assert not (seen["train"] & seen["test"] or seen["train"] & seen["val"] or seen["val"] & seen["test"])
+    assert source.sample(np.random.default_rng(1), "train", 16, 1, 1)[1].shape == (32, 16)
+    with pytest.raises(ValueError, match="--way"):
+        source.sample(np.random.default_rng(0), "test", 60, 1, 1)

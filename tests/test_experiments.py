@@ -221,14 +221,20 @@ def test_fig5_is_drawn_from_its_sweep(tmp_path, monkeypatch, capsys):
     assert len(Path("results/glyphs-quick.csv").read_text().splitlines()) == 3
     assert run.main(["figure", "fig5"]) == 0 and run.main(["figure", "conjecture"]) == 0
     out = capsys.readouterr().out
-    assert "against eps 0.0" in out
+    assert "against eps 0.0" in out and "gain_over_dense" in Path("results/glyphs-quick.csv").read_text()
     for name in ("fig5", "conjecture"):
         assert Path(f"results/{name}-quick.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_lam1_as_a_number_makes_features_switch_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result, _ = run_few("--eps", "0", "--lam1", "2")
+    assert result["off"] > 0.2 and result["gain_over_dense_ci"] >= 0
+
+
 @pytest.mark.parametrize("flags, said", [(["--source", "omniglot"], "--data"), (["--source", "omniglot", "--data", "no.zip"], "no.zip"),
                                          (["--source", "pickles", "--data", "."], "no train split"), (["--encoder", "cnn"], "--encoder cnn"),
-                                         (["--way", "1"], "--way"), (["--shot", "10", "--query", "10"], "--way"), (["--lam2", "0"], "--lam2")])
+                                         (["--way", "1"], "--way"), (["--shot", "10", "--query", "10"], "--shot"), (["--train-shot", "15"], "train split"), (["--lam2", "0"], "--lam2")])
 def test_few_shot_errors_are_one_line(flags, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run.main(["fewshot", *flags]) == 2
@@ -237,5 +243,5 @@ def test_few_shot_errors_are_one_line(flags, said, tmp_path, monkeypatch, capsys
 
 
 def test_accuracy_interval_by_hand():
-    told = metrics.accuracy_ci(np.array([0.8, 1.0, 0.6, 0.8]))
-    assert abs(told["accuracy"] - 0.8) < 1e-12 and abs(told["accuracy_ci"] - 1.96 * np.std([0.8, 1.0, 0.6, 0.8], ddof=1) / 2) < 1e-12
+    mean, interval = metrics.mean_ci(np.array([0.8, 1.0, 0.6, 0.8]))
+    assert abs(mean - 0.8) < 1e-12 and abs(interval - 1.96 * np.std([0.8, 1.0, 0.6, 0.8], ddof=1) / 2) < 1e-12

@@ -210,10 +210,10 @@ def test_evaluation_uses_running_moments_and_drops_nothing():
         assert all(np.array_equal(same[k], state[k]) for k in state)
         alone = np.concatenate([encoder.forward(params, state, x[i:i + 1], train=False)[0] for i in range(12)])
         np.testing.assert_allclose(alone, F, atol=1e-12)                    # not transductive
-        if "step" not in state:
+        if "drop" not in state:
             np.testing.assert_allclose(F, F_train, rtol=0.05, atol=0.05)
         else:
-            assert state["step"] == 60
+            assert state["drop"][1] == 60
 
 
 def test_features_of_the_few_shot_encoders():
@@ -239,9 +239,9 @@ def test_blocks_and_threads_change_no_bit_of_a_batch_norm_network():
 
 def test_drop_block_drops_its_share_in_blocks():
     x = np.ones((50, 10, 10, 8))
-    out, keep = sparsedis.drop_block(x, step=10, rate=0.3, ramp=0, size=3, seed=0)
+    out, keep = sparsedis.drop_block(x, (0, 10), rate=0.3, ramp=0, size=3, layer=0)
     assert 0.6 < (keep > 0).mean() < 0.8 and abs(out.mean() - 1) < 1e-9
-    assert (sparsedis.drop_block(x, step=0, rate=0.3, ramp=1000, size=1, seed=0)[1] == 0).mean() < 0.01   # the rate grows
+    assert (sparsedis.drop_block(x, (0, 0), rate=0.3, ramp=1000, size=1, layer=0)[1] == 0).mean() < 0.01   # the rate grows
     padded = np.pad(keep == 0, ((0, 0), (1, 1), (1, 1), (0, 0)))            # a dropped pixel has dropped neighbours
     neighbours = padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1]
     assert neighbours[keep == 0].all()
