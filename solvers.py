@@ -602,15 +602,16 @@ def svm_interior_point(F, Y, lam1, lam2, tol, max_iter):
         if n_iter == max_iter or not bool(xp.any(going)):
             return best, n_iter
         direction = svm_newton(F, Y, V, Lam, S, p, s, lam1, lam2, Q)
-        dLam, dS, dV, dp, ds = direction(-Lam * S, -p * s)                              # predictor: aim at 0
+        dLam, dS, dp, ds = direction(-Lam * S, -p * s)                              # predictor: aim at 0
         t = xp.minimum(longest_step(Lam, dLam), longest_step(S, dS))[:, None, None]
         mu = mean_product(Lam + t * dLam, S + t * dS) ** 3 / mean_product(Lam, S) ** 2
-        dLam, dS, dV, dp, ds = direction(mu[..., None] - Lam * S - dLam * dS, share * mu - p * s - dp * ds)
+        dLam, dS, dp, ds = direction(mu[..., None] - Lam * S - dLam * dS, share * mu - p * s - dp * ds)
         t = xp.minimum(0.995 * xp.minimum(longest_step(Lam, dLam), longest_step(S, dS)), 1)
         if n_iter >= 30:                                                                # hard problems: p and s shorten steps too
             t = xp.minimum(t, 0.995 * xp.minimum(longest_step(p[..., None], dp[..., None]), longest_step(s[..., None], ds[..., None])))
         t = xp.where(going, t, 0)[:, None]
-        Lam, S, V = (x + t[..., None] * dx for x, dx in ((Lam, dLam), (S, dS), (V, dV)))
+        Lam, S = Lam + t[..., None] * dLam, S + t[..., None] * dS
+        V = xp.matmul(transpose(Q), xp.matmul(transpose(residual_of(Y, Lam)), F))       # afresh: a sum of steps would drift
         p, s = xp.maximum(p + t * dp, p / 10), xp.maximum(s + t * ds, s / 10)
 
 
@@ -642,7 +643,7 @@ def longest_step(x, dx):
 
 
 def svm_newton(F, Y, V, Lam, S, p, s, lam1, lam2, Q):
-    """The linearised conditions as a function of what d(Lam S) and d(p s) should be; its values are dLam, dS, dV, dp, ds."""
+    """The linearised conditions as a function of what d(Lam S) and d(p s) should be; its values are dLam, dS, dp, ds."""
     xp = array_namespace(F)
     (T, n, _), c, per_W = Y.shape, Q.shape[1], 1 / lam2[:, None]
     size = xp.linalg.vector_norm(V, axis=1)
@@ -663,10 +664,9 @@ def svm_newton(F, Y, V, Lam, S, p, s, lam1, lam2, Q):
         b = xp.matmul(F, transpose(unit * (dp * per_W)[:, None, :])) + xp.matmul(dLamS / Lam, Q) - miss_G
         d = xp.linalg.solve(A, xp.reshape(b, (T, n * c, 1)) * scale[..., None]) * scale[..., None]
         d = xp.reshape(d, (T, n, c))
-        dV = -xp.matmul(transpose(d), F)
-        dsize = xp.sum(unit * dV, axis=1)
+        dsize = -xp.sum(unit * xp.matmul(transpose(d), F), axis=1)                      # V falls by d'F
         dp, dLam = dp + along * dsize, xp.matmul(d, transpose(Q))
-        return dLam, (dLamS - S * dLam) / Lam, dV, dp, dp - dsize + miss_p
+        return dLam, (dLamS - S * dLam) / Lam, dp, dp - dsize + miss_p
     return direction
 
 
