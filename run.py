@@ -324,8 +324,7 @@ def draw_curves(folders, path):
     differ = [k for k in runs[0][0] if len({str(config.get(k)) for config, _ in runs}) > 1 and k not in ("code", "device")]
     fig, ax = figure(1, 1, (5.2, 3.4))
     for config, rows in runs:
-        ax.plot([row["step"] for row in rows], [row["mcc"] for row in rows],
-                label=", ".join(f"{k.replace('_', ' ')} {config[k]}" for k in differ))
+        ax.plot([row["step"] for row in rows], [row["mcc"] for row in rows], label=", ".join(f"{k.replace('_', ' ')} {config[k]}" for k in differ))
     ax.axhline(0.63, color="grey", ls=":", label="random mixing")
     ax.set(xlabel="step", ylabel="MCC (1,000 images)", ylim=(0.3, 1))
     ax.legend(fontsize=8, loc="lower right")
@@ -350,18 +349,18 @@ SWEEPS = {                                                                  # na
 }
 
 
-EPISODE_SWEEPS = {                                                          # name: settings, and the values of eps
-    "glyphs": ({"source": "glyphs"}, (0.0, 0.003, 0.01, 0.02, 0.05)),
-    "shapes": ({"source": "shapes", "encoder": "cnn", "lr": 5e-3}, (0.0, 0.03, 0.1, 0.3)),
+EPISODE_SWEEPS = {                                                          # name: settings, steps at quick scale, values of eps
+    "glyphs": ({"source": "glyphs"}, 400, (0.0, 0.003, 0.01, 0.02, 0.05)),
+    "shapes": ({"source": "shapes", "encoder": "cnn", "lr": 5e-3}, 300, (0.0, 0.03, 0.1, 0.3)),
 }
-EPISODE_SCALES = {"quick": ({"steps": 400}, 1), "paper": ({"steps": 20_000}, 5)}
 
 
 def sweep_configs(name, scale, results):
     """The runs of a sweep, in order: first every setting of one seed, then the next."""
     if name in EPISODE_SWEEPS:
-        (cell, eps), (fixed, seeds) = EPISODE_SWEEPS[name], EPISODE_SCALES[scale]
-        return [FewShot(eps=e, seed=seed, threads=1, results=results, **cell, **fixed) for seed in range(seeds) for e in eps]
+        (cell, quick, values), paper = EPISODE_SWEEPS[name], scale == "paper"
+        return [FewShot(eps=e, seed=seed, steps=20_000 if paper else quick, threads=1, results=results, **cell)
+                for seed in range(5 if paper else 1) for e in values]
     fixed, seeds, eps = SCALES[scale]
     heads, cells = SWEEPS[name]
     cells = cells[scale] if isinstance(cells, dict) else cells

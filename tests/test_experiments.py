@@ -213,10 +213,9 @@ def test_few_shot_on_omniglot(tmp_path, monkeypatch, real_data):
 
 def test_fig5_is_drawn_from_its_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = {"episodes": 1, "query": 2, "steps": 1, "test_episodes": 4, "way": 2, "shot": 2}
-    monkeypatch.setitem(run.EPISODE_SCALES, "quick", (small, 1))
-    monkeypatch.setitem(run.EPISODE_SWEEPS, "glyphs", ({"source": "glyphs"}, (0.0, 0.3)))
-    monkeypatch.setitem(run.EPISODE_SWEEPS, "shapes", ({"source": "shapes", "encoder": "cnn"}, (0.1,)))
+    small = {"episodes": 1, "query": 2, "test_episodes": 4, "way": 2, "shot": 2}
+    monkeypatch.setitem(run.EPISODE_SWEEPS, "glyphs", ({"source": "glyphs", **small}, 1, (0.0, 0.3)))
+    monkeypatch.setitem(run.EPISODE_SWEEPS, "shapes", ({"source": "shapes", "encoder": "cnn", **small}, 1, (0.1,)))
     assert run.main(["sweep", "fig5"]) == 0 and run.main(["sweep", "shapes"]) == 0
     assert len(Path("results/glyphs-quick.csv").read_text().splitlines()) == 3
     assert run.main(["figure", "fig5"]) == 0 and run.main(["figure", "conjecture"]) == 0
