@@ -812,14 +812,11 @@ def run_sweep(args):
     sweep(args.name if args.name in {**SWEEPS, **EPISODE_SWEEPS} else FIGURES[args.name][0], args.scale, args.jobs, args.results, args.dask, args.index)
 
 
-def draw_fig3(path):
-    rng = np.random.default_rng(0)
-    metrics.draw_fig3({kind: data.sample_tasks(rng, 24, 6, kind) != 0 for kind in ("bernoulli-gauss", "blocks-2", "fixed-1")}, path)
-
-
 def run_figure(args):
     Path(args.results).mkdir(parents=True, exist_ok=True)
-    alone = {"fig1": functools.partial(draw_fig1, args.cov, args.jobs), "fig2": metrics.draw_fig2, "fig3": draw_fig3}
+    alone = {"fig1": functools.partial(draw_fig1, args.cov, args.jobs), "fig2": metrics.draw_fig2,
+             "fig3": lambda path: metrics.draw_fig3({kind: data.sample_tasks(np.random.default_rng(0), 24, 6, kind) != 0
+                                                     for kind in ("bernoulli-gauss", "blocks-2", "fixed-1")}, path)}
     if args.name in alone:
         path = Path(args.out or Path(args.results) / (args.name + (f"-{args.cov}" if args.name == "fig1" else "") + ".png"))
         alone[args.name](path)
