@@ -351,7 +351,7 @@ SWEEPS = {                                                                  # na
 
 EPISODE_SWEEPS = {                                                          # name: settings, steps at quick scale, values of eps
     "glyphs": ({"source": "glyphs"}, 400, (0.0, 0.003, 0.01, 0.02, 0.05)),
-    "shapes": ({"source": "shapes", "encoder": "cnn", "lr": 5e-3}, 300, (0.0, 0.03, 0.1, 0.3)),
+    "shapes": ({"source": "shapes", "encoder": "cnn", "lr": 5e-3, "way": 2, "shot": 15, "episodes": 16}, 400, (0.0, 0.03, 0.1, 0.3)),
 }
 
 

@@ -343,17 +343,15 @@ def test_a_hostile_or_damaged_pickle_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_episodes_of_shapes_are_told_apart_by_one_or_two_factors(shapes):
-    source, seen = data.ShapesEpisodes(shapes), {"train": set(), "val": set(), "test": set()}
-    for seed in range(60):
+def test_classes_of_shapes_are_sparse_linear_functions_of_the_factors(shapes):
+    from sklearn.svm import LinearSVC
+    source, z = data.ShapesEpisodes(shapes), data.latents(shapes, 0.0, 0.0)[0]
+    for seed in range(12):
         split = ("train", "val", "test")[seed % 3]
-        index, Y = source.sample(np.random.default_rng(seed), split, 5, 5, 5)
-        f = shapes.factors[index].astype(int)
-        constant = [k for k in range(6) if all(len(set(f[Y[:, c] == 1, k])) == 1 for c in range(5))]
-        classes = {tuple(row) for row in f[:, constant]}
-        assert 1 <= len(constant) <= 2 and len(classes) == 5 and len(set(index)) == 50
-        seen[split] |= {(tuple(constant), row) for row in classes}
-    assert not (seen["train"] & seen["test"] or seen["train"] & seen["val"] or seen["val"] & seen["test"])
-    assert source.sample(np.random.default_rng(1), "train", 16, 1, 1)[1].shape == (32, 16)
+        index, Y = source.sample(np.random.default_rng(seed), split, 3, 20, 30)
+        assert len(set(index)) == 150 and (Y[:60].sum(axis=0) == 20).all() and np.isin(index, source.members[split]).all()
+        fit = LinearSVC(C=1e3, multi_class="crammer_singer", fit_intercept=False, max_iter=100_000).fit(z[index], Y.argmax(axis=1))
+        assert fit.score(z[index], Y.argmax(axis=1)) > 0.97                 # no intercept needed
+    assert len(np.unique(np.concatenate(list(source.members.values())))) == len(shapes)
     with pytest.raises(ValueError, match="--way"):
-        source.sample(np.random.default_rng(0), "test", 60, 1, 1)
+        source.sample(np.random.default_rng(0), "test", 40, 5, 5)
