@@ -15,6 +15,7 @@ the problem's data.
 Arrays may come from any library that array-api-compat knows: NumPy, CuPy, PyTorch, ...
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023, arXiv 2211.14666.
+[F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023, arXiv 2304.07939.
 """
 from array_api_compat import array_namespace, device
 
@@ -490,13 +491,13 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
         raise ValueError(f"Y: expected one-hot rows ({F.shape[0]}, {F.shape[1]}, at least 2), found {tuple(Y.shape)}")
     if not bool(xp.all(xp.isfinite(svm_lambda_max(F, Y)))):
         raise ValueError("F holds values that are not finite (or too large to multiply)")
-    if method not in SVM_METHODS:
-        raise ValueError(f"method: found {method}, expected one of {', '.join(SVM_METHODS)}")
+    if method not in ("interior-point", "pbcd"):
+        raise ValueError(f"method: found {method}, expected interior-point or pbcd")
     seen = F                                                                            # without lam1 only F F' matters:
     if F.shape[2] > F.shape[1] and not bool(xp.any(lam1 > 0)):                          # n features with the same F F'
         seen = transpose(xp.linalg.qr(transpose(F))[1])                                 # do as well
-    solve, limit = SVM_METHODS[method]
     tol = 1e-8 if F.dtype == xp.float64 else 1e-4
+    solve, limit = (svm_pbcd, 10_000) if method == "pbcd" else (svm_interior_point, 80)
     Lam, n_iter = solve(seen, Y, lam1, lam2, tol, limit if max_iter is None else max_iter)
     _, W, G = svm_primal(F, Y, Lam, lam1, lam2)
     gap = svm_gap(Y, Lam, W, G, lam1, lam2)
@@ -714,8 +715,7 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
     xp = array_namespace(F)
     lam1, lam2, Q = per_task(lam1, F), per_task(lam2, F), tangent_basis(Y)
     V, _, G = svm_primal(F, Y, Lam, lam1, lam2)
-    flat, along = bst_slopes(V, lam1)
-    size = xp.linalg.vector_norm(V, axis=1, keepdims=True)
+    (flat, along), size = bst_slopes(V, lam1), xp.linalg.vector_norm(V, axis=1, keepdims=True)
     v = V / xp.where(size > 0, size, 1)
 
     def J(X):
@@ -730,4 +730,171 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
     return dF, dlam1, dlam2
 
 
-SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10_000)}   # and their limits of n_iter
+# ------------------------------------------------------------------------- sparse and shared features [F23]
+# Our reading: the paper's full text was not at hand. Heads phi (T, k, m) of T tasks with k classes, fitted jointly:
+#     min_phi  J = (1/T) sum_t CE(F_t phi_t', Y_t) + alpha/(T k) sum |phi| + beta H(p),    H(p) = - sum_j p_j log p_j
+# p_j, the importance of feature j: q_hj = |phi_hj| / s_h averaged over the T k heads h = (t, c), s_h = sum_j |phi_hj|
+# (per head), or the share of j in the sum of all |phi| (pooled). Peaked p means that tasks share features. H couples the
+# tasks and is not convex; its slope in |phi_hj| is infinite where no head uses j: such a feature stays off.
+
+
+def importances(phi, pooled):
+    """q (g, m) and s (g,) of each head, or of the one sum of all heads, and p (m,)."""
+    xp = array_namespace(phi)
+    A = xp.reshape(xp.sum(xp.abs(phi), axis=(0, 1)) if pooled else xp.abs(phi), (-1, phi.shape[2]))
+    s = xp.sum(A, axis=1)
+    q = A / xp.where(s > 0, s, 1)[:, None]
+    return q, s, xp.mean(q, axis=0)
+
+
+def sharing_entropy(phi, pooled=True):
+    """H(p), from 0, where one feature serves all heads, to log m, where all features do alike."""
+    xp = array_namespace(phi)
+    p = importances(phi, pooled)[2]
+    return -xp.sum(p * xp.log(xp.where(p > 0, p, 1)))
+
+
+def entropy_slopes(phi, pooled):
+    """dH/d|phi|, (T, k, m): (-log p_j + sum_l q_hl log p_l)/(g s_h); infinite where p_j = 0."""
+    xp = array_namespace(phi)
+    q, s, p = importances(phi, pooled)
+    log_p = xp.log(xp.where(p > 0, p, 1))
+    slopes = (xp.sum(q * log_p, axis=1, keepdims=True) - xp.where(p > 0, log_p, -xp.inf)) / (q.shape[0] * xp.where(s > 0, s, 1))[:, None]
+    return xp.reshape(slopes + xp.zeros((phi.shape[0] * phi.shape[1], 1), dtype=phi.dtype, device=device(phi)), phi.shape)
+
+
+def entropy_curvature(phi, pooled):
+    """d2H/d|phi|2, (h m, h m) for h = T k heads, where all p_j > 0 that matter; rows of unused features are 0."""
+    xp = array_namespace(phi)
+    q, s, p = importances(phi, pooled)
+    (g, m), heads = q.shape, phi.shape[0] * phi.shape[1]
+    eye_g, eye_m = (xp.eye(a, dtype=phi.dtype, device=device(phi)) for a in (g, m))
+    N_s = g * xp.where(s > 0, s, 1)
+    log_p, on = xp.log(xp.where(p > 0, p, 1)), xp.astype(p > 0, phi.dtype)
+    dp = xp.reshape((eye_m - q[:, None, :]) / N_s[:, None, None] * on, (g * m, m))      # dp_l/dA_hj
+    H = xp.reshape(-xp.matmul(dp / xp.where(p > 0, p, 1), transpose(dp)), (g, m, g, m))
+    bend = log_p[:, None] + log_p - 2 * xp.sum(q * log_p, axis=1)[:, None, None]        # (g, j, j')
+    H = H + (bend / (N_s * xp.where(s > 0, s, 1))[:, None, None])[:, :, None, :] * eye_g[:, None, :, None]
+    ones = xp.ones((heads // g, 1, heads // g, 1), dtype=phi.dtype, device=device(phi))
+    return xp.reshape(H * ones if pooled else H, (heads * m, heads * m))
+
+
+def sharing_gradient(F, Y, phi):
+    """The derivative of the cross-entropy part of J, (T, k, m)."""
+    xp = array_namespace(F)
+    return xp.matmul(transpose(residual(xp.matmul(F, transpose(phi)), Y, "logistic")[0]), F) / F.shape[0]
+
+
+def sharing_objective(F, Y, alpha, beta, phi, pooled):
+    xp = array_namespace(F)
+    loss = xp.mean(data_loss(xp.matmul(F, transpose(phi)), Y, "logistic"))
+    return float(loss + alpha * xp.sum(xp.mean(xp.abs(phi), axis=(0, 1))) + (beta * sharing_entropy(phi, pooled) if beta else 0))
+
+
+def sharing_residual(F, Y, alpha, beta, phi, pooled):
+    """|dJ/dphi| where phi is not 0, by how much |dCE/dphi| exceeds the penalty's slope elsewhere; its largest value."""
+    xp = array_namespace(F)
+    g, weight = sharing_gradient(F, Y, phi), sharing_weights(alpha, beta, phi, pooled)
+    on = xp.abs(g + xp.where(phi != 0, weight, 0) * xp.sign(phi))                       # weights may be infinite elsewhere
+    return float(xp.max(xp.where(phi != 0, on, xp.maximum(xp.abs(g) - weight, 0))))
+
+
+def sharing_weights(alpha, beta, phi, pooled):
+    """alpha/(T k) + beta dH/d|phi|, the penalty's slope at each entry; some may be negative."""
+    return alpha / (phi.shape[0] * phi.shape[1]) + (beta * entropy_slopes(phi, pooled) if beta else 0 * phi)
+
+
+def sharing_curvature(F, beta, phi, pooled):
+    """d2J/dphi2 on the entries that are not 0, (T k m, T k m)."""
+    xp = array_namespace(F)
+    T, k, m = phi.shape
+    H = xp.permute_dims(softmax_curvature(F, transpose(phi)), (0, 2, 1, 4, 3)) / T      # (T, k, m, k, m)
+    H = xp.reshape(H, (T, k * m, 1, k * m)) * xp.eye(T, dtype=F.dtype, device=device(F))[:, None, :, None]
+    sign = xp.reshape(xp.sign(phi), (-1,))
+    return xp.reshape(H, (T * k * m, T * k * m)) + (beta * sign[:, None] * entropy_curvature(phi, pooled) * sign if beta else 0)
+
+
+def sparse_sharing(F, Y, alpha, beta, pooled=True, start=None, stages=5, max_iter=2000):
+    """A local minimum of J, from `start` (T, k, m) (default 0) at beta = 0 and then along growing beta.       [F23]
+
+    F (T, n, m), Y (T, n, k) one-hot, alpha > 0 and beta >= 0 numbers  ->  phi (T, k, m) with exact zeros, info with n_iter,
+        gap        the largest violation of stationarity (sharing_residual), converged: gap <= 1e-12
+        entropy    H along the path, one for each of the stages of beta, from 0 on
+    An iteration is a proximal gradient step, its penalty linearised at |phi|, then a Newton step on the entries that are
+    not 0, each as far as J falls. Raises ValueError where a head vanishes: H, which does not see a head's size,
+    then falls for ever as the head shrinks. With k = 2 the split of phi between the two classes is not unique.
+    """
+    xp = array_namespace(F)
+    if not (0 < alpha < float("inf") and 0 <= beta < float("inf")):
+        raise ValueError(f"alpha and beta: found {alpha} and {beta}, expected a positive number and one that is not negative")
+    if F.ndim != 3 or Y.shape[:2] != F.shape[:2] or not bool(xp.all(xp.isfinite(F))):
+        raise ValueError(f"expected finite F (T, n, m) and Y (T, n, k), found {tuple(F.shape)} and {tuple(Y.shape)}")
+    phi = xp.zeros((F.shape[0], Y.shape[2], F.shape[2]), dtype=F.dtype, device=device(F)) if start is None else start + 0
+    path, total = [], 0
+    for now in [beta * stage / stages for stage in range(stages + 1)] if beta else [0]:
+        for n_iter in range(max_iter + 1):
+            gap = sharing_residual(F, Y, alpha, now, phi, pooled)
+            if gap <= 1e-12 or n_iter == max_iter:
+                break
+            phi = sharing_newton(F, Y, alpha, now, sharing_proximal(F, Y, alpha, now, phi, pooled), pooled)
+            s = importances(phi, pooled)[1]
+            if beta and not float(xp.min(s)) > 1e-6 * float(xp.max(s)):
+                raise ValueError(f"a head vanishes at alpha {alpha} and beta {now:.3g}, and with it its importances: lower them, or pool the heads")
+        total += n_iter
+        path.append(float(sharing_entropy(phi, pooled)))
+    return phi, {"n_iter": total, "gap": gap, "converged": gap <= 1e-12, "entropy": path}
+
+
+def sharing_proximal(F, Y, alpha, beta, phi, pooled):
+    """phi <- ST(phi - t dCE, t weights), t halved from 1/L until J falls enough; L bounds the curvature of the cross-entropy."""
+    xp = array_namespace(F)
+    g, weight = sharing_gradient(F, Y, phi), sharing_weights(alpha, beta, phi, pooled)
+    L = float(xp.max(xp.sum(F * F, axis=(1, 2)))) / (2 * F.shape[0] * F.shape[1])
+    J, t = sharing_objective(F, Y, alpha, beta, phi, pooled), 1 / L
+    for _ in range(40):
+        v = phi - t * g
+        new = xp.sign(v) * xp.maximum(xp.abs(v) - t * weight, 0)
+        if sharing_objective(F, Y, alpha, beta, new, pooled) <= J - 0.1 / t * float(xp.sum((new - phi) ** 2)):
+            return new
+        t = t / 2
+    return phi
+
+
+def sharing_newton(F, Y, alpha, beta, phi, pooled):
+    """Newton's step on the entries that are not 0, cut where one would change sign, taken if it lessens the residual or J."""
+    xp = array_namespace(F)
+    S, weight = phi != 0, sharing_weights(alpha, beta, phi, pooled)
+    g = sharing_gradient(F, Y, phi) + xp.where(S, weight, 0) * xp.sign(phi)
+    flat = [xp.reshape(a, (1, -1)) for a in (S, xp.where(S, -g, 0))]
+    d = xp.reshape(solve_on_support(sharing_curvature(F, beta, phi, pooled)[None, :, :], *flat, solve_shifted), phi.shape)
+    J, left = sharing_objective(F, Y, alpha, beta, phi, pooled), sharing_residual(F, Y, alpha, beta, phi, pooled)
+    crosses = S & (phi * (phi + d) <= 0)
+    t_j = xp.where(crosses, phi, 1) / xp.where(crosses, -d, 1)                          # phi_j + t_j d_j = 0
+    first = float(xp.min(xp.where(crosses, t_j, 1)))
+    for t in (1.0, first, first / 2):
+        new = xp.where(crosses & (t_j <= t), 0, phi + t * d)
+        now = sharing_objective(F, Y, alpha, beta, new, pooled)
+        if now <= J + 1e-13 * abs(J) and (now < J - 1e-9 * abs(J) or sharing_residual(F, Y, alpha, beta, new, pooled) < left):
+            return new
+    return phi
+
+
+def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, pooled=True, one_step=False):
+    """Pull dphi back through the solution of sparse_sharing. On the entries S that are not 0, dJ/dphi = 0:
+      1. curvature   A = d2J/dphi_S2, coupled over tasks by H
+      2. adjoint     A u_S = dphi_S,  u = 0 off S        (one_step: u = dphi_S/L instead, cheap and inexact)
+      3. pull back   dF_t = -(R_t u_t + R'[F_t u_t'] phi_t)/T,   dalpha = -sum sign(phi) u/(T k),   dbeta = -sum dH/d|phi| sign(phi) u
+
+    F (T, n, m), phi and dphi (T, k, m)  ->  dF (T, n, m), dalpha, dbeta. Valid where S does not change.
+    """
+    xp = array_namespace(F)
+    (T, k, _), S = phi.shape, phi != 0
+    if one_step:
+        u = xp.where(S, dphi, 0) * (2 * T * F.shape[1] / xp.max(xp.sum(F * F, axis=(1, 2))))
+    else:
+        A, flat = sharing_curvature(F, beta, phi, pooled)[None, :, :], [xp.reshape(a, (1, -1)) for a in (S, dphi)]
+        u = xp.reshape(solve_on_support(A, *flat), phi.shape)
+    R, R_prime = residual(xp.matmul(F, transpose(phi)), Y, "logistic")
+    dF = -(xp.matmul(R, u) + xp.matmul(R_prime(xp.matmul(F, transpose(u))), phi)) / T
+    slopes = xp.where(S, entropy_slopes(phi, pooled), 0)
+    return dF, -xp.sum(xp.sign(phi) * u) / (T * k), -xp.sum(slopes * xp.sign(phi) * u)

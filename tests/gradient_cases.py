@@ -135,6 +135,21 @@ def gradient_cases():
     yield svm("group SVM, k = 4, n < m", 2, 12, 30, 4, 0.15, 5.0)
     yield svm("group SVM without lam1, k = 3", 2, 12, 4, 3, 0.0)
 
+    def sharing(name, k, pooled, alpha, beta):
+        F, W = N((4, 25, 5)), N((4, k, 5)) * (rng.random((4, 1, 5)) < 0.6)
+        Y, R = np.eye(k)[(3 * F @ np.swapaxes(W, 1, 2) + rng.gumbel(size=(4, 25, k))).argmax(-1)], N((4, k, 5))
+        near = solvers.sparse_sharing(F, Y, alpha, beta, pooled)[0]
+
+        def f(arrays):
+            a, b = float(arrays["alpha"]), float(arrays["beta"])
+            phi = solvers.sparse_sharing(arrays["F"], Y, a, b, pooled, start=near, stages=1)[0]             # the same branch
+            loss, dphi = quadratic(phi, R)
+            return loss, lambda: dict(zip(("F", "alpha", "beta"), solvers.sparse_sharing_vjp(arrays["F"], Y, a, b, phi, dphi, pooled))), [phi != 0]
+        return name, f, {"F": F, "alpha": np.array(alpha), "beta": np.array(beta)}
+
+    yield sharing("sparse sharing, pooled, k = 3", 3, True, 0.1, 0.05)
+    yield sharing("sparse sharing, per head, k = 3", 3, False, 0.05, 0.01)
+
     def head(name, fitted, arrays, **kw):
         def f(arrays):
             loss, dF, info = fitted(arrays["F"])

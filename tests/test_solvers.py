@@ -417,3 +417,83 @@ def test_ridge_of_classes_is_ridge_of_each_class():
     W = solvers.ridge_classes(F, Y, np.array([0.1, 2.0]))
     for k in range(3):
         np.testing.assert_allclose(W[:, k], solvers.ridge(F, Y[:, :, k], np.array([0.1, 2.0])), atol=1e-10)
+
+
+# ------------------------------------------------------------------------------------- sparse and shared features
+
+
+def sharing_problem(T=6, n=40, m=8, k=3, seed=0):
+    rng = np.random.default_rng(seed)
+    F, W = rng.standard_normal((T, n, m)), rng.standard_normal((T, k, m)) * (rng.random((T, 1, m)) < 0.4)
+    return F, np.eye(k)[(3 * F @ np.swapaxes(W, 1, 2) + rng.gumbel(size=(T, n, k))).argmax(-1)]
+
+
+def sharing_objective(F, Y, alpha, beta, phi, pooled):
+    """J of the section's head, written independently of the solver."""
+    T, k, _ = phi.shape
+    Z = np.einsum("tnm,tkm->tnk", F, phi)
+    loss = np.mean(np.log(np.exp(Z).sum(2)) - (Y * Z).sum(2))
+    size = np.abs(phi).reshape(T * k, -1)
+    p = size.sum(0) / size.sum() if pooled else (size / size.sum(1, keepdims=True)).mean(0)
+    return loss + alpha / (T * k) * size.sum() - beta * (p[p > 0] * np.log(p[p > 0])).sum()
+
+
+@pytest.mark.parametrize("pooled, beta", [(True, 0.0), (True, 0.02), (True, 0.2), (False, 0.02)])
+def test_sparse_sharing_is_stationary_from_five_starts(pooled, beta):
+    F, Y = sharing_problem()
+    values = []
+    for seed in range(5):
+        start = None if seed == 0 else np.random.default_rng(seed).standard_normal((6, 3, 8))
+        phi, info = solvers.sparse_sharing(F, Y, 0.05, beta, pooled, start=start)
+        assert info["converged"] and info["gap"] <= 1e-8 and (phi == 0).any()
+        assert all(0 <= H <= np.log(8) + 1e-12 for H in info["entropy"])
+        J = sharing_objective(F, Y, 0.05, beta, phi, pooled)
+        for i in np.ndindex(phi.shape):                                     # no single coordinate can be moved to lower J
+            if phi[i] or beta == 0 or np.abs(phi[..., i[2]]).any():
+                for step in (1e-4, -1e-4):
+                    moved = phi.copy()
+                    moved[i] += step
+                    assert sharing_objective(F, Y, 0.05, beta, moved, pooled) >= J - 1e-12
+        values.append(J)
+    assert np.ptp(values) < (1e-9 if beta == 0 else 0.2 * abs(values[0]))   # convex without sharing, else nearby
+
+
+def test_sharing_concentrates_the_importances_and_alpha_shrinks_the_heads():
+    F, Y = sharing_problem()
+    H = solvers.sparse_sharing(F, Y, 0.05, 0.2)[1]["entropy"]
+    assert all(later <= earlier + 1e-9 for earlier, later in zip(H, H[1:])) and H[-1] < H[0] - 0.01
+    sizes = [np.abs(solvers.sparse_sharing(F, Y, alpha, 0.0)[0]).sum() for alpha in (0.01, 0.05, 0.2, 0.5)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert not solvers.sparse_sharing(F, Y, 1e3, 0.0)[0].any()
+
+
+def test_entropy_of_importances_by_hand():
+    phi = np.array([[[1.0, 1, 0, 0], [0, 0, -3, 0]]])
+    np.testing.assert_allclose(solvers.sharing_entropy(phi, pooled=False), -(0.5 * np.log(0.25) + 0.5 * np.log(0.5)))
+    np.testing.assert_allclose(solvers.sharing_entropy(phi), -(0.4 * np.log(0.2) + 0.6 * np.log(0.6)))
+
+
+def test_a_vanishing_head_and_bad_strengths_are_refused():
+    F, Y = sharing_problem(k=2)
+    with pytest.raises(ValueError, match="head vanishes"):
+        solvers.sparse_sharing(F, Y, 0.1, 0.3, pooled=False)
+    for alpha, beta in ((0, 0.1), (0.1, -1), (np.nan, 0)):
+        with pytest.raises(ValueError, match="alpha and beta"):
+            solvers.sparse_sharing(F, Y, alpha, beta)
+
+
+def test_the_one_step_hypergradient_is_cheaper_and_wrong():
+    F, Y = sharing_problem()
+    phi, _ = solvers.sparse_sharing(F, Y, 0.05, 0.05)
+    exact, cheap = (solvers.sparse_sharing_vjp(F, Y, 0.05, 0.05, phi, phi, one_step=flag)[0] for flag in (False, True))
+    assert np.linalg.norm(cheap - exact) > 0.1 * np.linalg.norm(exact) and (cheap * exact).sum() > 0
+
+
+def test_sparse_sharing_on_every_array_library(backend):
+    xp, device = backend
+    F, Y = sharing_problem(T=3, n=25, m=5)
+    F_, Y_ = (xp.asarray(a, device=device) for a in (F, Y))
+    phi, phi_ = (solvers.sparse_sharing(a, b, 0.05, 0.02)[0] for a, b in ((F, Y), (F_, Y_)))
+    np.testing.assert_allclose(to_numpy(phi_), phi, atol=1e-8)
+    for ours, theirs in zip(solvers.sparse_sharing_vjp(F, Y, 0.05, 0.02, phi, phi), solvers.sparse_sharing_vjp(F_, Y_, 0.05, 0.02, phi_, phi_)):
+        np.testing.assert_allclose(to_numpy(theirs), to_numpy(ours), atol=1e-7)
