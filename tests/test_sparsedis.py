@@ -285,3 +285,11 @@ def test_few_shot_encoders_agree_with_torch():
     (out ** 2).sum().backward()
     for name, g in encoder.backward(cache, 2 * F).items():
         np.testing.assert_allclose(g, theirs[name].grad.numpy(), atol=1e-9)
+
+
+def test_equal_pixels_share_one_gradient():
+    """Images with a plain background pool equal pixels: the first takes the gradient, as in PyTorch."""
+    x = np.zeros((1, 4, 4, 1))
+    out, cache = sparsedis.max_pool2d(x)
+    dx, = sparsedis.max_pool2d_backward(np.ones_like(out), cache)
+    assert dx.sum() == 4 and (dx[:, ::2, ::2] == 1).all()
