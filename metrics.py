@@ -615,5 +615,5 @@ def draw_against_eps(rows, keys, path):
         draw_line(ax, range(len(eps)), [[row[key] for row in rows if row["eps"] == e] for e in eps], LABELS.get(key, key), f"C{k}")
     ax.axhline(0.63, color="grey", ls=":", label="MCC of a random mixing")
     ax.set(xticks=range(len(eps)), xticklabels=eps, xlabel="$\\lambda_1/\\lambda_{max}$", ylim=(0, 1.02))
-    ax.legend(fontsize=7)
+    fig.legend(fontsize=7, ncols=3, loc="outside upper center")
     save_figure(fig, path)
