@@ -1,4 +1,4 @@
-"""data.py -- where images, factors and tasks come from.
+"""data.py -- where images, factors, tasks and few-shot episodes come from.
 
     N          images; an image is (64, 64, 3), its values in [0, 1]
     factors    (N, 6) the index of each factor: floor hue, wall hue, object hue, scale, shape, orientation

@@ -13,6 +13,9 @@ The bilevel problem, and the function that computes each part:
     with       F_t = normalise(f_theta(x_t))                             head_on_sets, Encoder
                w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   bilevel, solvers.lasso
 
+Few-shot learning puts an episode's support and query images in place of x_t, a group-Lasso multiclass SVM in place of the
+Lasso and the query cross-entropy in place of the squared error: episode_objective, svm_episode.                [L23, Sec. 5.2]
+
 Every forward pass f(x, ...) -> (out, cache) is followed by its backward pass f_backward(dout, cache) -> (dx, dparams...).
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023, arXiv 2211.14666.
