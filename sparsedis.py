@@ -400,7 +400,7 @@ class Encoder:
     def _blocks(self, x):
         """The images x in blocks: a few for a CPU core's cache, many for a GPU."""
         step = self.block if is_numpy_array(x) else max(64, 20 * self.block)
-        return [x[i:i + step, ...] for i in range(0, x.shape[0], step)]
+        return [x[i:min(i + step, x.shape[0]), ...] for i in range(0, x.shape[0], step)]
 
     def _forward(self, layers, params, state, blocks, train):
         """One run of layers after another: `state` is updated in place."""

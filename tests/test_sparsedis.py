@@ -293,3 +293,18 @@ def test_equal_pixels_share_one_gradient():
     out, cache = sparsedis.max_pool2d(x)
     dx, = sparsedis.max_pool2d_backward(np.ones_like(out), cache)
     assert dx.sum() == 4 and (dx[:, ::2, ::2] == 1).all()
+
+
+@pytest.mark.parametrize("make", [lambda: sparsedis.conv4(1, 4), lambda: sparsedis.resnet12(1, (2, 3, 4, 5), drop=0.3, pool=True)])
+def test_few_shot_encoders_on_every_array_library(backend, make):
+    xp, device = backend
+    encoder, x = make(), np.random.default_rng(1).random((6, 32, 32, 1))
+    params, state = encoder.init(np.random.default_rng(0), np.float64)
+    F, cache, _ = encoder.forward(params, state, x)
+    params_, state_ = encoder.init(np.random.default_rng(0), xp.float64, xp, device)
+    F_, cache_, after = encoder.forward(params_, state_, xp.asarray(x, device=device))
+    np.testing.assert_allclose(to_numpy(F_), F, atol=1e-10)
+    grads_ = encoder.backward(cache_, F_)
+    for name, g in encoder.backward(cache, F).items():
+        np.testing.assert_allclose(to_numpy(grads_[name]), g, atol=1e-8)
+    assert encoder.forward(params_, after, xp.asarray(x, device=device), train=False)[0].shape == F.shape
