@@ -398,6 +398,7 @@ def figure(rows, columns, size):
 
 
 def save_figure(fig, path):
+    """Write a figure as PNG, whole or not at all, and close it."""
     from matplotlib import pyplot
     write_atomically(path, lambda file: fig.savefig(file, dpi=130, format="png"))
     pyplot.close(fig)

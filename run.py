@@ -249,10 +249,15 @@ def fingerprint(shapes):
     return hashlib.sha256(shapes.factors.tobytes() + shapes.stored[some].tobytes()).hexdigest()[:10]
 
 
-def encode_images(encoder, shapes, norm, xp, device, params, index, batch=400):
+def in_batches(encoder, params, state, images, index, batch=400):
+    """Features (N, m), as NumPy, of images(index) in evaluation, a batch at a time."""
+    parts = (images(index[i:i + batch]) for i in range(0, len(index), batch))
+    return np.concatenate([metrics.to_numpy(encoder.forward(params, state, x, train=False)[0]) for x in parts])
+
+
+def encode_images(encoder, shapes, norm, xp, device, params, index):
     """Features (N, m) of the images of an index, as NumPy. Batch norm, affine, changes no score; layer norm is applied."""
-    F = np.concatenate([metrics.to_numpy(encoder.forward(params, {}, shapes.images(index[i:i + batch], xp, device), train=False)[0])
-                        for i in range(0, len(index), batch)])
+    F = in_batches(encoder, params, {}, lambda i: shapes.images(i, xp, device), index)
     return F if norm == "batch" else sparsedis.normalise(F[None], 2)[0][0]
 
 
@@ -453,8 +458,7 @@ def draw_best_responses(rows, cell, path):
 
 
 def draw_fig5(rows, path):
-    """Feature usage and accuracy of a sweep of episodes. Prints each run's accuracy against that of the densest run of its seed on the
-    same episodes; the interval is over episodes, for these two trained encoders."""
+    """Usage and accuracy; prints each run's accuracy against its seed's densest run on the same episodes, with the interval over them."""
     def load(row):
         with np.load(Path(row["folder"]) / "episodes.npz") as file:
             return file["accuracy"], file["used"], file["dead"]
@@ -475,7 +479,7 @@ RHO = [("rho = 0", {"rho": 0.0, "alpha": 1.0}), ("rho = 0.9", {"rho": 0.9, "alph
 ALPHA = [("alpha = 0", {"rho": 0.0, "alpha": 0.0}), ("alpha = 1", {"rho": 0.0, "alpha": 1.0})]
 FIGURES = {                                                                 # name: its sweep, how it is drawn
     "fig4": ("main", lambda rows, path: metrics.draw_bars(rows, RHO, ("mcc", "r"), path)),
-    "fig5": ("glyphs", lambda rows, path: draw_fig5(rows, path)),
+    "fig5": ("glyphs", draw_fig5),
     "conjecture": ("shapes", lambda rows, path: metrics.draw_against_eps(rows, ("mcc", "r", "dci_d", "accuracy", "off"), path)),
     "fig6": ("main", lambda rows, path: metrics.draw_bars(rows, ALPHA, ("mcc", "r"), path)),
     "fig7": ("main", lambda rows, path: metrics.draw_best(rows, [("rho", {"alpha": 1.0}), ("alpha", {"rho": 0.0})], path)),
@@ -560,20 +564,21 @@ class FewShot:
 
 def episodes_of(config):
     """The source of episodes, and a name of its content."""
-    if config.source in ("omniglot", "pickles") and not config.data:
-        raise ValueError(f"--data: needed with --source {config.source}")
     if config.source == "shapes":
         shapes = data.Shapes3D(config.data or None)
-        return data.ShapesEpisodes(shapes), "rendered" if not config.data else fingerprint(shapes)
+        return data.ShapesEpisodes(shapes), fingerprint(shapes) if config.data else "rendered"
+    if config.source != "glyphs" and not config.data:
+        raise ValueError(f"--data: needed with --source {config.source}")
     splits = data.glyphs() if config.source == "glyphs" else data.omniglot(config.data.split(",")) if config.source == "omniglot" \
         else data.load_splits(config.data)
     name = hashlib.sha256(b"".join(x[:: max(1, len(x) // 50)].tobytes() for x, _ in splits.values())).hexdigest()[:10]
     side = splits["train"][0].shape[1]
-    name = "rendered" if config.source == "glyphs" else name
-    return data.ImageEpisodes(splits, 8 if side >= 64 else 2 if side < 32 else 4, config.source == "pickles"), name
+    source = data.ImageEpisodes(splits, 8 if side >= 64 else 2 if side < 32 else 4, config.source == "pickles")
+    return source, "rendered" if config.source == "glyphs" else name
 
 
 def encoder_of(config, image_shape):
+    """The chosen network for images of a shape (H, W, C), refused where it does not fit."""
     H, W, channels = image_shape
     if config.encoder == "cnn" and image_shape != (64, 64, 3):
         raise ValueError(f"--encoder cnn: takes images (64, 64, 3), this source has {image_shape}")
@@ -600,8 +605,7 @@ def evaluate(config, encoder, source, params, state, split, count, xp, device, d
     rng = np.random.default_rng(30_000)
     index, Y = (np.stack(a) for a in zip(*(source.sample(rng, split, config.way, config.shot, config.query) for _ in range(count))))
     images, place = np.unique(index, return_inverse=True)
-    F = np.concatenate([metrics.to_numpy(encoder.forward(params, state, source.images(split, images[i:i + 200], xp, device), train=False)[0])
-                        for i in range(0, len(images), 200)])
+    F = in_batches(encoder, params, state, lambda i: source.images(split, i, xp, device), images, batch=200)
     n_support, told, place = config.way * config.shot, {flag: [] for flag in dense}, place.reshape(index.shape)
     for i in range(0, count, 25):
         F_i, Y_i = F[place[i:i + 25]].astype(np.float64), Y[i:i + 25]                   # (25, n, m)
@@ -623,9 +627,9 @@ def fewshot(config):
     if finished(config, folder):
         return json.loads((folder / "result.json").read_text()), folder
     encoder = encoder_of(config, source.image_shape())
-    shot, query = config.train_shot or config.shot, config.train_query or config.query
-    for split, sizes in (("train", (shot, query)), ("val", (config.shot, config.query)), ("test", (config.shot, config.query))):
-        source.sample(np.random.default_rng(0), split, config.way, *sizes)              # refuses the impossible now
+    shot, query, rng = config.train_shot or config.shot, config.train_query or config.query, np.random.default_rng(0)
+    for split, *sizes in (("train", shot, query), ("val", config.shot, config.query), ("test", config.shot, config.query)):
+        source.sample(rng, split, config.way, *sizes)                                   # refuses the impossible now
     learned = {"head.scale": 4.0} | ({"head.log_lam1": 0.0, "head.log_lam2": 0.0} if config.learn_lams and config.head == "svm" else {})
     open_folder(config, folder, content)
 
@@ -636,15 +640,14 @@ def fewshot(config):
         return [source.images("train", part.ravel(), xp, device, rng) for part in parts], xp.asarray(Y, device=device)
 
     def measure(params, state, info):
-        return {"accuracy": float(evaluate(config, encoder, source, params, state, "val", 50, xp, device)[0][0].mean()),
-                "scale": float(params["head.scale"])}
+        accuracy = evaluate(config, encoder, source, params, state, "val", 50, xp, device)[0][0]
+        return {"accuracy": float(accuracy.mean()), "scale": float(params["head.scale"])}
     with sparsedis.cpu_threads(config.threads or os.cpu_count()):
         training = sparsedis.Training(encoder, sample, sparsedis.episode_objective(config.head, strengths(config), config.smoothing),
                                       config.steps, config.lr, config.optimiser)
         (params, state, *_), rows = train_with_files(config, encoder, training, measure, folder, xp, device, **learned)
-        sparse = config.head == "svm" and (config.eps > 0 or config.lam1 > 0)
-        (accuracy, solved, used, dead), *others = evaluate(config, encoder, source, params, state, "test", config.test_episodes, xp, device,
-                                                           (False, True) if sparse else (False,))
+        dense = (False, True) if config.head == "svm" and config.eps + config.lam1 > 0 else (False,)
+        (accuracy, solved, used, dead), *others = evaluate(config, encoder, source, params, state, "test", config.test_episodes, xp, device, dense)
         mean, interval = metrics.mean_ci(accuracy)
         result = {"accuracy": mean, "accuracy_ci": interval, "off": float((~used & ~dead).sum() / max((~dead).sum(), 1)),
                   "dead": float(dead.mean()), "unsolved": int((~solved).sum())}
@@ -652,8 +655,7 @@ def fewshot(config):
             result["gain_over_dense"], result["gain_over_dense_ci"] = metrics.mean_ci(accuracy - dense[0])
         if config.source == "shapes":
             index = np.random.default_rng(20_000).integers(len(source.shapes), size=5000)
-            F = np.concatenate([metrics.to_numpy(encoder.forward(params, state, source.images("test", index[i:i + 200], xp, device), train=False)[0])
-                                for i in range(0, len(index), 200)])
+            F = in_batches(encoder, params, state, lambda i: source.images("test", i, xp, device), index)
             result |= metrics.scores(source.shapes.factors[index].astype(float), F)
     write_atomically(folder / "episodes.npz", lambda file: np.savez_compressed(file, accuracy=accuracy, used=used, dead=dead))
     metrics.draw_training(rows, folder / "training.png", ("loss", "nonzero", "accuracy"))
@@ -752,7 +754,7 @@ def encode(checkpoint, images):
     """Features F (N, m) of the `images` of an npz file: what a trained encoder puts out, before any normalisation."""
     params, state, _, _ = load_checkpoint(checkpoint)
     encoder = sparsedis.cnn(len(params["linear2.b"]))
-    return np.concatenate([encoder.forward(params, state, images[i:i + 400], train=False)[0] for i in range(0, len(images), 400)])
+    return in_batches(encoder, params, state, lambda i: images[i], np.arange(len(images)))
 
 
 def real(checkpoint, images, out):

@@ -781,11 +781,11 @@ def entropy_curvature(phi, pooled):
 
 def sharing_gradient(F, Y, phi):
     """The derivative of the cross-entropy part of J, (T, k, m)."""
-    xp = array_namespace(F)
-    return xp.matmul(transpose(residual(xp.matmul(F, transpose(phi)), Y, "logistic")[0]), F) / F.shape[0]
+    return transpose(residual(F @ transpose(phi), Y, "logistic")[0]) @ F / F.shape[0]
 
 
 def sharing_objective(F, Y, alpha, beta, phi, pooled):
+    """J, a number."""
     xp = array_namespace(F)
     loss = xp.mean(data_loss(xp.matmul(F, transpose(phi)), Y, "logistic"))
     return float(loss + alpha * xp.sum(xp.mean(xp.abs(phi), axis=(0, 1))) + (beta * sharing_entropy(phi, pooled) if beta else 0))
