@@ -180,10 +180,8 @@ def normals(shape, s, P):
 
 
 def light_object(shape, N, back, lamp):
-    """Light on the object and its white gloss, each (R,), at unit normals N (R, 3).
-
-    Round surfaces are lit at the vertices of a latitude-longitude mesh and interpolated, as the original was.
-    """
+    """Light on the object and its white gloss, each (R,), at unit normals N (R, 3); round surfaces are lit at the vertices of a
+    latitude-longitude mesh and interpolated, as the original was."""
     def light(N):
         Nv, Nl = N @ back, N @ lamp
         diffuse = OBJECT_AMBIENT + OBJECT_HEADLIGHT * np.maximum(Nv, 0) + OBJECT_LAMPLIGHT * np.maximum(Nl, 0)
@@ -244,10 +242,8 @@ def geometry_maps():
 
 
 def compose(geometry, hues, xp=array_api_compat.numpy, device=None):
-    """Images (N, 64, 64, 3) float32 in [0, 1], of 256 levels as in the file, from geometry (N,) and three hues (N, 3).
-
-    Runs on xp and device; only the small colour matrices travel there.
-    """
+    """Images (N, 64, 64, 3) float32 in [0, 1], of 256 levels as in the file, from geometry (N,) and three hues (N, 3), on xp and
+    device; only the small colour matrices travel there."""
     C = np.empty((len(geometry), 5, 3), np.float32)                         # sky, floor, wall, object, white
     C[:, SKY_MAP], C[:, FLOOR_MAP:OBJECT_MAP + 1], C[:, WHITE_MAP] = SKY, PALETTE[hues], WHITE
     maps, C, geometry = maps_on(xp, device), xp.asarray(C, device=device), xp.asarray(geometry, device=device)
@@ -274,7 +270,22 @@ def maps_on(xp, device):
 # ------------------------------------------------------------------------------------------- the data set
 
 
-class Shapes3D:
+class FactorGrid:
+    """Images of every combination of factors: .factors (N, d) indices, named .names, with .levels values; the last factor runs fastest."""
+
+    def __init__(self):
+        self.factors = np.stack(np.unravel_index(np.arange(np.prod(self.levels)), self.levels), axis=1).astype(np.int8)
+
+    def __len__(self):
+        return len(self.factors)
+
+    def fingerprint(self):
+        """Names the content: factors and a few images."""
+        some = np.linspace(0, len(self) - 1, 16).astype(int)
+        return hashlib.sha256(self.factors.tobytes() + np.asarray(self.images(some)).tobytes()).hexdigest()[:10]
+
+
+class Shapes3D(FactorGrid):
     """3D Shapes: rendered when no path is given, else read from the official HDF5 file (or one with fewer rows).
 
     .factors (N, 6) int and .images(index, xp, device) -> (len(index), 64, 64, 3) float32 in [0, 1].
@@ -282,15 +293,13 @@ class Shapes3D:
     Raises ValueError, naming the file, where it is damaged or holds other arrays.
     """
 
-    def __init__(self, path=None):
-        self.path = None if path is None else Path(path)
-        if path is None:
-            self.factors = np.stack(np.unravel_index(np.arange(N_IMAGES), LEVELS), axis=1).astype(np.int8)
-        else:
-            self.stored, self.factors = open_hdf5(self.path)
+    names, levels = FACTORS, LEVELS
 
-    def __len__(self):
-        return len(self.factors)
+    def __init__(self, path=None):
+        super().__init__()
+        self.path = None if path is None else Path(path)
+        if path is not None:
+            self.stored, self.factors = open_hdf5(self.path)
 
     def images(self, index, xp=array_api_compat.numpy, device=None):
         if self.path is not None:
@@ -312,7 +321,8 @@ def open_hdf5(path):
             if N == 0 or found != {"images": ((N, SIDE, SIDE, 3), "uint8"), "labels": ((N, 6), "float64")}:
                 raise ValueError(f"{path}: expected images (N, 64, 64, 3) uint8 and labels (N, 6) float64, found {found}")
             factors = factors_of_labels(path, file["labels"][:])
-            return unpack_images(path, file["images"]), factors
+            images = file["images"]
+            return unpack_images(path, images.shape, (images[rows].tobytes() for rows in row_blocks(images))), factors
     except OSError as error:
         raise ValueError(f"{path}: cannot be read or unpacked ({str(error).splitlines()[0]})") from None
 
@@ -344,8 +354,8 @@ class StoredImages:
         return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), *self.shape[1:])
 
 
-def unpack_images(path, images):
-    """images from PATH.images.npy, which is written first where it is missing, older, or of another shape."""
+def unpack_images(path, shape, blocks):
+    """images from PATH.images.npy, which is written first, from blocks of bytes, where it is missing, older, or of another shape."""
     cache = path.with_name(path.name + ".images.npy")
     if not os.access(path.parent, os.W_OK):
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
@@ -353,17 +363,17 @@ def unpack_images(path, images):
     if cache.is_file() and cache.stat().st_mtime >= path.stat().st_mtime:
         with contextlib.suppress(ValueError):                               # a cache that is damaged is written again
             stored = StoredImages(cache)
-            if stored.shape == images.shape:
+            if stored.shape == shape:
                 return stored
     free = shutil.disk_usage(cache.parent).free
-    if free < 1.02 * np.prod(images.shape):
-        raise ValueError(f"{cache}: {np.prod(images.shape) / 1e9:.1f} GB are needed to unpack the images, {free / 1e9:.1f} are free")
+    if free < 1.02 * np.prod(shape):
+        raise ValueError(f"{cache}: {np.prod(shape) / 1e9:.1f} GB are needed to unpack the images, {free / 1e9:.1f} are free")
     new = cache.with_name(f"{cache.name}.{os.getpid()}.new")
     try:
         with open(new, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": images.shape})
-            for rows in progress(row_blocks(images), f"unpacking {path.name}"):
-                file.write(images[rows].tobytes())
+            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for block in progress(blocks, f"unpacking {path.name}"):
+                file.write(block)
         os.replace(new, cache)
     finally:
         new.unlink(missing_ok=True)
@@ -407,12 +417,69 @@ def write_hdf5(path, limit=None, seed=0):
     return len(index)
 
 
+# ------------------------------------------------------------------------------------------------- dSprites
+# Rendered after the published description, with sizes of our choice, for no original was at hand: shapes of nearly equal
+# area, 4.2 % of all pixels white (the published mean is 4.3 %), a position one pixel from the next. The official file's first
+# factor, colour, has one value and is left out.
+
+
+class DSprites(FactorGrid):
+    """dSprites, as Shapes3D: rendered when no path is given, else read from the official npz (imgs, latents_classes; fewer rows will do).
+    Its binary images come as three equal channels, so that one encoder reads both."""
+    names, levels = ("shape", "scale", "orientation", "x", "y"), (3, 6, 40, 32, 32)         # square, ellipse, heart
+
+    def __init__(self, path=None):
+        super().__init__()
+        self.path = None if path is None else Path(path)
+        if path is not None:
+            self.stored, self.factors = open_dsprites(self.path, self.levels)
+
+    def images(self, index, xp=array_api_compat.numpy, device=None):
+        if self.path is not None:
+            x = self.stored[index]
+        else:
+            f = self.factors[index].astype(int)
+            drawn, corners = sprites()[np.ravel_multi_index(f[:, :3].T, self.levels[:3])], 31 - f[:, 3:]
+            x = np.stack([sprite[y:y + SIDE, x:x + SIDE] for sprite, (x, y) in zip(drawn, corners)])
+        return xp.astype(xp.repeat(xp.asarray(x, device=device)[..., None], 3, axis=3), xp.float32)
+
+
+@functools.cache
+def sprites():
+    """Each shape, scale and orientation in the middle of a canvas that holds all windows, (720, 95, 95) of 0 and 1."""
+    Y, X = np.mgrid[-47:48, -47:48]
+    out = []
+    for shape, scale, turn in np.ndindex(3, 6, 40):
+        s, a = np.linspace(0.5, 1, 6)[scale], np.linspace(0, 2 * np.pi, 40)[turn]           # the first and the last are alike,
+        u, v = (X * np.cos(a) + Y * np.sin(a)) / s, (Y * np.cos(a) - X * np.sin(a)) / s     # as in the official file
+        inside = (np.maximum(np.abs(u), np.abs(v)) < 8.6, (u / 13) ** 2 + (v / 7.2) ** 2 < 1,
+                  ((u / 9) ** 2 + (v / 9) ** 2 - 1) ** 3 < -(u / 9) ** 2 * (v / 9) ** 3)[shape]
+        out.append(inside)
+    return np.stack(out).astype(np.uint8)
+
+
+def open_dsprites(path, levels):
+    """Images (N, 64, 64) uint8, left on disk, and factors (N, 5) of an npz file in the official layout."""
+    import zipfile
+    import zlib
+    try:
+        with zipfile.ZipFile(path) as file, file.open("latents_classes.npy") as classes, file.open("imgs.npy") as images:
+            factors = np.lib.format.read_array(classes, allow_pickle=False)
+            np.lib.format.read_magic(images)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(images)
+            if shape != (len(factors), SIDE, SIDE) or dtype != np.uint8 or factors.shape[1:] != (6,) or len(factors) == 0 \
+                    or (factors < 0).any() or (factors >= (1, *levels)).any():
+                raise ValueError(f"found imgs {shape} {dtype} and latents_classes {factors.shape}, or classes beyond {(1, *levels)}")
+            return unpack_images(path, shape, iter(lambda: images.read(1 << 22), b"")), factors[:, 1:].astype(np.int8)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: expected imgs (N, 64, 64) uint8 and latents_classes (N, 6) ({error})") from None
+
+
 # ---------------------------------------------------------------------------------------- latents and tasks
 
 
 def latents(shapes, alpha=1.0, rho=0.9, seed=0):
-    """Ground-truth latents z (N, 6) and the probability p (N,) of each image.                       [L23, App. D.2.1]
-
+    """Ground-truth latents z (N, d) and the probability p (N,) of each image.                       [L23, App. D.2.1]
     Each factor's index plus alpha times a uniform noise on [-1/2, 1/2], drawn once per image, standardised;
     p is the density of a Gaussian of unit variances and correlations rho at z, normalised over the images.
     """
@@ -424,19 +491,10 @@ def latents(shapes, alpha=1.0, rho=0.9, seed=0):
     deviation = z.std(axis=0)
     z = (z - z.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     z[:, shapes.factors.min(axis=0) == shapes.factors.max(axis=0)] = 0                      # no image shows a constant factor
-    Sigma = (1 - rho) * np.eye(6) + rho
+    Sigma = (1 - rho) * np.eye(z.shape[1]) + rho
     log_p = -0.5 * np.vecdot(z @ np.linalg.inv(Sigma), z)
     p = np.exp(log_p - log_p.max())
     return z, p / p.sum()
-
-
-def describe_latents(z, p):
-    """How much of the data the weights p leave: the number of effective images 1/sum p^2 and the mean correlation."""
-    Z = z - p @ z
-    C = Z.T @ (Z * p[:, None])
-    s = np.sqrt(np.maximum(np.diag(C), 1e-300))
-    R = C / np.outer(s, s)
-    return {"effective_images": float(1 / np.sum(p * p)), "realised_correlation": float(R[~np.eye(len(R), dtype=bool)].mean())}
 
 
 TASKS = "bernoulli-gauss, laplace, gauss, sphere, blocks-B, fixed-K, finite-K"
@@ -523,7 +581,6 @@ class Tasks:
 
 def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise=0.04):
     """Features z (n, m), labels y (n,) and w of one sparse task.                                   [L23, App. D.1, Fig. 1]
-
     z ~ N(0, Sigma), Sigma_ij = 0.9^|i-j| ("ar") or I ("identity"); w has `active` entries N(0, 1); y = w.z + N(0, noise).
     """
     Sigma = 0.9 ** np.abs(np.subtract.outer(np.arange(m), np.arange(m))) if covariance == "ar" else np.eye(m)
@@ -531,6 +588,97 @@ def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise=0.04):
     w = np.zeros(m)
     w[rng.choice(m, active, replace=False)] = rng.standard_normal(active)
     return z, z @ w + noise ** 0.5 * rng.standard_normal(n), w
+
+
+class BinaryTasks:
+    """`count` different binary tasks on factors (N, d): y = 1 where each of k factors lies on its side of a threshold.   [F23]
+    Under p (N,) 2 to 98 % of a task's images are positive; a sample's classes are rebalanced, half of each."""
+
+    def __init__(self, factors, p, k, count, seed=0):
+        levels, rng = factors.max(axis=0).astype(int) + 1, np.random.default_rng(seed)
+        varying = np.flatnonzero(levels > 1)
+        if not 1 <= k <= len(varying):
+            raise ValueError(f"--factors: found {k}, expected 1 to {len(varying)}")
+        self.factors, self.cumulative, found = factors, np.cumsum(p), {}
+        seen = self.draw(rng, 2000)
+        for _ in range(200 * count):
+            on = np.sort(rng.choice(varying, k, replace=False))
+            task = tuple(on), tuple(rng.integers(levels[on] - 1)), tuple(rng.random(k) < 0.5)       # factors, thresholds, sides
+            if len(found) < count and 0.02 <= self.labels(task, seen).mean() <= 0.98:
+                found[task] = len(found)
+        if len(found) < count:
+            raise ValueError(f"--pool, --test-tasks: {count} tasks wanted, only {len(found)} different ones of {k} factors found")
+        self.tasks = list(found)
+
+    def draw(self, rng, n):
+        return np.searchsorted(self.cumulative, rng.random(n) * self.cumulative[-1], side="right")
+
+    def labels(self, task, index):
+        on, threshold, side = map(np.asarray, task)
+        return ((self.factors[index][:, on] > threshold) == side).all(axis=1)
+
+    def sample(self, rng, tasks, shot, query):
+        """index (T, n) and Y (T, n, 1), of `shot` support images of each class, first, and `query` others, for tasks (T,)."""
+        index, Y = [], []
+        for t in tasks:
+            drawn = self.draw(rng, 100 * (shot + query))
+            y = self.labels(self.tasks[t], drawn)
+            parts = [drawn[y == flag] for flag in (False, True)]
+            rows = np.stack([rng.choice(part, shot + query, replace=len(part) < shot + query) for part in parts])
+            for out, a in zip((index, Y), support_first(rows, shot)):
+                out.append(a)
+        return np.stack(index), np.stack(Y)[..., 1:]
+
+
+def load_features(path):
+    """Precomputed features: an npz file with x (N, d) real, y (N,) classes, domain or group (N,), and perhaps split (N,), whose rows
+    named "test" are left out of training (with groups needed)  ->  x float32, y and domain or group from 0 on, that name, test (N,).
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kind = "domain" if "domain" in file else "group"
+            x, y, place = (file[name] for name in ("x", "y", kind))
+            split = file["split"].astype(str) if "split" in file else np.full(len(x), "train")
+    except Exception as error:
+        raise ValueError(f"{path}: expected an npz file with x, y and domain or group ({error})") from None
+    if x.ndim != 2 or x.dtype.kind != "f" or {a.shape for a in (y, place, split)} != {x.shape[:1]} or not np.isfinite(x).all():
+        raise ValueError(f"{path}: expected finite x (N, d) and y, {kind}, split (N,), found {x.shape} {x.dtype}, {y.shape}, {place.shape}, {split.shape}")
+    y, place = (np.unique(a, return_inverse=True)[1] for a in (y, place))
+    if y.max() < 1 or (kind == "group" and not (split == "test").any()) or (kind == "domain" and place.max() < 1):
+        raise ValueError(f"{path}: expected at least two classes, and two domains or rows of split \"test\"")
+    return x.astype(np.float32), y, place, kind, split == "test"
+
+
+class FeatureTasks:
+    """Tasks of telling two classes apart, on rows (R,) of labels y (N,) and places (N,). A task's support comes from one domain and its
+    query from the others; or its support from all rows of the two classes and its query evenly from their groups."""
+
+    def __init__(self, y, place, kind, rows):
+        self.kind = kind
+        self.cells = {c: {e: rows[(y[rows] == c) & (place[rows] == e)] for e in np.unique(place[rows[y[rows] == c]])} for c in np.unique(y[rows])}
+        if len(self.cells) < 2:
+            raise ValueError(f"only {len(self.cells)} class is left to train on, expected at least 2")
+
+    def sample(self, rng, T, shot, query):
+        """index (T, n) and Y (T, n, 1) of `shot` support rows of each class, first, and `query` others."""
+        tasks = []
+        for _ in range(T):
+            pair = [self.cells[c] for c in rng.choice(list(self.cells), 2, replace=False)]
+            home = rng.choice(list(pair[0])) if self.kind == "domain" else None
+            support = [cells[home] if home in cells else np.concatenate(list(cells.values())) for cells in pair]
+            others = [[rows for e, rows in cells.items() if e != home] or list(cells.values()) for cells in pair]
+            tasks.append(support_first(np.stack([np.append(rng.choice(s, shot), self.spread(rng, o, query)) for s, o in zip(support, others)]), shot))
+        index, Y = (np.stack(a) for a in zip(*tasks))
+        return index, Y[..., 1:]
+
+    def spread(self, rng, cells, n):
+        """n rows, evenly from cells of rows."""
+        return np.array([rng.choice(cells[i]) for i in rng.integers(len(cells), size=n)])
+
+    def rows(self, rng, n, even):
+        """n rows: as they come, or evenly from every class and place."""
+        cells = [rows for c in self.cells.values() for rows in c.values()]
+        return self.spread(rng, cells if even else [np.concatenate(cells)], n)
 
 
 # ----------------------------------------------------------------------------------------- few-shot episodes
@@ -723,11 +871,8 @@ def load_splits(folder):
 
 
 class ShapesEpisodes:
-    """Episodes of 3D Shapes whose classes are sparse linear functions of the standardised factors z: the class of an image is
-    argmax_l W_l.z, W (way, 6) Gaussian on one to three factors, drawn for each episode. What [L23] assumes of its tasks, as classes.
-
-    Training, validation and test have 70, 10 and 20 % of the images.
-    """
+    """Episodes of 3D Shapes whose classes are sparse linear functions of the standardised factors z, what [L23] assumes of its tasks:
+    argmax_l W_l.z, W (way, 6) Gaussian on one to three factors. Training, validation and test have 70, 10 and 20 % of the images."""
 
     def __init__(self, shapes, seed=0):
         self.shapes, (self.z, _) = shapes, latents(shapes, alpha=0.0, rho=0.0)

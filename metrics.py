@@ -10,14 +10,16 @@ At m = 6 the MCC of a random Gaussian mixing is 0.63 +- 0.04 and of a random rot
 [L23] Lachapelle et al., ICML 2023.   [EW18] Eastwood and Williams, ICLR 2018.
 """
 import itertools
+import json
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from sklearn.decomposition import FastICA
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LassoCV, LinearRegression, LogisticRegression, RidgeCV
 
 
 def to_numpy(a):
@@ -99,6 +101,15 @@ def mean_ci(a):
     return float(a.mean()), float(1.96 * a.std(ddof=1) / len(a) ** 0.5)
 
 
+def signatures(result, m):
+    """What has gone wrong, as far as the scores tell, one line each."""
+    return [text for bad, text in (
+        (result["features_per_head"] > 0.8 * m, f"importances all alike: a head weighs {result['features_per_head']:.1f} of {m} features alike"),
+        (result["unused"] > 0.5, f"most features unused: {100 * result['unused']:.0f} % by no head"),
+        (result["accuracy_seen"] < 0.65, f"poor on the tasks trained on: {100 * result['accuracy_seen']:.1f} %"),
+        (result["accuracy"] < 0.65, f"poor on unseen tasks: {100 * result['accuracy']:.1f} %")) if bad]
+
+
 def ica(z_hat, fit_on=None):
     """Linear ICA of features z_hat (N, m): FastICA fitted on the features fit_on, of the training distribution.
 
@@ -114,6 +125,15 @@ def ica(z_hat, fit_on=None):
         warnings.simplefilter("ignore")                                     # of an iteration that stops at its limit
         found = FastICA(rank, whiten="unit-variance", random_state=0, max_iter=500).fit(X).transform(Y)
     return np.pad(found, ((0, 0), (0, Y.shape[1] - rank)))
+
+
+def describe_latents(z, p):
+    """How much of the data the weights p leave: the number of effective images 1/sum p^2 and the mean correlation."""
+    Z = z - p @ z
+    C = Z.T @ (Z * p[:, None])
+    s = np.sqrt(np.maximum(np.diag(C), 1e-300))
+    R = C / np.outer(s, s)
+    return {"effective_images": float(1 / np.sum(p * p)), "realised_correlation": float(R[~np.eye(len(R), dtype=bool)].mean())}
 
 
 def block_share(z, z_hat, size):
@@ -145,6 +165,21 @@ def udr(models):
     return np.nanmedian(pairs, axis=1)
 
 
+def choose_eps(rows, features):
+    """Prints the eps whose runs, a seed each, agree most by UDR, and how far that is, in MCC, from the best; features(row) -> z_hat."""
+    told = {}
+    for eps in sorted({row["eps"] for row in rows}):
+        same = [row for row in rows if row["eps"] == eps]
+        if len(same) > 1:
+            told[eps] = float(np.median(udr([features(row) for row in same]))), float(np.mean([row["mcc"] for row in same]))
+    if not told:
+        raise ValueError("at least two finished seeds per eps are needed: run.py sweep main")
+    for eps, (agreement, score) in told.items():
+        print(f"eps {eps:<6} UDR {agreement:.3f}   MCC {score:.4f}")
+    chosen, best = (max(told, key=lambda eps: told[eps][k]) for k in (0, 1))
+    print(f"UDR chooses eps {chosen}: MCC {told[chosen][1]:.4f}, {told[best][1] - told[chosen][1]:.4f} below the best, eps {best}")
+
+
 def supports_are_sufficient(S):
     """Assumption 3.6 on supports S (T, m), a mask: for any two features, some task uses the one without the other.  [L23]"""
     S = to_numpy(S) != 0
@@ -172,6 +207,13 @@ def assumptions(F, W, likelihood="gaussian"):
             "3.5": (not deficient, f"dependent coefficients on support {deficient[0]}" if deficient else "full rank on every support seen"),
             "3.6": (supports_are_sufficient(S), "any two factors are told apart by some support" if supports_are_sufficient(S)
                     else "some factor never comes without another")}
+
+
+def describe_assumptions(z, w, likelihood):
+    """In one line, whether factors z (N, m) and the coefficients w (T, m) of drawn tasks meet Assumptions 3.2 to 3.6."""
+    told = assumptions(z[np.random.default_rng(0).integers(len(z), size=1000)], w, likelihood)
+    return ", ".join(name for name, (holds, _) in told.items() if holds) + " hold" + "".join(
+        f"; {name} does not: {why}" for name, (holds, why) in told.items() if not holds)
 
 
 def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
@@ -239,6 +281,17 @@ def theory(m=6, N=400, T=300, seed=0):
     yield from sparsity_prefers_scalings(rng, m, scaling)
     yield from support_variability_bound(rng)
     yield from ridge_under_batch_norm(rng, m)
+
+
+def print_theory(out):
+    """Check the formal claims of [L23] on numbers, and draw the bound of Prop. B.7 beside what is drawn; True where all hold."""
+    good = True
+    for claim, computed, holds in theory():
+        good &= bool(holds)
+        print(f"{'holds' if holds else 'FAILS'}  {claim}\n         {computed}", flush=True)
+    draw_bound(Path(out))
+    print(out)
+    return good
 
 
 def nonempty_supports(rng, T, m, p=0.5):
@@ -375,7 +428,7 @@ def ridge_under_batch_norm(rng, m, sets=2000, n=50, K=4, eps=0.3):
            told["uniform"] > 0.25 > abs(told["Gaussian"]) and told["Laplace"] < -0.25)
 
 
-# -------------------------------------------------------------------------------------------------- figures
+# -------------------------------------------------------------------------------------------- files, figures
 
 
 def write_atomically(path, write):
@@ -387,6 +440,60 @@ def write_atomically(path, write):
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+
+
+def save_checkpoint(path, start, seed):
+    """params, state, optimiser (Adam's moments, or SGD's velocity as the mean) and step; step s draws from the generator (seed, s)."""
+    params, state, (adam_step, mean, square), step = start
+    groups = {"params": params, "state": state, "adam_mean": mean, "adam_square": square}
+    arrays = {f"{group}/{name}": to_numpy(a) for group, named in groups.items() for name, a in named.items()}
+    write_atomically(path, lambda file: np.savez(file, adam_step=adam_step, step=step, seed=seed, **arrays))
+
+
+def load_checkpoint(path, xp=np, device=None):
+    """(params, state, opt, step) from a file that save_checkpoint wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            groups = {group: {name.split("/", 1)[1]: xp.asarray(file[name], device=device) for name in file.files
+                              if name.startswith(group + "/")} for group in ("params", "state", "adam_mean", "adam_square")}
+            opt = (int(file["adam_step"]), groups["adam_mean"], groups["adam_square"])
+            return groups["params"], groups["state"], opt, int(file["step"])
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:
+        raise ValueError(f"{path}: not a checkpoint of this program ({error})") from None
+
+
+def read_rows(path, until):
+    """The rows of metrics.jsonl up to a step: what an interrupted run wrote after its checkpoint is dropped."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return [row for row in rows if row["step"] <= until]
+
+
+def read_images(path, *names):
+    """Images (N, 64, 64, 3) as float32 in [0, 1], and the other arrays named, of an npz file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, *others = (file[name] for name in ("images", *names))
+    except Exception as error:
+        raise ValueError(f"{path}: expected an npz file with {' and '.join(('images', *names))} ({error})") from None
+    if x.ndim != 4 or x.shape[1:] != (64, 64, 3) or not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
+        raise ValueError(f"{path}: expected images (N, 64, 64, 3), uint8 or real in [0, 1], found {x.shape} {x.dtype}")
+    return x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1), *others
+
+
+def write_table(rows, path, settings=()):
+    """Rows as CSV, without those of the settings that no row's name needs."""
+    always = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks", "method", "beta", "factors")
+    keys = [k for k in {k: None for row in rows for k in row} if k != "folder" and (k not in settings or k in always)]
+    lines = [",".join(keys)] + [",".join(f"{row[k]:.4f}" if isinstance(row.get(k), float) and k not in always else str(row.get(k, "")).replace(",", ";")
+                                         for k in keys) for row in rows]
+    write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    print(path)
 
 
 def figure(rows, columns, size):
@@ -447,9 +554,9 @@ def draw_responses(features, factors, names, F, matched, path, bases=6):
     row_of = {tuple(f): i for i, f in enumerate(factors.tolist())} if len(factors) < levels_of.prod() else None
     order = [int(j) for j in matched[1]]
     base = factors[np.random.default_rng(0).integers(len(factors), size=bases)]
-    fig, axes = figure(len(order), 6, (10, 1.35 * len(order) + 0.6))
-    axes = np.reshape(axes, (len(order), 6))
-    for k in range(6):
+    fig, axes = figure(len(order), len(names), (10, 1.35 * len(order) + 0.6))
+    axes = np.reshape(axes, (len(order), len(names)))
+    for k in range(len(names)):
         for b in base:
             varied = np.repeat(b[None].astype(int), levels_of[k], axis=0)
             varied[:, k] = np.arange(levels_of[k])
@@ -461,7 +568,7 @@ def draw_responses(features, factors, names, F, matched, path, bases=6):
         axes[0, k].set_title(names[k], fontsize=10)
     for i, j in enumerate(order):
         axes[i, 0].set_ylabel(f"feature {j}", fontsize=9)
-        for k in range(6):
+        for k in range(len(names)):
             axes[i, k].set(ylim=(-2.7, 2.7), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
             if k == matched[0][i]:
                 axes[i, k].set_facecolor("#eef4ff")
@@ -580,12 +687,36 @@ def draw_fig3(supports, path):
     save_figure(fig, path)
 
 
-def draw_fig1(scores, estimators, percents, sizes, path):
-    """[L23, Fig. 1]: R^2 (sparsity, samples, seed, estimator) against the number of samples, a panel for each sparsity in percent."""
+FIG1 = [("disentangled", "lasso"), ("entangled", "lasso"), ("disentangled", "ridge"), ("entangled", "ridge")]
+
+
+def fig1_scores(draw, covariance, percent, n, seed, m=100):
+    """Test R^2 of the four estimators of Fig. 1 on one task; the entangled features are a random rotation of the factors."""
+    warnings.simplefilter("ignore")                                         # of fits that stop at their limit
+    rng = np.random.default_rng([seed, percent, n])
+    z, y, _ = draw(rng, n + 1000, m, percent * m // 100, covariance)
+    rotation, _ = np.linalg.qr(rng.standard_normal((m, m)))
+    scores = []
+    for features, penalty in FIG1:
+        X = z if features == "disentangled" else z @ rotation
+        fit = LassoCV(cv=5, max_iter=5000) if penalty == "lasso" else RidgeCV(np.logspace(-4, 5, 40), cv=5)
+        scores.append(fit.fit(X[:n], y[:n]).score(X[n:], y[n:]))
+    return scores
+
+
+def draw_fig1(draw, covariance, jobs, path, seeds=10, percents=(5, 20, 80), sizes=(25, 50, 75, 100, 125, 150)):
+    """[L23, Fig. 1]: R^2 against the number of samples, a panel for each sparsity in percent, of tasks from data.gaussian_task."""
+    import joblib
+    cells = list(itertools.product(percents, sizes, range(seeds)))
+    scores = joblib.Parallel(n_jobs=jobs)(joblib.delayed(fig1_scores)(draw, covariance, *cell) for cell in cells)
+    scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(FIG1)))
+    for percent, told in zip(percents, scores):
+        for k, (features, penalty) in enumerate(FIG1):
+            print(f"l/m = {percent} %, n = {sizes[0]}, {features}-{penalty}: R^2 {told[0, :, k].mean():.2f} +- {told[0, :, k].std() / seeds ** 0.5:.2f}")
     fig, axes = figure(1, len(percents), (3.7 * len(percents), 3.2))
     axes = np.atleast_1d(axes)
     for ax, percent, told in zip(axes, percents, scores):
-        for k, (features, penalty) in enumerate(estimators):
+        for k, (features, penalty) in enumerate(FIG1):
             ax.errorbar(sizes, told[:, :, k].mean(axis=1), told[:, :, k].std(axis=1) / told.shape[1] ** 0.5, marker="o" if penalty == "lasso" else "^",
                         color="C1" if features == "disentangled" else "C0", ls="-" if penalty == "lasso" else "--", capsize=3,
                         label=f"{features}-{penalty.capitalize()}")
@@ -618,3 +749,106 @@ def draw_against_eps(rows, keys, path):
     ax.set(xticks=range(len(eps)), xticklabels=eps, xlabel="$\\lambda_1/\\lambda_{max}$", ylim=(0, 1.02))
     fig.legend(fontsize=7, ncols=3, loc="outside upper center")
     save_figure(fig, path)
+
+
+def draw_real(F_real, F, path):
+    """Standardised features (N, m) of real images against those of renders of the same factors; prints how they agree."""
+    fig, axes = figure(1, F.shape[1], (2.2 * F.shape[1], 2.5))
+    for j, ax in enumerate(np.atleast_1d(axes)):
+        told = np.corrcoef(F_real[:, j], F[:, j])[0, 1], np.sqrt(np.mean((F_real[:, j] - F[:, j]) ** 2))
+        print(f"feature {j}: correlation of real and rendered {told[0]:.3f}, root mean square difference {told[1]:.3f} standard deviations")
+        ax.plot(F[:, j], F_real[:, j], ".")
+        ax.axline((0, 0), slope=1, color="grey", lw=0.5)
+        ax.set(title=f"feature {j}", xlabel="rendered", ylabel="real" if j == 0 else "")
+    save_figure(fig, path)
+
+
+def draw_curves(folders, path):
+    """MCC against the step of several finished runs, named by the settings in which they differ."""
+    runs = []
+    for folder in map(Path, folders):
+        if not (folder / "result.json").exists():
+            raise ValueError(f"{folder}: no finished run (no result.json)")
+        runs.append((json.loads((folder / "config.json").read_text()), read_rows(folder / "metrics.jsonl", float("inf"))))
+    differ = [k for k in runs[0][0] if len({str(config.get(k)) for config, _ in runs}) > 1 and k not in ("code", "device")]
+    fig, ax = figure(1, 1, (5.2, 3.4))
+    for config, rows in runs:
+        ax.plot([row["step"] for row in rows], [row["mcc"] for row in rows], label=", ".join(f"{k.replace('_', ' ')} {config[k]}" for k in differ))
+    ax.axhline(0.63, color="grey", ls=":", label="random mixing")
+    ax.set(xlabel="step", ylabel="MCC (1,000 images)", ylim=(0.3, 1))
+    ax.legend(fontsize=8, loc="lower right")
+    save_figure(fig, Path(path))
+    print(path)
+
+
+def draw_fig5(rows, path):
+    """Usage and accuracy; prints each run's accuracy against its seed's densest run on the same episodes, with the interval over them."""
+    def load(row):
+        with np.load(Path(row["folder"]) / "episodes.npz") as file:
+            return file["accuracy"], file["used"], file["dead"]
+    usage, points = {}, {}
+    for seed, same in itertools.groupby(sorted(rows, key=lambda row: (row["seed"], row["eps"])), key=lambda row: row["seed"]):
+        same = list(same)
+        for row in same:
+            accuracy, used, dead = load(row)
+            gain, interval = mean_ci(accuracy - load(same[0])[0])
+            print(f"eps {row['eps']:<5} seed {seed}: {100 * row['off']:5.1f} % off, {100 * row['dead']:4.1f} % dead, accuracy {100 * row['accuracy']:.2f}; "
+                  f"{100 * gain:+.2f} +- {100 * interval:.2f} against eps {same[0]['eps']}")
+            usage.setdefault(row["eps"], (f"eps {row['eps']}", used, dead))
+            points.setdefault(row["eps"], []).append((row["off"], row["accuracy"], row["accuracy_ci"]))
+    draw_usage(list(usage.values()), [(f"eps {eps}", *np.mean(told, axis=0)) for eps, told in points.items()], path)
+
+
+def draw_importances(phi, names, path):
+    """|phi| of heads (T, m), each as a share of its sum, features (rows) by tasks (columns) with their factors' names, sorted.   [F23]"""
+    order = sorted(range(len(names)), key=lambda t: names[t])
+    shares = np.abs(phi) / np.maximum(np.abs(phi).sum(axis=1, keepdims=True), 1e-300)
+    fig, ax = figure(1, 1, (1.5 + 0.22 * len(names), 1.6 + 0.25 * phi.shape[1]))
+    image = ax.imshow(shares[order].T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    ax.set(xticks=range(len(names)), yticks=range(phi.shape[1]), ylabel="feature", title="importance of each feature for unseen tasks")
+    ax.set_xticklabels([names[t] for t in order], rotation=90, fontsize=6)
+    fig.colorbar(image)
+    save_figure(fig, path)
+
+
+def draw_sharing(rows, path):
+    """DCI disentanglement of runs of `sweep sharing`: against alpha and beta, against the entropy H of the importances with its correlation
+    and 95 % interval, and against the number of factors per task; and what a step costs."""
+    from scipy.stats import pearsonr
+    ours = [row for row in rows if row["method"] == "sharing" and row["rho"] == 0]
+    grid = [row for row in ours if row["factors"] == 2 and row["seed"] == 0]
+    fig, axes = figure(1, 4, (15, 3.4))
+    for k, beta in enumerate(sorted({row["beta"] for row in grid})):
+        line = sorted((row["alpha"], row["dci_d"]) for row in grid if row["beta"] == beta)
+        axes[0].plot(*zip(*line), "o-", color=f"C{k}", label=f"beta {beta}")
+    axes[0].set(xscale="log", xlabel="alpha", ylabel="DCI disentanglement")
+    axes[0].legend(fontsize=7)
+    H, D = np.array([(row["entropy"], row["dci_d"]) for row in grid]).T
+    axes[1].scatter(H, D, c=[f"C{sorted({row['beta'] for row in grid}).index(row['beta'])}" for row in grid])
+    told = pearsonr(H, D) if len(grid) > 3 else None
+    text = f"correlation {told[0]:.2f}, 95 % from {told.confidence_interval().low:.2f} to {told.confidence_interval().high:.2f}" if told else ""
+    print(f"DCI-D and the entropy of {len(grid)} runs: {text or 'too few runs'}; [F23] reports 94.7 for the sharing penalty")
+    axes[1].set(xlabel="entropy H of the importances", title=text)
+    axes[1].title.set_fontsize(9)
+    chosen = [row for row in ours if (row["alpha"], row["beta"]) == (ours[0]["alpha"], ours[0]["beta"])]
+    sizes = sorted({row["factors"] for row in chosen})
+    for k, (key, label) in enumerate((("dci_d", "DCI disentanglement"), ("mcc", "MCC"), ("accuracy", "accuracy, unseen tasks"))):
+        draw_line(axes[2], sizes, [[row[key] for row in chosen if row["factors"] == size] for size in sizes], label, f"C{k}")
+    axes[2].set(xlabel="factors per task", xticks=sizes, ylim=(0, 1.02))
+    axes[2].legend(fontsize=7)
+    costs = [(f"{beta}", [1000 * row["inner_seconds"] / row["steps"] for row in grid if row["beta"] == beta]) for beta in sorted({row["beta"] for row in grid})]
+    axes[3].bar([name for name, _ in costs], [np.mean(c) for _, c in costs])
+    axes[3].set(xlabel="beta", ylabel="inner problem and its adjoint, ms a step")
+    save_figure(fig, path)
+
+
+def print_methods(rows, path):
+    """[F23] beside [L23] and plain cross-entropy on the same tasks and encoder: mean and deviation over seeds, as text; and as CSV."""
+    keys = ("mcc", "dci_d", "dci_c", "accuracy_seen", "accuracy", "seconds")
+    print(f"{'rho':>4}  {'method':<9}" + "".join(f"{key:>17}" for key in keys))
+    cells = sorted({(row["rho"], row["method"]) for row in rows if row["factors"] == 2})
+    for rho, method in cells:
+        same = [row for row in rows if (row["rho"], row["method"], row["factors"]) == (rho, method, 2)]
+        same = [row for row in same if (row["alpha"], row["beta"]) == (same[0]["alpha"], same[0]["beta"])]
+        print(f"{rho:>4}  {method:<9}" + "".join(f"{np.mean([row[key] for row in same]):>9.3f} +- {np.std([row[key] for row in same]):.3f}" for key in keys)
+              + f"   ({len(same)} seeds)")

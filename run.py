@@ -2,6 +2,7 @@
 
     python run.py [disentangle] [--rho 0.9 ...]     the main job: disentangle 3D Shapes with inner-Lasso
     python run.py fewshot [--source omniglot ...]   few-shot learning with sparse SVMs
+    python run.py sharing [--features FILE.npz]     sparse heads that share features
     python run.py render --out FILE.h5              write the rendered data set in the official layout
     python run.py encode CHECKPOINT IMAGES.npz      features of your own images
     python run.py real CHECKPOINT IMAGES.npz        real images beside renders of the same factors
@@ -14,11 +15,12 @@
     python run.py bench                             timings, side by side with scikit-learn and PyTorch
 """
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib
-import itertools
+import io
 import json
 import os
 import sys
@@ -31,7 +33,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from metrics import figure, save_figure, write_atomically
+from metrics import load_checkpoint, read_rows, save_checkpoint, write_atomically, write_json
 
 # ------------------------------------------------------------------------------------------------- settings
 
@@ -45,7 +47,16 @@ ELSEWHERE = {"in_hash": False}                                              # se
 
 
 @dataclasses.dataclass(frozen=True)
-class Disentangle:
+class Common:
+    seed: int = option(0, "seed of parameters, images and tasks", 0)
+    device: str = option("cpu", "where to compute", choices=("cpu", "gpu"), **ELSEWHERE)
+    threads: int = option(0, "CPU threads; 0: one per core", 0, **ELSEWHERE)
+    results: str = option("results", "folder of the results", **ELSEWHERE)
+    force: bool = option(False, "run again even if the result exists", **ELSEWHERE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Disentangle(Common):
     """Train an encoder through many sparse linear fits and score its features.   [L23, Sec. 5.1]"""
     rho: float = option(0.9, "correlation of the factors in training, 0 <= rho < 1", 0, 0.9999)
     alpha: float = option(1.0, "noise on the factors, in steps between their levels", 0, 1)
@@ -67,13 +78,8 @@ class Disentangle:
     norm: str = option("batch", "over what features are normalised: a set's samples, or each sample's features, which makes them sum to 0",
                        choices=("batch", "layer"))
     features: int = option(6, "features of the encoder, m", 1)
-    seed: int = option(0, "seed of parameters, image sets and tasks", 0)
     eval_images: int = option(20_000, "images of the final scores, drawn uniformly", 2)
     data: str = option("", "the official 3dshapes.h5, or one with fewer rows; rendered when not given", **ELSEWHERE)
-    device: str = option("cpu", "where to compute", choices=("cpu", "gpu"), **ELSEWHERE)
-    threads: int = option(0, "CPU threads; 0: one per core", 0, **ELSEWHERE)
-    results: str = option("results", "folder of the results", **ELSEWHERE)
-    force: bool = option(False, "run again even if the result exists", **ELSEWHERE)
 
 
 def add_options(parser, settings):
@@ -107,9 +113,8 @@ def hashed(config, **more):
 
 def code_digest():
     """A digest of the five files, so that a result made by other code can be told."""
-    here = Path(__file__).parent
-    text = b"".join((here / name).read_bytes() for name in ("sparsedis.py", "solvers.py", "data.py", "metrics.py", "run.py"))
-    return hashlib.sha256(text).hexdigest()[:16]
+    files = [Path(__file__).parent / f"{name}.py" for name in ("sparsedis", "solvers", "data", "metrics", "run")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def device_of(name):
@@ -127,41 +132,6 @@ def device_of(name):
     return xp, cupy.cuda.Device()
 
 
-# ----------------------------------------------------------------------------------------- files of a result
-
-
-def write_json(path, content):
-    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
-
-
-def save_checkpoint(path, start, seed):
-    """params, state, optimiser (Adam's moments, or SGD's velocity as the mean) and step; step s draws from the generator (seed, s)."""
-    params, state, (adam_step, mean, square), step = start
-    groups = {"params": params, "state": state, "adam_mean": mean, "adam_square": square}
-    arrays = {f"{group}/{name}": metrics.to_numpy(a) for group, named in groups.items() for name, a in named.items()}
-    write_atomically(path, lambda file: np.savez(file, adam_step=adam_step, step=step, seed=seed, **arrays))
-
-
-def load_checkpoint(path, xp=np, device=None):
-    """(params, state, opt, step) from a file that save_checkpoint wrote."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            groups = {group: {name.split("/", 1)[1]: xp.asarray(file[name], device=device) for name in file.files
-                              if name.startswith(group + "/")} for group in ("params", "state", "adam_mean", "adam_square")}
-            opt = (int(file["adam_step"]), groups["adam_mean"], groups["adam_square"])
-            return groups["params"], groups["state"], opt, int(file["step"])
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except Exception as error:
-        raise ValueError(f"{path}: not a checkpoint of this program ({error})") from None
-
-
-def read_rows(path, until):
-    """The rows of metrics.jsonl up to a step: what an interrupted run wrote after its checkpoint is dropped."""
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    return [row for row in rows if row["step"] <= until]
-
-
 # ---------------------------------------------------------------------------------------------- disentangle
 
 
@@ -174,15 +144,15 @@ def disentangle(config):
     head = head_of(config)
     xp, device = device_of(config.device)
     shapes = data.Shapes3D(config.data or None)
-    content, name = hashed(config, data="rendered" if not config.data else fingerprint(shapes))
+    content, name = hashed(config, data="rendered" if not config.data else shapes.fingerprint())
     folder = Path(config.results) / "disentangle" / name
     if finished(config, folder):
         return json.loads((folder / "result.json").read_text()), folder
     z, p = data.latents(shapes, config.alpha, config.rho)
     tasks = data.Tasks(z, p, config.image_sets, config.samples, config.tasks_per_set, config.tasks, config.outputs, config.likelihood,
                        config.shift)
-    print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in data.describe_latents(z, p).items()))
-    print("assumptions of [L23]: " + describe_assumptions(z, config))
+    print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in metrics.describe_latents(z, p).items()))
+    print("assumptions of [L23]: " + metrics.describe_assumptions(z, data.sample_tasks(np.random.default_rng(0), 4000, 6, config.tasks), config.likelihood))
     open_folder(config, folder, content)
     encoder = sparsedis.cnn(config.features)
     objective = sparsedis.task_objective(head, config.eps, config.warmup, config.split or None, 1 if config.norm == "batch" else 2)
@@ -232,21 +202,15 @@ def score_and_draw(config, features, shapes, z, p, folder):
         raise FloatingPointError("the encoder's features are not finite")
     C = metrics.correlation(z[index], F)
     matched = metrics.match(C)
-    metrics.draw_correlation(C, matched, data.FACTORS, folder / "correlation.png")
-    metrics.draw_responses(features, shapes.factors, data.FACTORS, F, matched, folder / "responses.png")
+    metrics.draw_correlation(C, matched, shapes.names, folder / "correlation.png")
+    metrics.draw_responses(features, shapes.factors, shapes.names, F, matched, folder / "responses.png")
     drawn = np.random.default_rng(20_001).choice(len(shapes), min(10_000, config.eval_images), p=p)
     seen = features(drawn)
     C_seen = metrics.correlation(z[drawn], seen)
     return {**metrics.scores(z[index], F), **{f"{k}_ica": v for k, v in metrics.scores(z[index], metrics.ica(F, seen)).items()},
-            **{f"seen_{data.FACTORS[i]}": float(C_seen[i, j]) for i, j in zip(*matched)},   # on the training distribution
+            **{f"seen_{shapes.names[i]}": float(C_seen[i, j]) for i, j in zip(*matched)},   # on the training distribution
             **{f"block_share_{size}": metrics.block_share(z[index], F, size) for size in (1, 2, 3)},
-            **{f"mcc_{data.FACTORS[i]}": float(C[i, j]) for i, j in zip(*matched)}}
-
-
-def fingerprint(shapes):
-    """Names the content of a data file: its factors and a few of its images."""
-    some = np.linspace(0, len(shapes) - 1, 16).astype(int)
-    return hashlib.sha256(shapes.factors.tobytes() + shapes.stored[some].tobytes()).hexdigest()[:10]
+            **{f"mcc_{shapes.names[i]}": float(C[i, j]) for i, j in zip(*matched)}}
 
 
 def in_batches(encoder, params, state, images, index, batch=400):
@@ -259,14 +223,6 @@ def encode_images(encoder, shapes, norm, xp, device, params, index):
     """Features (N, m) of the images of an index, as NumPy. Batch norm, affine, changes no score; layer norm is applied."""
     F = in_batches(encoder, params, {}, lambda i: shapes.images(i, xp, device), index)
     return F if norm == "batch" else sparsedis.normalise(F[None], 2)[0][0]
-
-
-def describe_assumptions(z, config):
-    """In one line, whether the factors and 4,000 drawn tasks meet Assumptions 3.2 to 3.6."""
-    w = data.sample_tasks(np.random.default_rng(0), 4000, z.shape[1], config.tasks)
-    told = metrics.assumptions(z[np.random.default_rng(0).integers(len(z), size=1000)], w, config.likelihood)
-    good = [name for name, (holds, _) in told.items() if holds]
-    return ", ".join(good) + " hold" + "".join(f"; {name} does not: {why}" for name, (holds, why) in told.items() if not holds)
 
 
 def head_of(config):
@@ -304,7 +260,7 @@ def train_with_files(config, encoder, training, measure, folder, xp, device, **m
         row = {"step": now[3], "loss": float(np.mean(losses)), "nonzero": float(xp.mean(xp.astype(info["w"] != 0, xp.float64))),
                **measure(now[0], now[1], info), "seconds": round(time.perf_counter() - began, 2)}
         if "converged" in info:
-            row["unsolved"] = int(xp.sum(xp.astype(~info["converged"], xp.int64)))
+            row["unsolved"] = int(np.sum(~np.asarray(metrics.to_numpy(info["converged"]), bool)))
         losses.clear()
         rows.append(row)
         with open(folder / "metrics.jsonl", "a") as file:
@@ -314,27 +270,6 @@ def train_with_files(config, encoder, training, measure, folder, xp, device, **m
 
     with bar:
         return sparsedis.train(training, start, report), rows
-
-
-# -------------------------------------------------------------------------------------------------- figures
-
-
-def draw_curves(folders, path):
-    """MCC against the step of several finished runs, named by the settings in which they differ."""
-    runs = []
-    for folder in map(Path, folders):
-        if not (folder / "result.json").exists():
-            raise ValueError(f"{folder}: no finished run (no result.json)")
-        runs.append((json.loads((folder / "config.json").read_text()), read_rows(folder / "metrics.jsonl", float("inf"))))
-    differ = [k for k in runs[0][0] if len({str(config.get(k)) for config, _ in runs}) > 1 and k not in ("code", "device")]
-    fig, ax = figure(1, 1, (5.2, 3.4))
-    for config, rows in runs:
-        ax.plot([row["step"] for row in rows], [row["mcc"] for row in rows], label=", ".join(f"{k.replace('_', ' ')} {config[k]}" for k in differ))
-    ax.axhline(0.63, color="grey", ls=":", label="random mixing")
-    ax.set(xlabel="step", ylabel="MCC (1,000 images)", ylim=(0.3, 1))
-    ax.legend(fontsize=8, loc="lower right")
-    save_figure(fig, Path(path))
-    print(path)
 
 
 # ------------------------------------------------------------------------------------- sweeps and their figures
@@ -360,8 +295,18 @@ EPISODE_SWEEPS = {                                                          # na
 }
 
 
+SHARING_SWEEP = (                                                           # seeds, alpha and beta, factors per task, beside [L23]
+    [{"method": method, "seed": seed} for seed in range(5) for method in ("sharing", "erm")]
+    + [{"alpha": alpha, "beta": beta} for alpha in (0.03, 0.1, 0.2) for beta in (0.0, 0.02, 0.05, 0.1)]
+    + [{"factors": factors} for factors in (1, 3, 4, 5)]
+    + [{"method": method, "rho": rho, "seed": seed} for seed in (0, 1) for rho in (0.0, 0.9) for method in ("sharing", "lasso", "erm")])
+
+
 def sweep_configs(name, scale, results):
     """The runs of a sweep, in order: first every setting of one seed, then the next."""
+    if name == "sharing":
+        configs = [Sharing(steps=600 if scale == "quick" else 20_000, threads=1, results=results, **cell) for cell in SHARING_SWEEP]
+        return list(dict.fromkeys(configs))
     if name in EPISODE_SWEEPS:
         (cell, quick, values), paper = EPISODE_SWEEPS[name], scale == "paper"
         return [FewShot(eps=e, seed=seed, steps=20_000 if paper else quick, threads=1, results=results, **cell)
@@ -386,9 +331,6 @@ def read_table(configs):
 
 def run_quietly(root, experiment, settings):
     """One run of a sweep, on any machine that sees this folder; what it prints is dropped."""
-    import contextlib
-    import io
-    import sys
     sys.path.insert(0, root)
     import run
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -397,8 +339,6 @@ def run_quietly(root, experiment, settings):
 
 def sweep(name, scale, jobs, results, dask="", index=-1):
     """Run what is missing of a sweep, on `jobs` processes or a Dask cluster; whatever interrupts it, the same command goes on."""
-    import contextlib
-
     import joblib
     configs = sweep_configs(name, scale, results)
     if jobs < 1 or not -1 <= index < len(configs):
@@ -426,18 +366,7 @@ def sweep(name, scale, jobs, results, dask="", index=-1):
         raise ValueError("a worker was killed; finished runs are kept, the same command goes on") from None
     rows = read_table(sweep_configs(name, scale, results))
     if rows:
-        write_table(rows, Path(results) / f"{name}-{scale}.csv")
-
-
-def write_table(rows, path):
-    """Rows as CSV; settings without an influence on any of them are left out."""
-    settings = {f.name for kind in (Disentangle, FewShot) for f in dataclasses.fields(kind)}
-    always = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
-    keys = [k for k in {k: None for row in rows for k in row} if k != "folder" and (k not in settings or k in always)]
-    lines = [",".join(keys)] + [",".join(f"{row[k]:.4f}" if isinstance(row.get(k), float) and k not in ("eps", "rho", "alpha") else str(row.get(k, ""))
-                                         for k in keys) for row in rows]
-    write_atomically(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
-    print(path)
+        metrics.write_table(rows, Path(results) / f"{name}-{scale}.csv", {f.name for f in dataclasses.fields(type(configs[0]))})
 
 
 def load_encoder(folder, shapes):
@@ -457,30 +386,14 @@ def draw_best_responses(rows, cell, path):
     metrics.draw_responses(features, shapes.factors, data.FACTORS, F, metrics.match(metrics.correlation(data.latents(shapes)[0][index], F)), path)
 
 
-def draw_fig5(rows, path):
-    """Usage and accuracy; prints each run's accuracy against its seed's densest run on the same episodes, with the interval over them."""
-    def load(row):
-        with np.load(Path(row["folder"]) / "episodes.npz") as file:
-            return file["accuracy"], file["used"], file["dead"]
-    usage, points = {}, {}
-    for seed, same in itertools.groupby(sorted(rows, key=lambda row: (row["seed"], row["eps"])), key=lambda row: row["seed"]):
-        same = list(same)
-        for row in same:
-            accuracy, used, dead = load(row)
-            gain, interval = metrics.mean_ci(accuracy - load(same[0])[0])
-            print(f"eps {row['eps']:<5} seed {seed}: {100 * row['off']:5.1f} % off, {100 * row['dead']:4.1f} % dead, accuracy {100 * row['accuracy']:.2f}; "
-                  f"{100 * gain:+.2f} +- {100 * interval:.2f} against eps {same[0]['eps']}")
-            usage.setdefault(row["eps"], (f"eps {row['eps']}", used, dead))
-            points.setdefault(row["eps"], []).append((row["off"], row["accuracy"], row["accuracy_ci"]))
-    metrics.draw_usage(list(usage.values()), [(f"eps {eps}", *np.mean(told, axis=0)) for eps, told in points.items()], path)
-
-
 RHO = [("rho = 0", {"rho": 0.0, "alpha": 1.0}), ("rho = 0.9", {"rho": 0.9, "alpha": 1.0})]
 ALPHA = [("alpha = 0", {"rho": 0.0, "alpha": 0.0}), ("alpha = 1", {"rho": 0.0, "alpha": 1.0})]
 FIGURES = {                                                                 # name: its sweep, how it is drawn
     "fig4": ("main", lambda rows, path: metrics.draw_bars(rows, RHO, ("mcc", "r"), path)),
-    "fig5": ("glyphs", draw_fig5),
+    "fig5": ("glyphs", metrics.draw_fig5),
     "conjecture": ("shapes", lambda rows, path: metrics.draw_against_eps(rows, ("mcc", "r", "dci_d", "accuracy", "off"), path)),
+    "sharing": ("sharing", metrics.draw_sharing),
+    "methods": ("sharing", metrics.print_methods),
     "fig6": ("main", lambda rows, path: metrics.draw_bars(rows, ALPHA, ("mcc", "r"), path)),
     "fig7": ("main", lambda rows, path: metrics.draw_best(rows, [("rho", {"alpha": 1.0}), ("alpha", {"rho": 0.0})], path)),
     "fig8": ("blocks", metrics.draw_blocks),
@@ -513,26 +426,14 @@ def choose_eps(scale, results, rho, head):
     rows = [row for row in read_table(sweep_configs("main", scale, results)) if row["rho"] == rho and row["alpha"] == 1 and row["head"] == head]
     shapes = data.Shapes3D()
     index = np.random.default_rng(0).integers(len(shapes), size=2000)
-    told = {}
-    for eps in sorted({row["eps"] for row in rows}):
-        same = [row for row in rows if row["eps"] == eps]
-        if len(same) > 1:
-            told[eps] = (float(np.median(metrics.udr([load_encoder(row["folder"], shapes)(index) for row in same]))),
-                         float(np.mean([row["mcc"] for row in same])))
-    if not told:
-        raise ValueError(f"{results}: at least two finished seeds per eps are needed; run.py sweep main --scale {scale}")
-    for eps, (udr, mcc) in told.items():
-        print(f"eps {eps:<6} UDR {udr:.3f}   MCC {mcc:.4f}")
-    chosen = max(told, key=lambda eps: told[eps][0])
-    best = max(told, key=lambda eps: told[eps][1])
-    print(f"UDR chooses eps {chosen}: MCC {told[chosen][1]:.4f}, {told[best][1] - told[chosen][1]:.4f} below the best, eps {best}")
+    metrics.choose_eps(rows, lambda row: load_encoder(row["folder"], shapes)(index))
 
 
 # ------------------------------------------------------------------------------------------------- few-shot
 
 
 @dataclasses.dataclass(frozen=True)
-class FewShot:
+class FewShot(Common):
     """Train an encoder through group-Lasso multiclass SVMs (or other classifiers) of few-shot episodes.   [L23, Sec. 5.2]"""
     source: str = option("glyphs", "of the episodes: characters of fonts, Omniglot's zips, a folder of MetaOptNet's pickles, or 3D Shapes",
                          choices=("glyphs", "omniglot", "pickles", "shapes"))
@@ -554,19 +455,14 @@ class FewShot:
     lr: float = option(1e-2, "learning rate at the start", 1e-12)
     smoothing: float = option(0.1, "of the labels of the query loss, in training", 0, 0.99)
     test_episodes: int = option(1000, "episodes of the evaluation", 2)
-    seed: int = option(0, "seed of parameters and training episodes")
     data: str = option("", "omniglot: zips, separated by commas; pickles: the folder; shapes: 3dshapes.h5 (rendered when not given)", **ELSEWHERE)
-    device: str = option("cpu", "where to compute", choices=("cpu", "gpu"), **ELSEWHERE)
-    threads: int = option(0, "CPU threads; 0: one per core", 0, **ELSEWHERE)
-    results: str = option("results", "folder of the results", **ELSEWHERE)
-    force: bool = option(False, "run again even if the result exists", **ELSEWHERE)
 
 
 def episodes_of(config):
     """The source of episodes, and a name of its content."""
     if config.source == "shapes":
         shapes = data.Shapes3D(config.data or None)
-        return data.ShapesEpisodes(shapes), fingerprint(shapes) if config.data else "rendered"
+        return data.ShapesEpisodes(shapes), shapes.fingerprint() if config.data else "rendered"
     if config.source != "glyphs" and not config.data:
         raise ValueError(f"--data: needed with --source {config.source}")
     splits = data.glyphs() if config.source == "glyphs" else data.omniglot(config.data.split(",")) if config.source == "omniglot" \
@@ -596,22 +492,19 @@ def strengths(config, dense=False):
     return lam
 
 
-def head_parameters(params):
-    return {name[5:]: np.asarray(metrics.to_numpy(a), np.float64) for name, a in params.items() if name.startswith("head.")}
-
-
 def evaluate(config, encoder, source, params, state, split, count, xp, device, dense=(False,)):
     """For each of `dense`, per episode (T,): accuracy and whether its problem was solved; per feature (T, m): used, and 0 on all support."""
     rng = np.random.default_rng(30_000)
     index, Y = (np.stack(a) for a in zip(*(source.sample(rng, split, config.way, config.shot, config.query) for _ in range(count))))
     images, place = np.unique(index, return_inverse=True)
     F = in_batches(encoder, params, state, lambda i: source.images(split, i, xp, device), images, batch=200)
+    head = {name[5:]: metrics.to_numpy(a).astype(np.float64) for name, a in params.items() if name.startswith("head.")}
     n_support, told, place = config.way * config.shot, {flag: [] for flag in dense}, place.reshape(index.shape)
     for i in range(0, count, 25):
         F_i, Y_i = F[place[i:i + 25]].astype(np.float64), Y[i:i + 25]                   # (25, n, m)
         for flag in dense:
             lam = strengths(config, flag)(F_i[:, :n_support], Y_i[:, :n_support])
-            info = sparsedis.EPISODE_HEADS[config.head](F_i, Y_i, lam, n_support, head_parameters(params))[3]
+            info = sparsedis.EPISODE_HEADS[config.head](F_i, Y_i, lam, n_support, head)[3]
             right = info["logits"].argmax(axis=2) == Y_i[:, n_support:].argmax(axis=2)
             told[flag].append((right.mean(axis=1), info.get("converged", np.ones(len(Y_i), bool)), (info["w"] != 0).any(axis=1),
                                (F_i[:, :n_support] == 0).all(axis=1)))
@@ -665,113 +558,215 @@ def fewshot(config):
     return result, folder
 
 
-# ------------------------------------------------------------------------------------- Fig. 1 and the theory
-
-FIG1 = [("disentangled", "lasso"), ("entangled", "lasso"), ("disentangled", "ridge"), ("entangled", "ridge")]
+# -------------------------------------------------------------------------------- sparse and shared features
 
 
-def fig1_scores(covariance, percent, n, seed, m=100):
-    """Test R^2 of the four estimators of Fig. 1 on one task; the entangled features are a random rotation of the factors."""
-    from sklearn.linear_model import LassoCV, RidgeCV
-    warnings.simplefilter("ignore")                                         # of fits that stop at their limit
-    rng = np.random.default_rng([seed, percent, n])
-    z, y, _ = data.gaussian_task(rng, n + 1000, m, percent * m // 100, covariance)
-    rotation, _ = np.linalg.qr(rng.standard_normal((m, m)))
-    scores = []
-    for features, penalty in FIG1:
-        X = z if features == "disentangled" else z @ rotation
-        fit = LassoCV(cv=5, max_iter=5000) if penalty == "lasso" else RidgeCV(np.logspace(-4, 5, 40), cv=5)
-        scores.append(fit.fit(X[:n], y[:n]).score(X[n:], y[n:]))
-    return scores
+@dataclasses.dataclass(frozen=True)
+class Sharing(Common):
+    """Train an encoder through sparse heads that share features, on binary tasks of a few factors each: our reading of [F23]."""
+    source: str = option("shapes", "of the images", choices=("shapes", "dsprites"))
+    data: str = option("", "3dshapes.h5, or dSprites' npz; rendered when not given", **ELSEWHERE)
+    features: str = option("", "an npz file of precomputed features x, y, domain or group, split: learn on these instead of images", **ELSEWHERE)
+    method: str = option("sharing", "what trains the encoder: heads that share, Lasso [L23], or plain cross-entropy", choices=("sharing", "lasso", "erm"))
+    alpha: float = option(0.1, "sharing: weight of the heads' L1 norm", 1e-6, 10)
+    beta: float = option(0.02, "sharing: weight of the entropy of the features' importances", 0, 10)
+    per_head: bool = option(False, "sharing: importances averaged over heads, instead of shares in the sum of all heads")
+    one_step: bool = option(False, "sharing: the cheap and inexact one-step hypergradient")
+    eps: float = option(0.3, "lasso: strength as a fraction of lambda_max", 0, 1)
+    ramp: float = option(0.5, "share of the steps over which alpha, beta and eps rise", 0, 1)
+    factors: int = option(2, "factors of a task, joined by AND", 1, 6)
+    tasks: int = option(8, "tasks per step", 1)
+    shot: int = option(13, "support samples of each class", 2)
+    query: int = option(13, "query samples of each class, in training", 1)
+    pool: int = option(40, "tasks to train on", 1)
+    test_tasks: int = option(40, "unseen tasks to test on", 1)
+    m: int = option(10, "features of the encoder", 2)
+    rho: float = option(0.0, "correlation of the factors in training", 0, 0.9999)
+    steps: int = option(800, "outer steps", 1)
+    lr: float = option(5e-3, "Adam's learning rate at the start of its cosine decay", 1e-12)
+    eval_images: int = option(10_000, "images of the final scores, drawn uniformly", 2)
 
 
-def draw_fig1(covariance, jobs, path, seeds=10, percents=(5, 20, 80), sizes=(25, 50, 75, 100, 125, 150)):
-    """[L23, Fig. 1]: R^2 against the number of samples, by sparsity; returns R^2 (sparsity, samples, seed, estimator)."""
-    import joblib
-    cells = list(itertools.product(percents, sizes, range(seeds)))
-    scores = joblib.Parallel(n_jobs=jobs)(joblib.delayed(fig1_scores)(covariance, *cell) for cell in cells)
-    scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(FIG1)))
-    for percent, told in zip(percents, scores):
-        for k, (features, penalty) in enumerate(FIG1):
-            print(f"l/m = {percent} %, n = {sizes[0]}, {features}-{penalty}: R^2 {told[0, :, k].mean():.2f} +- {told[0, :, k].std() / seeds ** 0.5:.2f}")
-    metrics.draw_fig1(scores, FIG1, percents, sizes, path)
-    return scores
+GRIDS = {"shapes": data.Shapes3D, "dsprites": data.DSprites}
 
 
-def theory(out):
-    """Check the formal claims of [L23] on numbers, and draw the bound of Prop. B.7 beside what is drawn; True where all hold."""
-    good = True
-    for claim, computed, holds in metrics.theory():
-        good &= bool(holds)
-        print(f"{'holds' if holds else 'FAILS'}  {claim}\n         {computed}", flush=True)
-    metrics.draw_bound(Path(out))
+def objective_of(config, method):
+    return sparsedis.binary_objective(method, config.alpha, config.beta, config.eps, config.ramp, 2 * config.shot, pooled=not config.per_head,
+                                      one_step=config.one_step)
+
+
+def fit_and_score(config, F, Y, n_support):
+    """Each task (T, n, m) fitted alone, without sharing: which of its other samples are right, (T, n - n_support), and its head (T, k, m)."""
+    F, _ = sparsedis.normalise(F.astype(np.float64), n_support=n_support)
+    phi, _ = sparsedis.solvers.sparse_sharing(F[:, :n_support], Y[:, :n_support], config.alpha, 0.0)
+    Z, Y = F[:, n_support:] @ np.swapaxes(phi, 1, 2), Y[:, n_support:]
+    return (Z[..., 0] > 0) == Y[..., 0] if Y.shape[2] == 1 else Z.argmax(axis=2) == Y.argmax(axis=2), phi
+
+
+def accuracies(config, features, tasks, numbers, query=50):
+    """Accuracy (T,) and heads (T, m) of tasks fitted one by one on images they draw."""
+    told = []
+    for some in np.array_split(numbers, -(-len(numbers) // 10)):
+        index, Y = tasks.sample(np.random.default_rng(30_000 + some[0]), some, config.shot, query)
+        told.append(fit_and_score(config, features(index.ravel()).reshape(*index.shape, -1), Y, 2 * config.shot))
+    return np.concatenate([right.mean(axis=1) for right, _ in told]), np.concatenate([phi[:, 0] for _, phi in told])
+
+
+def sharing(config):
+    """Train, score, test on unseen tasks and on the other data set, draw; returns the content of result.json and its folder."""
+    if config.features:
+        return sharing_on_features(config)
+    xp, device = device_of(config.device)
+    grid = GRIDS[config.source](config.data or None)
+    content, name = hashed(config, data=grid.fingerprint() if config.data else "rendered")
+    folder = Path(config.results) / "sharing" / name
+    if finished(config, folder):
+        return json.loads((folder / "result.json").read_text()), folder
+    z, p = data.latents(grid, 1.0, config.rho)
+    tasks = data.BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
+    open_folder(config, folder, content)
+    encoder, spent = sparsedis.cnn(config.m), [0.0]
+    untimed = objective_of(config, config.method)
+    heads = {"head.W": np.random.default_rng(config.seed).standard_normal((config.pool, config.m)) / 10} if config.method == "erm" else {}
+
+    def objective(*args):
+        began, told = time.perf_counter(), untimed(*args)
+        spent[0] += time.perf_counter() - began
+        return told
+
+    def sample(step):
+        rng = np.random.default_rng([config.seed, step])
+        some = rng.choice(config.pool, min(config.tasks, config.pool), replace=False)
+        index, Y = tasks.sample(rng, some, config.shot, config.query)
+        return [grid.images(index.ravel(), xp, device)], (xp.asarray(Y, device=device), xp.asarray(some, device=device))
+
+    def measure(params, state, info):
+        return metrics.scores(z[on_the_way], features(params, on_the_way))
+    with sparsedis.cpu_threads(config.threads or os.cpu_count()):
+        features = functools.partial(encode_images, encoder, grid, "batch", xp, device)
+        on_the_way = np.random.default_rng(1000).integers(len(grid), size=1000)
+        training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
+        (params, *_), rows = train_with_files(config, encoder, training, measure, folder, xp, device, **heads)
+        result = score_and_draw(config, functools.partial(features, params), grid, z, p, folder)
+        result |= score_heads(config, functools.partial(features, params), grid, tasks, folder) | transfer(config, functools.partial(encode_images, encoder, xp=xp, device=device, params=params, norm="batch"))
+    metrics.draw_training(rows, folder / "training.png")
+    result |= {"inner_seconds": spent[0], "signatures": metrics.signatures(result, config.m), "steps": config.steps, "seconds": rows[-1]["seconds"],
+               **{k: content[k] for k in ("seed", "source", "method", "alpha", "beta", "rho", "factors")}}
+    write_json(folder / "result.json", result)
+    return result, folder
+
+
+def score_heads(config, features, grid, tasks, folder):
+    """Accuracy on tasks trained on, on images of the training distribution, and on unseen ones, on uniform images; how the latter's heads
+    share features, also drawn."""
+    seen, _ = accuracies(config, features, tasks, np.arange(config.pool))
+    tasks.cumulative, unseen = np.arange(1, len(grid) + 1) / len(grid), config.pool + np.arange(config.test_tasks)
+    accuracy, phi = accuracies(config, features, tasks, unseen)
+    q = sparsedis.solvers.importances(phi[:, None], False)[0]
+    perplexity = np.exp(-np.sum(q * np.log(np.where(q > 0, q, 1)), axis=1))
+    metrics.draw_importances(phi, ["+".join(grid.names[i] for i in tasks.tasks[t][0]) for t in unseen], folder / "importances.png")
+    return {"accuracy_seen": float(seen.mean()), "accuracy": float(accuracy.mean()), "accuracy_ci": metrics.mean_ci(accuracy)[1],
+            "entropy": float(sparsedis.solvers.sharing_entropy(phi[:, None])), "zeros": float((phi == 0).mean()),
+            "unused": float((phi == 0).all(axis=0).mean()), "features_per_head": float(perplexity.mean())}
+
+
+def transfer(config, encode):
+    """Scores of the features on the data set that was not trained on, and the accuracy of tasks there."""
+    grid = GRIDS["dsprites" if config.source == "shapes" else "shapes"]()
+    index, features = np.random.default_rng(20_000).integers(len(grid), size=5000), lambda index: encode(shapes=grid, index=index)
+    tasks = data.BinaryTasks(grid.factors, np.full(len(grid), 1 / len(grid)), min(config.factors, 5), config.test_tasks)
+    scores = metrics.scores(grid.factors[index].astype(float), features(index))
+    scores["accuracy"] = float(accuracies(config, features, tasks, np.arange(config.test_tasks))[0].mean())
+    return {f"transfer_{key}": value for key, value in scores.items()}
+
+
+def sharing_on_features(config):
+    """Heads that share, plain ERM and ERM on rows spread evenly over classes and places, on precomputed features: accuracy on every
+    domain left out in turn, or on the test rows and their worst group; and with config.shot labelled rows per class."""
+    x, y, place, kind, test = data.load_features(config.features)
+    content, name = hashed(config, data=hashlib.sha256(x.tobytes() + y.tobytes() + place.tobytes() + test.tobytes()).hexdigest()[:10])
+    folder, k = Path(config.results) / "sharing" / name, int(y.max()) + 1
+    if finished(config, folder):
+        return json.loads((folder / "result.json").read_text()), folder
+    open_folder(config, folder, content)
+    result, places = {"kind": kind, "steps": config.steps, "seed": config.seed}, np.unique(place) if kind == "domain" else [-1]
+    for method in ("sharing", "erm", "erm-even"):
+        told = [features_run(config, x, y, place, kind, place == i if kind == "domain" else test, method, k, folder / f"{method}-{i}") for i in places]
+        for key in told[0]:
+            result[f"{method}_{key}"] = float(np.mean([t[key] for t in told]))
+            result |= {f"{method}_{key}_{i}": t[key] for i, t in zip(places, told) if kind == "domain"}
+    write_json(folder / "result.json", result)
+    return result, folder
+
+
+def features_run(config, x, y, place, kind, held, method, k, folder):
+    """Train one MLP encoder on the rows not held out: its accuracy, worst-group accuracy and few-shot accuracy on those held out."""
+    (xp, device), onehot = device_of(config.device), np.eye(k)
+    tasks, n = data.FeatureTasks(y, place, kind, np.flatnonzero(~held)), 2 * (config.shot + config.query)
+    encoder = sparsedis.mlp([x.shape[1], 64, config.m])
+    net = encoder if method == "sharing" else sparsedis.Encoder(encoder.layers + [("head", "linear", {"W": (config.m, k), "b": (k,)}, {})])
+
+    def sample(step):
+        rng = np.random.default_rng([config.seed, step])
+        if method == "sharing":
+            index, Y = tasks.sample(rng, config.tasks, config.shot, config.query)
+            return [xp.asarray(x[index.ravel()], device=device)], (xp.asarray(Y, device=device), None)
+        index = tasks.rows(rng, config.tasks * n, method == "erm-even")
+        return [xp.asarray(x[index], device=device)], xp.asarray(onehot[y[index]], device=device)
+    objective = objective_of(config, method) if method == "sharing" else sparsedis.plain_objective
+    folder.mkdir(exist_ok=True)
+    with sparsedis.cpu_threads(config.threads or os.cpu_count()):
+        training = sparsedis.Training(net, sample, objective, config.steps, config.lr)
+        (params, *_), _ = train_with_files(config, net, training, lambda *_: {}, folder, xp, device)
+        F = in_batches(encoder, params, {}, lambda i: xp.asarray(x[i], device=device), np.arange(len(x)))
+        rng, rows = np.random.default_rng(20_000), np.flatnonzero(held)
+        if method == "sharing":                                             # one head for all classes, fitted on training rows
+            right = predict(config, F, onehot[y], tasks.rows(rng, 1000, True), rows)
+        else:
+            right = in_batches(net, params, {}, lambda i: xp.asarray(x[i], device=device), rows).argmax(axis=1) == y[rows]
+        few = []
+        for _ in range(20):
+            order = rng.permutation(rows)
+            support = np.concatenate([order[y[order] == c][:config.shot] for c in range(k)])
+            few.append(predict(config, F, onehot[y], support, np.setdiff1d(rows, support)).mean())
+    groups = [right[(place[rows] == g) & (y[rows] == c)] for g in np.unique(place[rows]) for c in range(k)]
+    return {"accuracy": float(right.mean()), "worst_group": float(min(g.mean() for g in groups if len(g))), "few_shot": float(np.mean(few))}
+
+
+def predict(config, F, Y, fit, rows):
+    """Whether a head fitted on some rows is right on others, (rows,)."""
+    some = np.append(fit, rows)
+    return fit_and_score(config, F[some][None], (Y[some, 1:] if Y.shape[1] == 2 else Y[some])[None], len(fit))[0][0]
+
+
+# --------------------------------------------------------------------------------------------- the commands
+
+
+def encode(checkpoint, images, out=None):
+    """Features F (N, m) of images: what a trained encoder puts out, before any normalisation; written as an npz file where `out` names one."""
+    params, state, _, _ = load_checkpoint(checkpoint)
+    encoder = sparsedis.cnn(len(params["linear2.b"]))
+    F = in_batches(encoder, params, state, lambda i: images[i], np.arange(len(images)))
+    if out:
+        write_atomically(Path(out), lambda file: np.savez(file, F=F))
+        print(f"{out}: F {F.shape}")
+    return F
+
+
+def real(checkpoint, images, out):
+    """A trained encoder on real images beside renders of their factors: images (N, 64, 64, 3), factors (N, 6) of an npz file."""
+    shapes, (x, factors) = data.Shapes3D(), metrics.read_images(images, "factors")
+    index, F_real = np.ravel_multi_index(factors.T, data.LEVELS), encode(checkpoint, x)
+    everywhere, F = (load_encoder(Path(checkpoint).parent, shapes)(i) for i in (np.random.default_rng(0).integers(len(shapes), size=2000), index))
+    F_real, F = ((a - everywhere.mean(axis=0)) / everywhere.std(axis=0) for a in (F_real, F))
+    metrics.draw_real(F_real, F, Path(out))
     print(out)
-    return good
-
-
-# ------------------------------------------------------------------------------------------------ gradcheck
 
 
 def from_tests(name):
     """A module of tests/, which holds what commands and tests share."""
     sys.path.insert(0, str(Path(__file__).parent / "tests"))
     return importlib.import_module(name)
-
-
-def gradcheck():
-    """The table of all cases of tests/gradient_cases.py; True where every derivative passes and the control fails."""
-    cases = from_tests("gradient_cases")
-    print(f"{'derivative':<40}{'error':>10}{'Taylor rate':>13}   result")
-    good = True
-    for name, f, arrays in cases.gradient_cases():
-        r = metrics.check_gradient(f, arrays)
-        ok = r["error"] <= 1e-6 and r["rate"] >= 1.9 and r["same"]
-        good &= ok
-        print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'pass' if ok else f'FAIL {r}'}", flush=True)
-    name, f, arrays = cases.wrong_on_purpose()
-    r = metrics.check_gradient(f, arrays)
-    caught = r["error"] > 1e-6
-    print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'caught, as it must be' if caught else 'NOT CAUGHT'}")
-    return good and caught
-
-
-# --------------------------------------------------------------------------------------------- the commands
-
-
-def read_images(path, *names):
-    """Images (N, 64, 64, 3) as float32 in [0, 1], and the other arrays named, of an npz file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            x, *others = (file[name] for name in ("images", *names))
-    except Exception as error:
-        raise ValueError(f"{path}: expected an npz file with {' and '.join(('images', *names))} ({error})") from None
-    if x.ndim != 4 or x.shape[1:] != (64, 64, 3) or not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
-        raise ValueError(f"{path}: expected images (N, 64, 64, 3), uint8 or real in [0, 1], found {x.shape} {x.dtype}")
-    return x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1), *others
-
-
-def encode(checkpoint, images):
-    """Features F (N, m) of the `images` of an npz file: what a trained encoder puts out, before any normalisation."""
-    params, state, _, _ = load_checkpoint(checkpoint)
-    encoder = sparsedis.cnn(len(params["linear2.b"]))
-    return in_batches(encoder, params, state, lambda i: images[i], np.arange(len(images)))
-
-
-def real(checkpoint, images, out):
-    """A trained encoder on real images beside renders of their factors: images (N, 64, 64, 3), factors (N, 6) of an npz file."""
-    shapes, (x, factors) = data.Shapes3D(), read_images(images, "factors")
-    index, F_real = np.ravel_multi_index(factors.T, data.LEVELS), encode(checkpoint, x)
-    everywhere, F = (load_encoder(Path(checkpoint).parent, shapes)(i) for i in (np.random.default_rng(0).integers(len(shapes), size=2000), index))
-    F_real, F = ((a - everywhere.mean(axis=0)) / everywhere.std(axis=0) for a in (F_real, F))
-    fig, axes = figure(1, F.shape[1], (2.2 * F.shape[1], 2.5))
-    for j, ax in enumerate(np.atleast_1d(axes)):
-        told = np.corrcoef(F_real[:, j], F[:, j])[0, 1], np.sqrt(np.mean((F_real[:, j] - F[:, j]) ** 2))
-        print(f"feature {j}: correlation of real and rendered {told[0]:.3f}, root mean square difference {told[1]:.3f} standard deviations")
-        ax.plot(F[:, j], F_real[:, j], ".")
-        ax.axline((0, 0), slope=1, color="grey", lw=0.5)
-        ax.set(title=f"feature {j}", xlabel="rendered", ylabel="real" if j == 0 else "")
-    save_figure(fig, Path(out))
-    print(out)
 
 
 class Parser(argparse.ArgumentParser):
@@ -781,42 +776,38 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def run_disentangle(args):
-    config = read_settings(Disentangle, args)
-    print("disentangle " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))
-    result, folder = disentangle(config)
-    print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}   DCI-D {result['dci_d']:.4f}   DCI-C {result['dci_c']:.4f}"
-          f"      {result['steps']} steps in {result['seconds']:.0f} s")
-    print("matched |correlation|: " + ", ".join(f"{name} {result['mcc_' + name]:.3f}" for name in data.FACTORS if "mcc_" + name in result))
-    print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
+def tell_disentangle(config, r):
+    print(f"MCC {r['mcc']:.4f}   R {r['r']:.4f}   DCI-D {r['dci_d']:.4f}   DCI-C {r['dci_c']:.4f}      {r['steps']} steps in {r['seconds']:.0f} s")
+    print("matched |correlation|: " + ", ".join(f"{key[4:]} {r[key]:.3f}" for key in r if key.startswith("mcc_") and key != "mcc_ica"))
 
 
-def run_fewshot(args):
-    config = read_settings(FewShot, args)
-    print("fewshot " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))
-    r, folder = fewshot(config)
+def tell_fewshot(config, r):
     print(f"accuracy {100 * r['accuracy']:.2f} +- {100 * r['accuracy_ci']:.2f} % on {config.test_episodes} test episodes; "
           f"{100 * r['off']:.1f} % of features off, {100 * r['dead']:.1f} % dead      {r['steps']} steps in {r['seconds']:.0f} s")
     if "gain_over_dense" in r:
         print(f"over the dense SVM on the same features and episodes: {100 * r['gain_over_dense']:+.2f} +- {100 * r['gain_over_dense_ci']:.2f} points")
     if "mcc" in r:
         print(f"MCC {r['mcc']:.4f}   R {r['r']:.4f}   DCI-D {r['dci_d']:.4f}   DCI-C {r['dci_c']:.4f}")
-    print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
 
 
-def run_encode(args):
-    F = encode(args.checkpoint, *read_images(args.images))
-    write_atomically(Path(args.out), lambda file: np.savez(file, F=F))
-    print(f"{args.out}: F {F.shape}")
-
-
-def run_sweep(args):
-    sweep(args.name if args.name in {**SWEEPS, **EPISODE_SWEEPS} else FIGURES[args.name][0], args.scale, args.jobs, args.results, args.dask, args.index)
+def tell_sharing(config, r):
+    if config.features:
+        for place in [""] + [f"_{i}" for i in range(100) if f"erm_accuracy_{i}" in r]:
+            print(f"domain {place[1:]} left out" if place else "on all rows held out" if r["kind"] == "group" else "mean over the domains left out")
+            for method in ("sharing", "erm", "erm-even"):
+                accuracy, worst, few = (100 * r[f"{method}_{key}{place}"] for key in ("accuracy", "worst_group", "few_shot"))
+                print(f"  {method:<9} accuracy {accuracy:.2f} %   worst group {worst:.2f} %   {config.shot}-shot {few:.2f} %")
+        return
+    tell_disentangle(config, r)
+    print(f"unseen tasks: accuracy {100 * r['accuracy']:.2f} +- {100 * r['accuracy_ci']:.2f} % (seen {100 * r['accuracy_seen']:.2f} %); entropy "
+          f"{r['entropy']:.2f} of at most {np.log(config.m):.2f}, {100 * r['zeros']:.0f} % of weights 0, {100 * r['unused']:.0f} % of features unused")
+    print(f"the other data set: MCC {r['transfer_mcc']:.4f}   DCI-D {r['transfer_dci_d']:.4f}   accuracy {100 * r['transfer_accuracy']:.2f} %")
+    print("\n".join(f"warning: {text}" for text in r["signatures"]) or "no sign of failure")
 
 
 def run_figure(args):
     Path(args.results).mkdir(parents=True, exist_ok=True)
-    alone = {"fig1": functools.partial(draw_fig1, args.cov, args.jobs), "fig2": metrics.draw_fig2,
+    alone = {"fig1": functools.partial(metrics.draw_fig1, data.gaussian_task, args.cov, args.jobs), "fig2": metrics.draw_fig2,
              "fig3": lambda path: metrics.draw_fig3({kind: data.sample_tasks(np.random.default_rng(0), 24, 6, kind) != 0
                                                      for kind in ("bernoulli-gauss", "blocks-2", "fixed-1")}, path)}
     if args.name in alone:
@@ -836,13 +827,22 @@ def parser():
         p = commands.add_parser(name, help=help, description=source.__doc__)
         p.set_defaults(run=run)
         return p
-    add_options(command("disentangle", run_disentangle, "the main job, and the default command", Disentangle), Disentangle)
-    add_options(command("fewshot", run_fewshot, "few-shot learning with group-Lasso SVMs", FewShot), FewShot)
+    def experiment(settings, run, tell, help):
+        def run_it(args):
+            config = read_settings(settings, args)
+            print(f"{args.command} " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))
+            result, folder = run(config)
+            tell(config, result)
+            print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
+        add_options(command(settings.__name__.lower(), run_it, help, settings), settings)
+    experiment(Disentangle, disentangle, tell_disentangle, "the main job, and the default command")
+    experiment(FewShot, fewshot, tell_fewshot, "few-shot learning with group-Lasso SVMs")
+    experiment(Sharing, sharing, tell_sharing, "sparse and shared features [F23]")
     p = command("render", lambda args: print(f"{args.out}: {data.write_hdf5(args.out, args.limit)} rows"), "write the rendered data set as HDF5",
                 data.write_hdf5)
     p.add_argument("--out", required=True, help="the file to write")
     p.add_argument("--limit", type=int, help="only this many rows, spread at random")
-    p = command("encode", run_encode, "features of your own images", encode)
+    p = command("encode", lambda args: encode(args.checkpoint, *metrics.read_images(args.images), args.out) is None, "features of your own images", encode)
     p.add_argument("checkpoint")
     p.add_argument("images", help="an npz file with images (N, 64, 64, 3)")
     p.add_argument("--out", default="F.npz", help="the file to write (default: F.npz)")
@@ -850,10 +850,11 @@ def parser():
     p.add_argument("checkpoint")
     p.add_argument("images", help="an npz file with images and factors")
     p.add_argument("--out", default="real.png", help="the file to write (default: real.png)")
-    p = command("curves", lambda args: draw_curves(args.folders, args.out), "MCC against the step of finished runs, in one figure", draw_curves)
+    p = command("curves", lambda args: metrics.draw_curves(args.folders, args.out), "MCC against the step of finished runs, in one figure", metrics.draw_curves)
     p.add_argument("folders", nargs="+", help="folders of results")
     p.add_argument("--out", default="curves.png", help="the file to write (default: curves.png)")
-    p = command("sweep", run_sweep, "the runs behind the figures", sweep)
+    p = command("sweep", lambda args: sweep(FIGURES[args.name][0] if args.name in FIGURES else args.name, args.scale, args.jobs, args.results,
+                                            args.dask, args.index), "the runs behind the figures", sweep)
     p.add_argument("name", choices=(*SWEEPS, *EPISODE_SWEEPS, *FIGURES), help="a sweep, or the figure it is for")
     p.add_argument("--jobs", type=int, default=1, help="processes (default: 1, with all cores)")
     p.add_argument("--dask", default="", help="address of a Dask scheduler, tcp://HOST:PORT; its workers see this folder")
@@ -869,9 +870,9 @@ def parser():
     for p in (p, q, r):
         p.add_argument("--scale", choices=tuple(SCALES), default="quick", help="quick: minutes a run; paper: the paper's steps and seeds")
         p.add_argument("--results", default="results", help="folder of the results (default: results)")
-    p = command("theory", lambda args: int(not theory(args.out)), "the formal claims, on numbers", theory)
+    p = command("theory", lambda args: int(not metrics.print_theory(args.out)), "the formal claims, on numbers", metrics.print_theory)
     p.add_argument("--out", default="theory.png", help="the picture of Prop. B.7 (default: theory.png)")
-    command("gradcheck", lambda args: int(not gradcheck()), "every derivative against central differences", gradcheck)
+    command("gradcheck", lambda args: int(not from_tests("gradient_cases").gradcheck()), "every derivative against central differences", from_tests)
     p = command("bench", lambda args: from_tests("benchmark").bench(args.threads), "timings side by side with PyTorch and scikit-learn", from_tests)
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
     return top, commands.choices

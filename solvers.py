@@ -11,8 +11,7 @@
     u             the adjoint solution: curvature u = dw, the one linear system of every vjp
 
 Iterative solvers return a certificate with their solution (ridge is one direct solve); every vjp pulls dw back to
-the problem's data.
-Arrays may come from any library that array-api-compat knows: NumPy, CuPy, PyTorch, ...
+the problem's data. Arrays may come from any library that array-api-compat knows: NumPy, CuPy, PyTorch, ...
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023, arXiv 2211.14666.
 [F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023, arXiv 2304.07939.
@@ -122,10 +121,7 @@ def solve_psd(A, b):
 
 
 def solve_on_support(A, S, b, solve=solve_psd):
-    """x with A_SS x_S = b_S and x = 0 off S, for every task of A (T, m, m), S and b (T, m).
-
-    The supports are gathered first, so that the systems have the size of the largest support.
-    """
+    """x with A_SS x_S = b_S and x = 0 off S, A (T, m, m), S and b (T, m), by systems of the size of the largest support."""
     xp = array_namespace(A)
     T, m = S.shape
     k = int(xp.max(xp.sum(xp.astype(S, xp.int64), axis=1)))
@@ -204,10 +200,7 @@ def coordinate_descent_step(G, lam, w, q, v):
 
 
 def newton_step(G, lam, w, q):
-    """From w towards the minimiser with w's support and signs, as far as no sign changes.
-
-    A coordinate that reaches 0 ends the step and leaves the support. Where lam = 0 signs do not matter.
-    """
+    """From w towards the minimiser with w's support and signs: a coordinate that reaches 0 ends the step (at lam = 0 none does)."""
     xp = array_namespace(w)
     lam, s = lam[:, None], xp.sign(w)
     d = solve_on_support(G, w != 0, q - lam * s, solve_shifted)
@@ -259,10 +252,7 @@ def ridge_curvature(F, lam):
 
 
 def ridge_vjp(F, y, lam, w, dw):
-    """Pull dw back through the ridge solution: R := F'(F w - y)/n + lam w = 0, A = F'F/n + lam I, A u = dw.
-
-    Shapes as in lasso_vjp; dlam = -w'u.
-    """
+    """As lasso_vjp, through the ridge solution: R := F'(F w - y)/n + lam w = 0, A = F'F/n + lam I, A u = dw, dlam = -w'u."""
     xp = array_namespace(F)
     u = solve_psd(ridge_curvature(F, per_task(lam, F)), dw)                             # (T, m)
     dF, dy = pull_back(F, y, w, u)
@@ -270,10 +260,8 @@ def ridge_vjp(F, y, lam, w, dw):
 
 
 def ridge_classes(F, Y, lam):
-    """argmin_W (1/n) sum_i 1/2 ||W F_i - Y_i||^2 + lam/2 ||W||^2, lam > 0, from its dual: W = a'F, (F F'/n + lam I) a = Y/n.
-
-    F (T, n, m), Y (T, n, k)  ->  W (T, k, m); the system has the size of the samples, few where features are many.
-    """
+    """argmin_W (1/n) sum_i 1/2 ||W F_i - Y_i||^2 + lam/2 ||W||^2, lam > 0, F (T, n, m), Y (T, n, k)  ->  W (T, k, m), from its dual
+    of few samples and many features: W = a'F, (F F'/n + lam I) a = Y/n."""
     xp = array_namespace(F)
     return xp.matmul(transpose(xp.linalg.solve(dual_curvature(F, lam), Y / F.shape[1])), F)
 
@@ -294,7 +282,7 @@ def ridge_classes_vjp(F, Y, lam, W, dW):
 
 # --------------------------------------------------------------------------------- group Lasso, k outputs
 # W (T, k, m) as in the paper; feature j is used by no output (W_j = 0) or by all. Inside, V = W' (T, m, k).
-# loss "squared": 1/2 ||W F_i - Y_i||^2; "logistic": cross-entropy of softmax(W F_i) and Y_i, whose rows sum to 1.
+# loss "squared": 1/2 ||W F_i - Y_i||^2; "logistic": cross-entropy of softmax(W F_i) and Y_i, or of the sigmoid where k = 1.
 
 
 def block_soft_threshold(V, tau, axis=-1):
@@ -313,11 +301,17 @@ def residual(Z, Y, loss):
     return (P - Y) / n, lambda dZ: P * (dZ - xp.sum(P * dZ, axis=-1, keepdims=True)) / n
 
 
-def softmax(Z):
-    """exp(Z) / sum exp(Z) over the last axis."""
+def log_sum_exp(Z):
+    """log sum_l exp(Z_l) over the last axis, which is kept; one column Z is that of the logits (Z, 0)."""
     xp = array_namespace(Z)
-    P = xp.exp(Z - xp.max(Z, axis=-1, keepdims=True))
-    return P / xp.sum(P, axis=-1, keepdims=True)
+    Z = xp.concat([Z, 0 * Z], axis=-1) if Z.shape[-1] == 1 else Z
+    top = xp.max(Z, axis=-1, keepdims=True)
+    return top + xp.log(xp.sum(xp.exp(Z - top), axis=-1, keepdims=True))
+
+
+def softmax(Z):
+    """exp(Z) / sum exp(Z) over the last axis; of one column, the sigmoid."""
+    return array_namespace(Z).exp(Z - log_sum_exp(Z))
 
 
 def data_loss(Z, Y, loss):
@@ -325,9 +319,7 @@ def data_loss(Z, Y, loss):
     xp = array_namespace(Z)
     if loss == "squared":
         return xp.sum((Z - Y) ** 2, axis=(1, 2)) / (2 * Z.shape[1])
-    top = xp.max(Z, axis=-1, keepdims=True)
-    log_sum = top[..., 0] + xp.log(xp.sum(xp.exp(Z - top), axis=-1))
-    return xp.mean(log_sum - xp.sum(Y * Z, axis=-1), axis=1)
+    return xp.mean(log_sum_exp(Z)[..., 0] - xp.sum(Y * Z, axis=-1), axis=1)
 
 
 def group_lasso_lambda_max(F, Y, loss="squared"):
@@ -583,6 +575,8 @@ def bst_slopes(V, lam1):
 def svm_interior_point(F, Y, lam1, lam2, tol, max_iter):
     """Lam (T, n, k) and the number of Newton steps; once every task's gap is about 1e-7, a crossover is tried before each."""
     xp = array_namespace(F)
+    def mean_product(Lam, S):                                                           # (T, 1)
+        return xp.mean(Lam * S, axis=(1, 2))[:, None]
     Q = tangent_basis(Y)
     Lam = xp.full(Y.shape, 1 / Y.shape[2], dtype=F.dtype, device=device(F))
     V, W, G = svm_primal(F, Y, Lam, lam1, lam2)
@@ -622,11 +616,6 @@ def split(a, product):
     big = (xp.abs(a) + xp.sqrt(a * a + 4 * product)) / 2
     small = product / xp.where(big > 0, big, 1)
     return xp.where(a > 0, big, small), xp.where(a > 0, small, big)
-
-
-def mean_product(Lam, S):
-    """(T, 1), what Lam_il S_il is on average."""
-    return array_namespace(S).mean(Lam * S, axis=(1, 2))[:, None]
 
 
 def gap_estimate(Y, Lam, S, p, s, lam2):
@@ -817,12 +806,12 @@ def sharing_curvature(F, beta, phi, pooled):
 def sparse_sharing(F, Y, alpha, beta, pooled=True, start=None, stages=5, max_iter=2000):
     """A local minimum of J, from `start` (T, k, m) (default 0) at beta = 0 and then along growing beta.       [F23]
 
-    F (T, n, m), Y (T, n, k) one-hot, alpha > 0 and beta >= 0 numbers  ->  phi (T, k, m) with exact zeros, info with n_iter,
+    F (T, n, m), Y (T, n, k) one-hot or (T, n, 1) of 0 and 1, alpha > 0 and beta >= 0 numbers  ->  phi (T, k, m) with exact zeros, info with n_iter,
         gap        the largest violation of stationarity (sharing_residual), converged: gap <= 1e-12
         entropy    H along the path, one for each of the stages of beta, from 0 on
-    An iteration is a proximal gradient step, its penalty linearised at |phi|, then a Newton step on the entries that are
-    not 0, each as far as J falls. Raises ValueError where a head vanishes: H, which does not see a head's size,
-    then falls for ever as the head shrinks. With k = 2 the split of phi between the two classes is not unique.
+    An iteration is a proximal gradient step, its penalty linearised at |phi| (at beta = 0 with k = 1: a Lasso), and a Newton step
+    on the entries that are not 0. Raises ValueError where a head vanishes: H, which does not see its size, then falls for
+    ever as it shrinks. With k = 2 the split of phi between the two classes is not unique.
     """
     xp = array_namespace(F)
     if not (0 < alpha < float("inf") and 0 <= beta < float("inf")):
@@ -836,43 +825,55 @@ def sparse_sharing(F, Y, alpha, beta, pooled=True, start=None, stages=5, max_ite
             gap = sharing_residual(F, Y, alpha, now, phi, pooled)
             if gap <= 1e-12 or n_iter == max_iter:
                 break
-            phi = sharing_newton(F, Y, alpha, now, sharing_proximal(F, Y, alpha, now, phi, pooled), pooled)
+            phi = lasso_step(F, Y, alpha, phi) if not now and Y.shape[2] == 1 else sharing_proximal(F, Y, alpha, now, phi, pooled)
+            phi = sharing_newton(F, Y, alpha, now, phi, pooled)
             s = importances(phi, pooled)[1]
             if beta and not float(xp.min(s)) > 1e-6 * float(xp.max(s)):
                 raise ValueError(f"a head vanishes at alpha {alpha} and beta {now:.3g}, and with it its importances: lower them, or pool the heads")
-        total += n_iter
-        path.append(float(sharing_entropy(phi, pooled)))
+        total, path = total + n_iter, [*path, float(sharing_entropy(phi, pooled))]
     return phi, {"n_iter": total, "gap": gap, "converged": gap <= 1e-12, "entropy": path}
 
 
+def lasso_step(F, Y, alpha, phi):
+    """Without sharing and with k = 1, Newton's method by one Lasso per task, halved until the task's objective falls. [Lee et al. 2006]"""
+    xp = array_namespace(F)
+    Z = xp.matmul(F, transpose(phi))                                                    # (T, n, 1)
+    P = softmax(Z)
+    s = xp.sqrt(xp.maximum(P * (1 - P), 1e-10))
+    d = lasso(F * s, (s * Z + (Y - P) / s)[..., 0], alpha)[0][:, None, :] - phi
+    J, best = group_objective(F, Y, alpha, transpose(phi), "logistic"), phi
+    for t in (1.0, 0.5, 0.25, 0.1, 0.01):
+        now = group_objective(F, Y, alpha, transpose(phi + t * d), "logistic")
+        best, J = xp.where((now < J)[:, None, None], phi + t * d, best), xp.minimum(now, J)
+    return best
+
+
 def sharing_proximal(F, Y, alpha, beta, phi, pooled):
-    """phi <- ST(phi - t dCE, t weights), t halved from 1/L until J falls enough; L bounds the curvature of the cross-entropy."""
+    """phi <- ST(phi - t dCE, t weights), t halved from 16/L; L bounds the curvature of the cross-entropy."""
     xp = array_namespace(F)
     g, weight = sharing_gradient(F, Y, phi), sharing_weights(alpha, beta, phi, pooled)
     L = float(xp.max(xp.sum(F * F, axis=(1, 2)))) / (2 * F.shape[0] * F.shape[1])
-    J, t = sharing_objective(F, Y, alpha, beta, phi, pooled), 1 / L
-    for _ in range(40):
-        v = phi - t * g
-        new = xp.sign(v) * xp.maximum(xp.abs(v) - t * weight, 0)
-        if sharing_objective(F, Y, alpha, beta, new, pooled) <= J - 0.1 / t * float(xp.sum((new - phi) ** 2)):
-            return new
-        t = t / 2
-    return phi
+    steps = ((phi - t * g, t * weight) for t in (16 / L / 2 ** i for i in range(44)))
+    return first_better(F, Y, alpha, beta, phi, pooled, (xp.sign(v) * xp.maximum(xp.abs(v) - tau, 0) for v, tau in steps))
 
 
 def sharing_newton(F, Y, alpha, beta, phi, pooled):
-    """Newton's step on the entries that are not 0, cut where one would change sign, taken if it lessens the residual or J."""
+    """Newton's step on the entries that are not 0, downhill by |eigenvalues|, and shorter ones; what would change sign becomes 0."""
     xp = array_namespace(F)
     S, weight = phi != 0, sharing_weights(alpha, beta, phi, pooled)
-    g = sharing_gradient(F, Y, phi) + xp.where(S, weight, 0) * xp.sign(phi)
-    flat = [xp.reshape(a, (1, -1)) for a in (S, xp.where(S, -g, 0))]
-    d = xp.reshape(solve_on_support(sharing_curvature(F, beta, phi, pooled)[None, :, :], *flat, solve_shifted), phi.shape)
+    on = xp.reshape(xp.astype(S, F.dtype), (-1,))
+    g = on * xp.reshape(sharing_gradient(F, Y, phi) + xp.where(S, weight, 0) * xp.sign(phi), (-1,))
+    values, vectors = xp.linalg.eigh(sharing_curvature(F, beta, phi, pooled) * on * on[:, None])
+    values = xp.maximum(xp.abs(values), 1e-12 * xp.max(xp.abs(values)))
+    d = -xp.reshape(vectors @ ((vectors.T @ g) / values), phi.shape)
+    steps = (phi + t * d for t in (1, 0.5, 0.25, 0.1, 0.03, 0.01))
+    return first_better(F, Y, alpha, beta, phi, pooled, (xp.where(phi * new > 0, new, 0) for new in steps))
+
+
+def first_better(F, Y, alpha, beta, phi, pooled, candidates):
+    """The first candidate that lessens J, or the residual at equal J; phi where none does."""
     J, left = sharing_objective(F, Y, alpha, beta, phi, pooled), sharing_residual(F, Y, alpha, beta, phi, pooled)
-    crosses = S & (phi * (phi + d) <= 0)
-    t_j = xp.where(crosses, phi, 1) / xp.where(crosses, -d, 1)                          # phi_j + t_j d_j = 0
-    first = float(xp.min(xp.where(crosses, t_j, 1)))
-    for t in (1.0, first, first / 2):
-        new = xp.where(crosses & (t_j <= t), 0, phi + t * d)
+    for new in candidates:
         now = sharing_objective(F, Y, alpha, beta, new, pooled)
         if now <= J + 1e-13 * abs(J) and (now < J - 1e-9 * abs(J) or sharing_residual(F, Y, alpha, beta, new, pooled) < left):
             return new
@@ -895,6 +896,5 @@ def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, pooled=True, one_step=False
         A, flat = sharing_curvature(F, beta, phi, pooled)[None, :, :], [xp.reshape(a, (1, -1)) for a in (S, dphi)]
         u = xp.reshape(solve_on_support(A, *flat), phi.shape)
     R, R_prime = residual(xp.matmul(F, transpose(phi)), Y, "logistic")
-    dF = -(xp.matmul(R, u) + xp.matmul(R_prime(xp.matmul(F, transpose(u))), phi)) / T
-    slopes = xp.where(S, entropy_slopes(phi, pooled), 0)
-    return dF, -xp.sum(xp.sign(phi) * u) / (T * k), -xp.sum(slopes * xp.sign(phi) * u)
+    dF, along = -(xp.matmul(R, u) + xp.matmul(R_prime(xp.matmul(F, transpose(u))), phi)) / T, xp.sign(phi) * u
+    return dF, -xp.sum(along) / (T * k), -xp.sum(xp.where(S, entropy_slopes(phi, pooled), 0) * along)

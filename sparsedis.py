@@ -15,10 +15,12 @@ The bilevel problem, and the function that computes each part:
 
 Few-shot learning puts an episode's support and query images in place of x_t, a group-Lasso multiclass SVM in place of the
 Lasso and the query cross-entropy in place of the squared error: episode_objective, svm_episode.                [L23, Sec. 5.2]
+Sparse and shared features fit the heads of several binary tasks jointly: binary_objective, sharing_episode.             [F23]
 
 Every forward pass f(x, ...) -> (out, cache) is followed by its backward pass f_backward(dout, cache) -> (dx, dparams...).
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023, arXiv 2211.14666.
+[F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023, arXiv 2304.07939 (our reading).
 """
 import contextlib
 import dataclasses
@@ -194,23 +196,26 @@ def conv2d_backward(dout, cache):
     return (dx, unfold_kernel(dV, stride, W_shape)) + ((column_sums(rows(dout)),) if bias else ())
 
 
-def normalise(F, axis=1):
+def normalise(F, axis=1, n_support=None):
     """Features of mean 0 and variance 1 over axis 1, each task's samples (batch norm), or axis 2 (layer norm).  [L23, Sec. 3.4]
 
-    F (T, n, m); biased variance with 1e-5 added; nothing learned. Without it ||F|| grows and sparsity is lost.
+    F (T, n, m); biased variance with 1e-5 added; nothing learned; moments of the first n_support samples only, where given (axis 1).
+    Without it ||F|| grows and sparsity is lost.
     """
     xp = array_namespace(F)
-    centred = F - xp.mean(F, axis=axis, keepdims=True)
-    deviation = xp.sqrt(xp.mean(centred * centred, axis=axis, keepdims=True) + 1e-5)
-    out = centred / deviation
-    return out, (out, deviation, axis)
+    fit = F[:, :n_support, :]
+    mean = xp.mean(fit, axis=axis, keepdims=True)
+    deviation = xp.sqrt(xp.mean((fit - mean) ** 2, axis=axis, keepdims=True) + 1e-5)
+    out = (F - mean) / deviation
+    return out, (out, deviation, axis, n_support)
 
 
 def normalise_backward(dout, cache):
-    xp = array_namespace(dout)
-    out, deviation, axis = cache
-    mean = functools.partial(xp.mean, axis=axis, keepdims=True)
-    return ((dout - mean(dout) - out * mean(dout * out)) / deviation,)
+    out, deviation, axis, n_support = cache
+    total = functools.partial(array_namespace(dout).sum, axis=axis, keepdims=True)
+    dF, fit = dout / deviation, out[:, :n_support, :]
+    dF[:, :n_support, :] -= (total(dout) + fit * total(dout * out)) / (fit.shape[axis] * deviation)
+    return (dF,)
 
 
 def leaky_relu(x, slope=0.1):
@@ -503,15 +508,11 @@ def runs_of(layers):
     return runs
 
 
-def linear_layer(i, a, c):
-    return (f"linear{i}", "linear", {"W": (a, c), "b": (c,)}, {})
-
-
 def mlp(sizes):
     """Linear layers with ReLU between them: mlp([d, hidden, ..., m])."""
     layers = []
     for i, (a, c) in enumerate(zip(sizes[:-1], sizes[1:]), start=1):
-        layers += [linear_layer(i, a, c), ("relu", "relu", {}, {})]
+        layers += [(f"linear{i}", "linear", {"W": (a, c), "b": (c,)}, {}), ("relu", "relu", {}, {})]
     return Encoder(layers[:-1])
 
 
@@ -521,8 +522,8 @@ def cnn(m, channels=3, norm=False):
     for i, (c, o, k, pad) in enumerate([(channels, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)], start=1):
         settings = {"stride": 2, "pad": pad, "need_dx": i > 1}
         layers += [(f"conv{i}", "conv2d", {"W": (k, k, c, o), "b": (o,)}, settings), ("relu", "relu", {}, {})]
-    return Encoder(layers + [("flatten", "flatten", {}, {}), linear_layer(1, 1024, 256), ("relu", "relu", {}, {}),
-                             linear_layer(2, 256, m)] + [("norm", "batch_norm", {"g": (m,), "b": (m,)}, {})] * norm)
+    return Encoder(layers + [("flatten", "flatten", {}, {})] + mlp([1024, 256, m]).layers
+                   + [("norm", "batch_norm", {"g": (m,), "b": (m,)}, {})] * norm)
 
 
 def conv_norm(name, k, c, o, need_dx=True):
@@ -636,63 +637,43 @@ def outer_ridge(F, y, lam, n_support=None, params=None):
                    lambda w, lam: (xp.sum(lam * xp.sum(w * w, axis=1)) / 2, lam[:, None] * w))
 
 
-def inner_group_lasso(F, Y, lam, n_support=None, params=None, loss="squared"):
-    """Tasks of k outputs, Y (T, n, k): W_t = argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}; the outer loss is
-    the same loss on the scoring samples, averaged over tasks. "squared" or "logistic" (Y one-hot).
-    """
-    xp = array_namespace(F)
-    T = F.shape[0]
-    fit_on, score_on = halves(n_support, F.shape[1])
-    Fs, Ys, Fq, Yq = F[:, fit_on, :], Y[:, fit_on, :], F[:, score_on, :], Y[:, score_on, :]
-    W, info = solvers.group_lasso(Fs, Ys, lam, loss)
-    Z = xp.matmul(Fq, transpose(W))                                                     # (T, n, k)
-    R = solvers.residual(Z, Yq, loss)[0] / T                                            # dL/dZ
-    dF = xp.zeros_like(F)
-    dF[:, score_on, :] += xp.matmul(R, W)
-    dF[:, fit_on, :] += solvers.group_lasso_vjp(Fs, Ys, lam, W, xp.matmul(transpose(R), Fq), loss)[0]
-    return xp.mean(solvers.data_loss(Z, Yq, loss)), dF, {}, {"w": W, **info}
+# Heads of k outputs, W (T, k, m): Y (T, n, k) is one-hot, or of 0 and 1 where k = 1; in few-shot episodes F holds the support
+# samples first; params is {"scale": ()}, the learned factor of the logits (Lee et al. 2019, Sec. 3.3).
 
 
-def ridge_scale(F, y):
-    """solvers.ridge_lambda_max, which needs no labels."""
-    return solvers.ridge_lambda_max(F)
+def score_loss(Z, Y, smoothing=0.0, loss="logistic"):
+    """1/(T n) sum loss(Z_i, Y_i) and its derivative in the scores Z (T, n, k); labels smoothed to 1 - smoothing (k - 1)/k for the class
+    and smoothing/k for each other (MetaOptNet: 1 - smoothing and smoothing/(k - 1))."""
+    Y = (1 - smoothing) * Y + smoothing / max(Z.shape[2], 2)
+    return array_namespace(Z).mean(solvers.data_loss(Z, Y, loss)), solvers.residual(Z, Y, loss)[0] / Z.shape[0]
 
 
-HEADS = {"inner-lasso": (inner_lasso, solvers.lasso_lambda_max), "inner-ridge": (inner_ridge, ridge_scale),
-         "outer-lasso": (outer_lasso, solvers.lasso_lambda_max), "outer-ridge": (outer_ridge, ridge_scale),
-         "inner-group-lasso": (inner_group_lasso, solvers.group_lasso_lambda_max),
-         "inner-group-logistic": (functools.partial(inner_group_lasso, loss="logistic"),
-                                  functools.partial(solvers.group_lasso_lambda_max, loss="logistic"))}
-
-
-# Few-shot heads: F holds an episode's support samples first, then its query samples; Y (T, n, k) is one-hot; params is
-# {"scale": ()}, the learned factor of the logits (Lee et al. 2019, Sec. 3.3); both n_support and params are required.
-
-
-def cross_entropy(Z, Y, smoothing=0.0):
-    """-1/(T n) sum log softmax(Z)_y and its derivative in the logits Z (T, n, k); labels smoothed to 1 - smoothing (k - 1)/k for the
-    class and smoothing/k for each other (MetaOptNet: 1 - smoothing and smoothing/(k - 1))."""
-    xp = array_namespace(Z)
-    T, n, k = Z.shape
-    Y = (1 - smoothing) * Y + smoothing / k
-    return xp.mean(solvers.data_loss(Z, Y, "logistic")), solvers.residual(Z, Y, "logistic")[0] / T
-
-
-def episode(fit, fit_vjp, F, Y, lam, n_support, params, smoothing=0.0):
+def episode(fit, fit_vjp, F, Y, lam, n_support, params, smoothing=0.0, loss="logistic"):
     """Linear classifiers fitted on the support samples, scored by the cross-entropy of scale W F_i on the query samples.
 
     fit(F, Y, lam) -> W (T, k, m) and info;  fit_vjp(F, Y, lam, W, info, dW) -> dF and the gradient of what else was learned.
     """
-    xp = array_namespace(F)
+    xp, scale = array_namespace(F), params["scale"] if params else 1
     fit_on, score_on = halves(n_support, F.shape[1])
     Fs, Ys, Fq = F[:, fit_on, :], Y[:, fit_on, :], F[:, score_on, :]
     W, info = fit(Fs, Ys, lam)
     Z = xp.matmul(Fq, transpose(W))                                                     # (T, n, k)
-    loss, dZ = cross_entropy(params["scale"] * Z, Y[:, score_on, :], smoothing)
-    dW = params["scale"] * xp.matmul(transpose(dZ), Fq)
-    dF_support, dparams = fit_vjp(Fs, Ys, lam, W, info, dW)
-    dF = xp.concat([dF_support, params["scale"] * xp.matmul(dZ, W)], axis=1)
-    return loss, dF, {"scale": xp.sum(dZ * Z), **dparams}, {"w": W, "logits": Z, **info}
+    value, dZ = score_loss(scale * Z, Y[:, score_on, :], smoothing, loss)
+    dF, (dF_fit, dparams) = xp.zeros_like(F), fit_vjp(Fs, Ys, lam, W, info, scale * xp.matmul(transpose(dZ), Fq))
+    dF[:, score_on, :] += scale * xp.matmul(dZ, W)
+    dF[:, fit_on, :] += dF_fit
+    return value, dF, {"scale": xp.sum(dZ * Z), **dparams}, {"w": W, "logits": Z, **info}
+
+
+def inner_group_lasso(F, Y, lam, n_support=None, params=None, smoothing=0.0, loss="squared", max_iter=1000):
+    """W_t = argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}; the outer loss is the same, "squared" or "logistic".
+
+    In few-shot episodes max_iter = 200: the Newton step has m k unknowns, for a few hundred features, and the sweeps are slow where
+    n < m and lam is below 0.1 of its maximum; the solver then stops and says so.
+    """
+    return episode(lambda F, Y, lam: solvers.group_lasso(F, Y, lam, loss, max_iter),
+                   lambda F, Y, lam, W, info, dW: (solvers.group_lasso_vjp(F, Y, lam, W, dW, loss)[0], {}),
+                   F, Y, lam, n_support, params, smoothing, loss)
 
 
 def svm_episode(F, Y, lam, n_support, params, smoothing=0.0):
@@ -723,15 +704,6 @@ def ridge_episode(F, Y, lam, n_support, params, smoothing=0.0):
                    F, Y, lam, n_support, params, smoothing)
 
 
-def logistic_episode(F, Y, lam, n_support, params, smoothing=0.0):
-    """Group-Lasso multinomial logistic regression. Its Newton step has m k unknowns, for a few hundred features, and its sweeps
-    are slow where n < m and lam is below 0.1 of its maximum: after 200 the solver stops and says so.
-    """
-    return episode(lambda F, Y, lam: solvers.group_lasso(F, Y, lam, "logistic", max_iter=200),
-                   lambda F, Y, lam, W, info, dW: (solvers.group_lasso_vjp(F, Y, lam, W, dW, "logistic")[0], {}),
-                   F, Y, lam, n_support, params, smoothing)
-
-
 def prototypes_episode(F, Y, lam, n_support, params, smoothing=0.0):
     """Prototypical networks: the logit of a class is -||F_i - its support samples' mean||^2 / m.     [Snell et al. 2017]"""
     xp = array_namespace(F)
@@ -740,22 +712,33 @@ def prototypes_episode(F, Y, lam, n_support, params, smoothing=0.0):
     share = transpose(Ys / xp.sum(Ys, axis=1, keepdims=True))                           # (T, k, n)
     C = xp.matmul(share, Fs)                                                            # (T, k, m)
     Z = (2 * xp.matmul(Fq, transpose(C)) - xp.sum(C * C, axis=2)[:, None, :] - xp.sum(Fq * Fq, axis=2, keepdims=True)) / m
-    loss, dZ = cross_entropy(params["scale"] * Z, Y[:, score_on, :], smoothing)
+    loss, dZ = score_loss(params["scale"] * Z, Y[:, score_on, :], smoothing)
     dscale, dZ = xp.sum(dZ * Z), 2 * params["scale"] / m * dZ
     dC = xp.matmul(transpose(dZ), Fq) - xp.sum(dZ, axis=1)[..., None] * C
     dFq = xp.matmul(dZ, C) - xp.sum(dZ, axis=2, keepdims=True) * Fq
     return loss, xp.concat([xp.matmul(transpose(share), dC), dFq], axis=1), {"scale": dscale}, {"w": C, "logits": Z}
 
 
-EPISODE_HEADS = {"svm": svm_episode, "ridge": ridge_episode, "logistic": logistic_episode, "prototypes": prototypes_episode}
+def sharing_episode(F, Y, lam, n_support, params, smoothing=0.0, pooled=True, one_step=False):
+    """Sparse heads fitted jointly, which share features; lam = (alpha, beta), Y (T, n, 1) for binary tasks. Our reading of [F23]."""
+    return episode(lambda F, Y, lam: solvers.sparse_sharing(F, Y, *lam, pooled),
+                   lambda F, Y, lam, W, info, dW: (solvers.sparse_sharing_vjp(F, Y, *lam, W, dW, pooled, one_step)[0], {}),
+                   F, Y, lam, n_support, params, smoothing)
+
+
+EPISODE_HEADS = {"svm": svm_episode, "ridge": ridge_episode, "logistic": functools.partial(inner_group_lasso, loss="logistic", max_iter=200), "prototypes": prototypes_episode}
+HEADS = {"inner-lasso": (inner_lasso, solvers.lasso_lambda_max), "inner-ridge": (inner_ridge, lambda F, y: solvers.ridge_lambda_max(F)),
+         "outer-lasso": (outer_lasso, solvers.lasso_lambda_max), "outer-ridge": (outer_ridge, lambda F, y: solvers.ridge_lambda_max(F)),
+         "inner-group-lasso": (inner_group_lasso, solvers.group_lasso_lambda_max),
+         "inner-group-logistic": (functools.partial(inner_group_lasso, loss="logistic"),
+                                  functools.partial(solvers.group_lasso_lambda_max, loss="logistic"))}
 
 
 def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm_axis=1):
     """A head on G image sets that K tasks share: F (G, n, m), y (G, K, n) or (G, K, n, k) -> loss, dF (G, n, m), info.
 
-    Normalise each set's features, repeat them for its K tasks, fit and score, and add the K gradients up. Predictors
-    have no intercept: under batch norm and Problem (6) the mean of y stays in the loss but has no gradient. Under
-    Problem (7) a set's statistics are those of all its samples, fitted and scored.
+    Normalise each set's features, repeat them for its K tasks, fit and score, and add the K gradients up. Predictors have no intercept:
+    under Problem (6) the mean of y stays in the loss but has no gradient. Under Problem (7) all samples of a set normalise it.
     """
     xp = array_namespace(F)
     (G, n, m), K = F.shape, y.shape[1]
@@ -848,11 +831,8 @@ def train(config, start, report=None):
 
 
 def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm_axis=1):
-    """[L23, Problem (6)] on one batch of images, y (G, K, n): a head of HEADS on G image sets of K tasks.
-
-    eps rises from 0 over the share `warmup` of the steps (0: constant, as in the paper); n_support: Problem (7);
-    norm_axis: 1 batch norm over each set, 2 layer norm.
-    """
+    """[L23, Problem (6)] on one batch of images, y (G, K, n): a head of HEADS on G image sets of K tasks; n_support: Problem (7).
+    eps rises from 0 over the share `warmup` of the steps (0: constant, as in the paper); norm_axis: see normalise."""
     def objective(progress, features, y, params):
         F, = features
         now = eps * min(1, progress / warmup) if warmup else eps
@@ -877,6 +857,38 @@ def episode_objective(head, lam, smoothing=0.0):
         dFs = [xp.reshape(part, f.shape) for part, f in zip((dF[:, :n_support, :], dF[:, n_support:, :]), features)]
         return loss, dFs, {f"head.{name}": g for name, g in dparams.items()}, info
     return objective
+
+
+def binary_objective(method, alpha, beta, eps, ramp, n_support, **how):
+    """Binary tasks on one batch of images, y = Y (T, n, 1) and the tasks' numbers (T,), features normalised by each task's support.
+
+    sharing  sparse heads fitted on the support, cross-entropy of the others; lasso: a Lasso on labels -1 and 1, squared error
+    erm      plain cross-entropy of all samples, a task's head being a row of the learned params["head.W"]
+    alpha (from a tenth on), beta and eps rise over the share `ramp` of the steps.               [F23]; [L23, Problem (7)]
+    """
+    def objective(progress, features, y, params):
+        (F,), (Y, tasks), now = features, y, min(1, progress / ramp) if ramp else 1
+        xp = array_namespace(F)
+        F_t, cache = normalise(xp.reshape(F, (*Y.shape[:2], -1)), n_support=n_support)             # (T, n, m)
+        grads, info = {}, {}
+        if method == "sharing":
+            loss, dF, _, info = sharing_episode(F_t, Y, (alpha * max(now, 0.1), beta * now), n_support, {"scale": 1.0}, **how)
+        elif method == "lasso":
+            y = 2 * Y[..., 0] - 1
+            loss, dF, _, info = inner_lasso(F_t, y, eps * now * solvers.lasso_lambda_max(F_t[:, :n_support, :], y[:, :n_support]), n_support)
+        else:
+            picked = xp.astype(xp.arange(params["head.W"].shape[0], device=device(F)) == tasks[:, None], F.dtype)   # (T, tasks)
+            W = (picked @ xp.astype(params["head.W"], F.dtype))[:, None, :]
+            loss, dZ = score_loss(xp.matmul(F_t, transpose(W)), Y)
+            grads, dF, info = {"head.W": picked.T @ xp.matmul(transpose(dZ), F_t)[:, 0, :]}, xp.matmul(dZ, W), {"w": W}
+        return loss, [xp.reshape(normalise_backward(dF, cache)[0], F.shape)], grads, {"alpha": alpha * now, **info}
+    return objective
+
+
+def plain_objective(progress, features, Y, params):
+    """Cross-entropy of what the encoder puts out, logits F (n, k), with Y (n, k) one-hot: empirical risk minimisation."""
+    loss, dZ = score_loss(features[0][None, ...], Y[None, ...])
+    return loss, [dZ[0, ...]], {}, {"w": dZ}
 
 
 def refuse_non_finite(what, arrays, step):

@@ -6,6 +6,7 @@ import functools
 
 import numpy as np
 
+import metrics
 import solvers
 import sparsedis
 
@@ -137,7 +138,8 @@ def gradient_cases():
 
     def sharing(name, k, pooled, alpha, beta):
         F, W = N((4, 25, 5)), N((4, k, 5)) * (rng.random((4, 1, 5)) < 0.6)
-        Y, R = np.eye(k)[(3 * F @ np.swapaxes(W, 1, 2) + rng.gumbel(size=(4, 25, k))).argmax(-1)], N((4, k, 5))
+        Z, R = 3 * F @ np.swapaxes(W, 1, 2) + rng.gumbel(size=(4, 25, k)), N((4, k, 5))
+        Y = np.eye(k)[Z.argmax(-1)] if k > 1 else (Z > 0).astype(float)
         near = solvers.sparse_sharing(F, Y, alpha, beta, pooled)[0]
 
         def f(arrays):
@@ -149,6 +151,26 @@ def gradient_cases():
 
     yield sharing("sparse sharing, pooled, k = 3", 3, True, 0.1, 0.05)
     yield sharing("sparse sharing, per head, k = 3", 3, False, 0.05, 0.01)
+    yield sharing("sparse sharing, pooled, binary", 1, True, 0.1, 0.05)
+    yield sharing("sparse sharing, per head, binary", 1, False, 0.02, 0.01)
+
+    def binary(method):
+        F, W = N((4, 26, 5)), N((4, 5)) * (rng.random((4, 5)) < 0.6)
+        Y, tasks = (np.einsum("tnm,tm->tn", F, W) + 0.5 * N((4, 26)) > 0)[..., None].astype(float), np.arange(4)[::-1]
+        objective = sparsedis.binary_objective(method, 0.1, 0.02, 0.2, 0.5, 16)
+
+        def f(arrays):
+            params = {"head.W": arrays["W"]} if "W" in arrays else {}
+            loss, (dF,), dparams, info = objective(0.4, [arrays["F"].reshape(-1, 5)], (Y, tasks), params)
+            return loss, lambda: {"F": dF.reshape(F.shape), **({"W": dparams["head.W"]} if "W" in arrays else {})}, [info["w"] != 0]
+        return f"binary tasks, {method}", f, {"F": F} | ({"W": N((6, 5))} if method == "erm" else {})
+
+    yield binary("sharing")
+    yield binary("erm")
+    yield layer("normalise by the support", lambda x: sparsedis.normalise(x, n_support=5), sparsedis.normalise_backward, x=N((3, 8, 4)))
+    Y_plain = np.eye(3)[rng.integers(3, size=12)]
+    yield "plain cross-entropy", lambda arrays: (lambda told: (told[0], lambda: {"F": told[1][0]}, []))(
+        sparsedis.plain_objective(0.5, [arrays["F"]], Y_plain, {})), {"F": N((12, 3))}
 
     def head(name, fitted, arrays, **kw):
         def f(arrays):
@@ -194,3 +216,19 @@ def wrong_on_purpose():
         loss, gradients, pattern = f(arrays)
         return loss, lambda: gradients() | {"F": gradients()["F"] * (1 + 1e-4)}, pattern
     return "control: lasso, dF wrong by 1e-4", wrong, arrays
+
+
+def gradcheck():
+    """The table of all cases; True where every derivative passes and the control fails."""
+    print(f"{'derivative':<40}{'error':>10}{'Taylor rate':>13}   result")
+    good = True
+    for name, f, arrays in gradient_cases():
+        r = metrics.check_gradient(f, arrays)
+        ok = r["error"] <= 1e-6 and r["rate"] >= 1.9 and r["same"]
+        good &= ok
+        print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'pass' if ok else f'FAIL {r}'}", flush=True)
+    name, f, arrays = wrong_on_purpose()
+    r = metrics.check_gradient(f, arrays)
+    caught = r["error"] > 1e-6
+    print(f"{name:<40}{r['error']:>10.1e}{r['rate']:>13.2f}   {'caught, as it must be' if caught else 'NOT CAUGHT'}")
+    return good and caught

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import data
+import metrics
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_latents_are_standardised_and_weighted(shapes):
 
 
 def test_correlation_of_the_weights_grows_with_rho(shapes):
-    told = [data.describe_latents(*data.latents(shapes, 1.0, rho)) for rho in (0.0, 0.5, 0.9)]
+    told = [metrics.describe_latents(*data.latents(shapes, 1.0, rho)) for rho in (0.0, 0.5, 0.9)]
     assert abs(told[0]["realised_correlation"]) < 0.01 and 0.2 < told[1]["realised_correlation"] < 0.5
     assert 0.8 < told[2]["realised_correlation"] < 0.84 and 2500 < told[2]["effective_images"] < 3100
 
@@ -198,7 +199,7 @@ def test_images_are_drawn_by_their_weight(shapes):
     tasks = data.Tasks(z, p, sets=40, samples=500)
     index = np.concatenate([tasks.sample(np.random.default_rng(s))[0].ravel() for s in range(5)])
     C = np.corrcoef(z[index].T)
-    assert abs(C[~np.eye(6, dtype=bool)].mean() - data.describe_latents(z, p)["realised_correlation"]) < 0.01
+    assert abs(C[~np.eye(6, dtype=bool)].mean() - metrics.describe_latents(z, p)["realised_correlation"]) < 0.01
     assert p[index].min() > 0
 
 
