@@ -442,6 +442,20 @@ def write_atomically(path, write):
         new.unlink(missing_ok=True)
 
 
+def locked(folder):
+    """The open file FOLDER/lock, locked for this process until it is closed or the process ends, however it ends; ValueError where another
+    process holds it. Without locks (Windows) nothing is refused."""
+    lock = open(folder / "lock", "w")
+    try:
+        import fcntl
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        raise ValueError(f"{folder}: another process is at work on this result") from None
+    return lock
+
+
 def write_json(path, content):
     write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 

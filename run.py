@@ -23,6 +23,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -89,8 +90,7 @@ def add_options(parser, settings):
             parser.add_argument(flag, action="store_true", help=meta["help"])
         else:
             parser.add_argument(flag, type=field.type, default=field.default, choices=meta["choices"], metavar=field.name.upper(),
-                                help=f"{meta['help']} (default: {field.default}"
-                                     f"{'; one of ' + ', '.join(meta['choices']) if meta['choices'] else ''})")
+                                help=f"{meta['help']} (default: {field.default}{'; one of ' + ', '.join(meta['choices']) if meta['choices'] else ''})")
 
 
 def read_settings(settings, args):
@@ -99,8 +99,8 @@ def read_settings(settings, args):
     for field in dataclasses.fields(settings):
         value, low, high = getattr(config, field.name), field.metadata["low"], field.metadata["high"]
         if low is not None and not low <= value <= (float("inf") if high is None else high):
-            raise ValueError(f"--{field.name.replace('_', '-')}: found {value}, expected "
-                             + (f"{low} to {high}" if high is not None else f"at least {low}"))
+            expected = f"{low} to {high}" if high is not None else f"at least {low}"
+            raise ValueError(f"--{field.name.replace('_', '-')}: found {value}, expected {expected}")
     return config
 
 
@@ -153,7 +153,7 @@ def disentangle(config):
                        config.shift)
     print("training images: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in metrics.describe_latents(z, p).items()))
     print("assumptions of [L23]: " + metrics.describe_assumptions(z, data.sample_tasks(np.random.default_rng(0), 4000, 6, config.tasks), config.likelihood))
-    open_folder(config, folder, content)
+    _lock = open_folder(config, folder, content)
     encoder = sparsedis.cnn(config.features)
     objective = sparsedis.task_objective(head, config.eps, config.warmup, config.split or None, 1 if config.norm == "batch" else 2)
 
@@ -180,18 +180,19 @@ def finished(config, folder):
     """Whether a run's result is there and is to be kept; says so."""
     if not (folder / "result.json").exists() or config.force:
         return False
-    made = json.loads((folder / "config.json").read_text())["code"]
-    print(f"already there{'' if made == code_digest() else ', made by other code'} (--force runs it again)")
+    same = json.loads((folder / "config.json").read_text())["code"] == code_digest()
+    print(f"already there{'' if same else ', made by other code'} (--force runs it again)")
     return True
 
 
 def open_folder(config, folder, content):
-    """The folder of a run's files, emptied with --force, and its config.json."""
+    """The folder of a run's files, emptied with --force, and its config.json; the lock that is returned is ours as long as it lives."""
     folder.mkdir(parents=True, exist_ok=True)
-    if config.force:
-        for file in folder.iterdir():
-            file.unlink()
+    lock = metrics.locked(folder)
+    for file in folder.iterdir() if config.force else ():
+        shutil.rmtree(file) if file.is_dir() else file.unlink() if file.name != "lock" else None
     write_json(folder / "config.json", {**content, "device": config.device, "code": code_digest()})
+    return lock
 
 
 def score_and_draw(config, features, shapes, z, p, folder):
@@ -379,9 +380,8 @@ def draw_best_responses(rows, cell, path):
     inside = [row for row in rows if all(row[key] == value for key, value in cell.items())]
     if not inside:
         raise ValueError(f"no finished run with {cell}: run its sweep first")
-    shapes = data.Shapes3D()
+    shapes, index = data.Shapes3D(), np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
     features = load_encoder(max(inside, key=lambda row: row["mcc"])["folder"], shapes)
-    index = np.random.default_rng(0).integers(len(shapes), size=2000)
     F = features(index)
     metrics.draw_responses(features, shapes.factors, data.FACTORS, F, metrics.match(metrics.correlation(data.latents(shapes)[0][index], F)), path)
 
@@ -418,14 +418,13 @@ def draw_figure(name, scale, results, out):
         print(f"{len(configs) - len(rows)} of {len(configs)} runs are missing: run.py sweep {source} --scale {scale}")
     path = Path(out or Path(results) / f"{name}-{scale}.png")
     draw(rows, path)
-    print(path)
+    print(path if path.exists() else f"{len(rows)} runs")
 
 
 def choose_eps(scale, results, rho, head):
     """Choose eps without ground truth: the one whose seeds agree most, by UDR, and how far that is, in MCC, from the best."""
     rows = [row for row in read_table(sweep_configs("main", scale, results)) if row["rho"] == rho and row["alpha"] == 1 and row["head"] == head]
-    shapes = data.Shapes3D()
-    index = np.random.default_rng(0).integers(len(shapes), size=2000)
+    shapes, index = data.Shapes3D(), np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
     metrics.choose_eps(rows, lambda row: load_encoder(row["folder"], shapes)(index))
 
 
@@ -524,7 +523,7 @@ def fewshot(config):
     for split, *sizes in (("train", shot, query), ("val", config.shot, config.query), ("test", config.shot, config.query)):
         source.sample(rng, split, config.way, *sizes)                                   # refuses the impossible now
     learned = {"head.scale": 4.0} | ({"head.log_lam1": 0.0, "head.log_lam2": 0.0} if config.learn_lams and config.head == "svm" else {})
-    open_folder(config, folder, content)
+    _lock = open_folder(config, folder, content)
 
     def sample(step):
         rng = np.random.default_rng([config.seed, step])
@@ -591,8 +590,8 @@ GRIDS = {"shapes": data.Shapes3D, "dsprites": data.DSprites}
 
 
 def objective_of(config, method):
-    return sparsedis.binary_objective(method, config.alpha, config.beta, config.eps, config.ramp, 2 * config.shot, pooled=not config.per_head,
-                                      one_step=config.one_step)
+    how = {"pooled": not config.per_head, "one_step": config.one_step}
+    return sparsedis.binary_objective(method, config.alpha, config.beta, config.eps, config.ramp, 2 * config.shot, **how)
 
 
 def fit_and_score(config, F, Y, n_support):
@@ -624,7 +623,7 @@ def sharing(config):
         return json.loads((folder / "result.json").read_text()), folder
     z, p = data.latents(grid, 1.0, config.rho)
     tasks = data.BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
-    open_folder(config, folder, content)
+    _lock = open_folder(config, folder, content)
     encoder, spent = sparsedis.cnn(config.m), [0.0]
     untimed = objective_of(config, config.method)
     heads = {"head.W": np.random.default_rng(config.seed).standard_normal((config.pool, config.m)) / 10} if config.method == "erm" else {}
@@ -688,7 +687,7 @@ def sharing_on_features(config):
     folder, k = Path(config.results) / "sharing" / name, int(y.max()) + 1
     if finished(config, folder):
         return json.loads((folder / "result.json").read_text()), folder
-    open_folder(config, folder, content)
+    _lock = open_folder(config, folder, content)
     result, places = {"kind": kind, "steps": config.steps, "seed": config.seed}, np.unique(place) if kind == "domain" else [-1]
     for method in ("sharing", "erm", "erm-even"):
         told = [features_run(config, x, y, place, kind, place == i if kind == "domain" else test, method, k, folder / f"{method}-{i}") for i in places]

@@ -453,8 +453,8 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
 
 def project_simplex(V):
     """The Euclidean projection of each V (..., k) on the simplex: (V - t)_+ with the t that makes it sum to 1."""
-    xp = array_namespace(V)
-    k = V.shape[-1]
+    xp, k = array_namespace(V), V.shape[-1]
+    V = V - xp.max(V, axis=-1, keepdims=True)                                           # no cancellation where V is huge
     sums = xp.cumulative_sum(xp.sort(V, axis=-1, descending=True), axis=-1)
     t = xp.max((sums - 1) / xp.arange(1, k + 1, dtype=V.dtype, device=device(V)), axis=-1, keepdims=True)
     return xp.maximum(V - t, 0)

@@ -1,0 +1,110 @@
+"""Single-token mutants of solvers.py, sparsedis.py and metrics.py: would the tests notice?
+
+    python tests/mutants.py [--count 66] [--seed 0] [--jobs 2] [--modules solvers,sparsedis,metrics]
+
+Draws mutations (sign, factor, comparison, index or axis, transpose, max and min) from the code of functions, runs the tests of each
+mutant's module in a copy of the project until one fails, and prints caught and survived. Not part of the default suite. EQUIVALENT holds
+those looked at and found to change nothing that could be told apart, with the reason.
+"""
+import argparse
+import ast
+import io
+import queue
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import tokenize
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = {"solvers": ["tests/test_sparsedis.py::test_gradient", "tests/test_solvers.py", "tests/test_errata.py", "tests/test_sharing.py"],
+         "sparsedis": ["tests/test_sparsedis.py", "tests/test_sharing.py", "tests/test_experiments.py"],
+         "metrics": ["tests/test_metrics.py", "tests/test_properties.py", "tests/test_sparsedis.py::test_the_gradient_check_can_fail",
+                     "tests/test_experiments.py", "tests/test_sharing.py"]}
+SWAPS = {"+": "-", "-": "+", "*": "/", "/": "*", "<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "!=", "!=": "==", "maximum": "minimum",
+         "minimum": "maximum", "transpose": "", "max": "min", "min": "max", "0": "1", "1": "2", "2": "1", "any": "all", "argmax": "argmin", "sum": "mean"}
+EQUIVALENT = {}                                                             # (module, line of code, column): reason
+
+
+def sites(module):
+    """(line, column, old, new) of every place that may be mutated: in functions, outside docstrings, messages and drawings."""
+    source = (ROOT / f"{module}.py").read_text()
+    skip = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise) or (isinstance(node, ast.FunctionDef) and node.name.startswith(("draw_", "print_", "figure", "save_", "write_"))):
+            skip.update(range(node.lineno, node.end_lineno + 1))
+    inside = {line for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) for line in range(node.lineno + 1, node.end_lineno + 1)}
+    found, before = [], ""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        line, column = token.start
+        unpacks = token.string == "*" and before in ("(", ",", "=", "[", "return", "*", "for", "**")
+        if token.string in SWAPS and line in inside - skip and not unpacks and token.type in (tokenize.OP, tokenize.NUMBER, tokenize.NAME):
+            found.append((line, column, token.string, SWAPS[token.string]))
+        before = token.string
+    return found
+
+
+def mutated(module, line, column, old, new):
+    """The source with one token changed; None where it no longer parses."""
+    lines = (ROOT / f"{module}.py").read_text().splitlines(keepends=True)
+    text = lines[line - 1]
+    lines[line - 1] = text[:column] + new + text[column + len(old):]
+    try:
+        ast.parse("".join(lines))
+    except SyntaxError:
+        return None
+    return "".join(lines)
+
+
+def run_tests(copy, module):
+    """Whether the tests of a module fail in a copy of the project; too long counts as failing."""
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(t for t in TESTS[module] if (copy / t.split("::")[0]).exists())]
+        return subprocess.run(command, cwd=copy, capture_output=True, timeout=600).returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=66)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--modules", default="solvers,sparsedis,metrics")
+    args = parser.parse_args()
+    rng, chosen, modules = random.Random(args.seed), [], args.modules.split(",")
+    everything = {module: sites(module) for module in modules}
+    while len(chosen) < args.count:
+        module = modules[len(chosen) % len(modules)]
+        site = rng.choice(everything[module])
+        source = mutated(module, *site)
+        if source and (module, site) not in [(m, s) for m, s, _ in chosen]:
+            chosen.append((module, site, source))
+    folders = queue.Queue()
+    with tempfile.TemporaryDirectory() as top, ThreadPoolExecutor(args.jobs) as pool:
+        for i in range(args.jobs):
+            shutil.copytree(ROOT, Path(top) / str(i), ignore=shutil.ignore_patterns(".git", "results", "__pycache__"))
+            folders.put(Path(top) / str(i))
+
+        def attempt(mutant):
+            module, (line, column, old, new), source = mutant
+            copy = folders.get()
+            try:
+                (copy / f"{module}.py").write_text(source)
+                caught = run_tests(copy, module)
+            finally:
+                shutil.copy(ROOT / f"{module}.py", copy)
+                folders.put(copy)
+            text = (ROOT / f"{module}.py").read_text().splitlines()[line - 1].strip()
+            reason = EQUIVALENT.get((module, text, column), "")
+            print(f"{'caught  ' if caught else 'SURVIVED'} {module}.py:{line}:{column} {old!r} -> {new!r}   {text[:100]}   {reason}", flush=True)
+            return caught
+        caught = sum(pool.map(attempt, chosen))
+    print(f"{caught} of {len(chosen)} caught, {100 * caught / len(chosen):.0f} %")
+
+
+if __name__ == "__main__":
+    main()
