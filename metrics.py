@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from sklearn.decomposition import FastICA
-from sklearn.linear_model import LassoCV, LinearRegression, LogisticRegression, RidgeCV
+from sklearn.linear_model import LassoCV, LinearRegression, LogisticRegression, RidgeCV, lasso_path
 
 
 def to_numpy(a):
@@ -111,7 +111,7 @@ def signatures(result, m):
 
 
 def ica(z_hat, fit_on=None):
-    """Linear ICA of features z_hat (N, m): FastICA fitted on the features fit_on, of the training distribution.
+    """Linear ICA of features z_hat (N, m): FastICA [Hyvarinen 1999] fitted on the features fit_on, of the training distribution.
 
     Where ICA does not apply (constant or dependent features) it finds fewer components; the rest score nothing.
     """
@@ -628,7 +628,8 @@ def draw_line(ax, xs, groups, label, color, style="o-"):
 
 def draw_best(rows, variables, path):
     """MCC and R of the best eps (by MCC, per seed) against rho and alpha."""
-    fig, axes = figure(2, len(variables), (4.2 * len(variables), 5.2))
+    fig, axes = figure(2, len(variables), (max(5.4, 4.2 * len(variables)), 5.2))
+    axes = np.reshape(axes, (2, len(variables)))
     for k, (variable, fixed) in enumerate(variables):
         inside = [row for row in rows if all(row[key] == value for key, value in fixed.items())]
         levels = sorted({row[variable] for row in inside})
@@ -866,3 +867,33 @@ def print_methods(rows, path):
         same = [row for row in same if (row["alpha"], row["beta"]) == (same[0]["alpha"], same[0]["beta"])]
         print(f"{rho:>4}  {method:<9}" + "".join(f"{np.mean([row[key] for row in same]):>9.3f} +- {np.std([row[key] for row in same]):.3f}" for key in keys)
               + f"   ({len(same)} seeds)")
+
+
+def draw_thresholds(path):
+    """Soft and block soft thresholding, the projection on the simplex, and a Lasso path whose support changes, for docs/derivations.md."""
+    fig, axes = figure(1, 4, (14, 3.2))
+    a = np.linspace(-3, 3, 301)
+    axes[0].plot(a, np.sign(a) * np.maximum(np.abs(a) - 1, 0), label="ST(a, 1)")
+    axes[0].plot(a, a, ":", color="grey", label="a")
+    axes[0].set(title="soft thresholding", xlabel="a")
+    axes[0].legend()
+    V = np.stack(np.meshgrid(np.linspace(-2.5, 2.5, 11), np.linspace(-2.5, 2.5, 11)), axis=-1).reshape(-1, 2)
+    size = np.linalg.norm(V, axis=1, keepdims=True)
+    moved = V * np.maximum(1 - 1 / np.maximum(size, 1e-12), 0) - V
+    axes[1].quiver(*V.T, *moved.T, angles="xy", scale_units="xy", scale=1, width=0.004, color="C0")
+    angle = np.linspace(0, 2 * np.pi, 100)
+    axes[1].plot(np.cos(angle), np.sin(angle), color="C1")
+    axes[1].set(title="BST(V, 1): the disc goes to 0", aspect="equal", xlim=(-2.8, 2.8), ylim=(-2.8, 2.8))
+    for v in np.random.default_rng(0).uniform(-0.6, 1.8, (14, 2)):
+        t = max(v.max() - 1, (v.sum() - 1) / 2)
+        x = np.maximum(v - t, 0)
+        axes[2].plot(*zip(v, x), "-", color="C0", lw=0.8)
+        axes[2].plot(*x, ".", color="C1")
+    axes[2].plot([0, 1], [1, 0], color="k")
+    axes[2].set(title="projection on the simplex, k = 2", aspect="equal")
+    rng = np.random.default_rng(1)
+    F = rng.standard_normal((40, 5)) @ np.linalg.cholesky(0.3 * np.eye(5) + 0.7).T
+    lam, w, _ = lasso_path(F, F @ [1.5, -1, 0.5, 0, 0] + 0.3 * rng.standard_normal(40))
+    axes[3].plot(lam, w.T)
+    axes[3].set(title="a Lasso path", xlabel="$\\lambda$", xscale="log", ylabel="w")
+    save_figure(fig, path)

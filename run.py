@@ -276,7 +276,7 @@ def train_with_files(config, encoder, training, measure, folder, xp, device, **m
 # ------------------------------------------------------------------------------------- sweeps and their figures
 # A sweep is a list of settings, of Disentangle or FewShot; its table is the result.json of each. Figures draw from the table.
 
-SCALES = {"quick": ({"steps": 800}, 2, {"main": (0.01, 0.1, 0.3), "other": (0.1, 0.3)}),
+SCALES = {"quick": ({"steps": 800}, 2, {"main": (0.01, 0.1, 0.3), "rho": (0.3,), "other": (0.1, 0.3)}),
           "paper": ({"steps": 20_000, "image_sets": 8, "tasks_per_set": 1, "lr": 1e-3, "warmup": 0.0}, 10,
                     {"main": (0.0, 0.01, 0.03, 0.1, 0.3, 1.0), "other": (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)})}
 INNER, OUTER = ("inner-lasso", "inner-ridge"), ("outer-lasso", "outer-ridge")
@@ -287,6 +287,7 @@ SWEEPS = {                                                                  # na
     "blocks": (INNER, [{"rho": 0.0, "tasks": f"blocks-{size}"} for size in (2, 3, 6)]),
     "laplace": (INNER, [{"rho": 0.9, "tasks": "laplace"}]),
     "outer": (OUTER, [{"rho": 0.9}]),
+    "rho": (INNER, [{"rho": rho} for rho in (0.0, 0.5, 0.8, 0.9, 0.95)]),
 }
 
 
@@ -370,19 +371,14 @@ def sweep(name, scale, jobs, results, dask="", index=-1):
         metrics.write_table(rows, Path(results) / f"{name}-{scale}.csv", {f.name for f in dataclasses.fields(type(configs[0]))})
 
 
-def load_encoder(folder, shapes):
-    """features(index) of a finished run, by its checkpoint."""
-    return lambda index: encode(Path(folder) / "checkpoint.npz", shapes.images(index))
-
-
 def draw_best_responses(rows, cell, path):
     """Latent responses of the run of highest MCC among some."""
     inside = [row for row in rows if all(row[key] == value for key, value in cell.items())]
     if not inside:
         raise ValueError(f"no finished run with {cell}: run its sweep first")
     shapes, index = data.Shapes3D(), np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
-    features = load_encoder(max(inside, key=lambda row: row["mcc"])["folder"], shapes)
-    F = features(index)
+    best = Path(max(inside, key=lambda row: row["mcc"])["folder"]) / "checkpoint.npz"
+    F, features = encode(best, shapes.images(index)), lambda index: encode(best, shapes.images(index))
     metrics.draw_responses(features, shapes.factors, data.FACTORS, F, metrics.match(metrics.correlation(data.latents(shapes)[0][index], F)), path)
 
 
@@ -396,6 +392,7 @@ FIGURES = {                                                                 # na
     "methods": ("sharing", metrics.print_methods),
     "fig6": ("main", lambda rows, path: metrics.draw_bars(rows, ALPHA, ("mcc", "r"), path)),
     "fig7": ("main", lambda rows, path: metrics.draw_best(rows, [("rho", {"alpha": 1.0}), ("alpha", {"rho": 0.0})], path)),
+    "rho": ("rho", lambda rows, path: metrics.draw_best(rows, [("rho", {"alpha": 1.0})], path)),
     "fig8": ("blocks", metrics.draw_blocks),
     "fig9": ("laplace", lambda rows, path: metrics.draw_bars(rows, RHO[1:], ("mcc", "r"), path)),
     "fig10": ("outer", lambda rows, path: metrics.draw_bars(rows, RHO[1:], ("mcc", "r"), path)),
@@ -425,7 +422,7 @@ def choose_eps(scale, results, rho, head):
     """Choose eps without ground truth: the one whose seeds agree most, by UDR, and how far that is, in MCC, from the best."""
     rows = [row for row in read_table(sweep_configs("main", scale, results)) if row["rho"] == rho and row["alpha"] == 1 and row["head"] == head]
     shapes, index = data.Shapes3D(), np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
-    metrics.choose_eps(rows, lambda row: load_encoder(row["folder"], shapes)(index))
+    metrics.choose_eps(rows, lambda row: encode(Path(row["folder"]) / "checkpoint.npz", shapes.images(index)))
 
 
 # ------------------------------------------------------------------------------------------------- few-shot
@@ -756,7 +753,7 @@ def real(checkpoint, images, out):
     """A trained encoder on real images beside renders of their factors: images (N, 64, 64, 3), factors (N, 6) of an npz file."""
     shapes, (x, factors) = data.Shapes3D(), metrics.read_images(images, "factors")
     index, F_real = np.ravel_multi_index(factors.T, data.LEVELS), encode(checkpoint, x)
-    everywhere, F = (load_encoder(Path(checkpoint).parent, shapes)(i) for i in (np.random.default_rng(0).integers(len(shapes), size=2000), index))
+    everywhere, F = (encode(checkpoint, shapes.images(i)) for i in (np.random.default_rng(0).integers(len(shapes), size=2000), index))
     F_real, F = ((a - everywhere.mean(axis=0)) / everywhere.std(axis=0) for a in (F_real, F))
     metrics.draw_real(F_real, F, Path(out))
     print(out)
@@ -806,7 +803,7 @@ def tell_sharing(config, r):
 
 def run_figure(args):
     Path(args.results).mkdir(parents=True, exist_ok=True)
-    alone = {"fig1": functools.partial(metrics.draw_fig1, data.gaussian_task, args.cov, args.jobs), "fig2": metrics.draw_fig2,
+    alone = {"fig1": functools.partial(metrics.draw_fig1, data.gaussian_task, args.cov, args.jobs), "fig2": metrics.draw_fig2, "thresholds": metrics.draw_thresholds,
              "fig3": lambda path: metrics.draw_fig3({kind: data.sample_tasks(np.random.default_rng(0), 24, 6, kind) != 0
                                                      for kind in ("bernoulli-gauss", "blocks-2", "fixed-1")}, path)}
     if args.name in alone:
@@ -859,7 +856,7 @@ def parser():
     p.add_argument("--dask", default="", help="address of a Dask scheduler, tcp://HOST:PORT; its workers see this folder")
     p.add_argument("--index", type=int, default=-1, help="only this run of the sweep, for SLURM arrays")
     q = command("figure", run_figure, "a figure of the paper", draw_figure)
-    q.add_argument("name", choices=("fig1", "fig2", "fig3", *FIGURES))
+    q.add_argument("name", choices=("fig1", "fig2", "fig3", "thresholds", *FIGURES))
     q.add_argument("--cov", choices=("ar", "identity"), default="ar", help="fig1: covariance of the factors")
     q.add_argument("--jobs", type=int, default=os.cpu_count(), help="fig1: processes")
     q.add_argument("--out", default="", help="the file to write (default: in the folder of results)")
@@ -872,7 +869,8 @@ def parser():
     p = command("theory", lambda args: int(not metrics.print_theory(args.out)), "the formal claims, on numbers", metrics.print_theory)
     p.add_argument("--out", default="theory.png", help="the picture of Prop. B.7 (default: theory.png)")
     command("gradcheck", lambda args: int(not from_tests("gradient_cases").gradcheck()), "every derivative against central differences", from_tests)
-    p = command("bench", lambda args: from_tests("benchmark").bench(args.threads), "timings side by side with PyTorch and scikit-learn", from_tests)
+    p = command("bench", lambda args: from_tests("benchmark").bench(args.threads, Path(args.out)), "timings side by side with other libraries, and how they grow", from_tests)
+    p.add_argument("--out", default="bench.png", help="the growth curves (default: bench.png)")
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
     return top, commands.choices
 

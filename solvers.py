@@ -252,7 +252,7 @@ def ridge_curvature(F, lam):
 
 
 def ridge_vjp(F, y, lam, w, dw):
-    """As lasso_vjp, through the ridge solution: R := F'(F w - y)/n + lam w = 0, A = F'F/n + lam I, A u = dw, dlam = -w'u."""
+    """As lasso_vjp, for ridge: R := F'(F w - y)/n + lam w = 0, A = F'F/n + lam I, A u = dw, dlam = -w'u.   [docs/derivations.md, 3]"""
     xp = array_namespace(F)
     u = solve_psd(ridge_curvature(F, per_task(lam, F)), dw)                             # (T, m)
     dF, dy = pull_back(F, y, w, u)
@@ -323,14 +323,14 @@ def data_loss(Z, Y, loss):
 
 
 def group_lasso_lambda_max(F, Y, loss="squared"):
-    """max_j ||F_j' R(0)||, (T,): from this lam on, the group-Lasso solution is W = 0."""
+    """max_j ||F_j' R(0)||, (T,): from this lam on, the group-Lasso solution is W = 0.        [docs/derivations.md, 4]"""
     xp = array_namespace(F)
     R, _ = residual(0 * Y, Y, loss)
     return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(F), R), axis=2), axis=1)
 
 
 def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
-    """argmin_W (1/n) sum_i loss(W F_i, Y_i) + lam sum_j ||W_j||_2 for every task, W_j the column of feature j.
+    """argmin_W (1/n) sum_i loss(W F_i, Y_i) + lam sum_j ||W_j||_2 for every task, W_j the column of feature j. [Yuan and Lin 2006]
 
     F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m), info as of lasso, gap in units of
     group_lasso_lambda_max, converged at 1e-10. An iteration is one sweep of proximal block coordinate descent,
@@ -427,7 +427,7 @@ def newton_group_step(F, Y, lam, V, loss):
 
 
 def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
-    """Pull dW back through the group-Lasso solution. On the support F_j'R + lam W_j/||W_j|| = 0;
+    """Pull dW back through the group-Lasso solution [docs/derivations.md, 4]. On the support F_j'R + lam W_j/||W_j|| = 0;
     curvature H as above, H U = dW, and then
         dF = -(R U' + R'[F U] W)        dlam = -sum_j w_j . U_j,  w_j = W_j/||W_j||
 
@@ -452,7 +452,7 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
 
 
 def project_simplex(V):
-    """The Euclidean projection of each V (..., k) on the simplex: (V - t)_+ with the t that makes it sum to 1."""
+    """The Euclidean projection of each V (..., k) on the simplex: (V - t)_+ with the t that makes it sum to 1.  [Duchi et al. 2008]"""
     xp, k = array_namespace(V), V.shape[-1]
     V = V - xp.max(V, axis=-1, keepdims=True)                                           # no cancellation where V is huge
     sums = xp.cumulative_sum(xp.sort(V, axis=-1, descending=True), axis=-1)
@@ -461,7 +461,7 @@ def project_simplex(V):
 
 
 def svm_lambda_max(F, Y):
-    """max_j ||F_j'(Y - (1 - Y)/(k - 1))||, (T,): for lam1 above it W = 0; the exact threshold where k = 2."""
+    """max_j ||F_j'(Y - (1 - Y)/(k - 1))||, (T,): for lam1 above it W = 0; the exact threshold where k = 2. [docs/derivations.md, 5]"""
     xp = array_namespace(F)
     A = Y - (1 - Y) / (Y.shape[2] - 1)
     return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(A), F), axis=1), axis=1)
@@ -691,7 +691,7 @@ def solve_on_face(H, free, Q, B):
 
 
 def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
-    """Pull dW back through the solution of group_svm, by a system on the face of the simplices where Lam lies.
+    """Pull dW back through the solution of group_svm, by a system on the face of the simplices where Lam lies. [docs/derivations.md, 5]
 
     J_j is the Jacobian of BST at V_j, P the projector on {d : d_il = 0 where Lam_il = 0, sum_l d_il = 0}:
       1. through V   dV = J dW/lam2,  dF = (Y - Lam) dV        dLam = -F dV'
@@ -737,7 +737,7 @@ def importances(phi, pooled):
 
 
 def sharing_entropy(phi, pooled=True):
-    """H(p), from 0, where one feature serves all heads, to log m, where all features do alike."""
+    """H(p), from 0, where one feature serves all heads, to log m, where all features do alike.   [F23]"""
     xp = array_namespace(phi)
     p = importances(phi, pooled)[2]
     return -xp.sum(p * xp.log(xp.where(p > 0, p, 1)))
@@ -881,7 +881,7 @@ def first_better(F, Y, alpha, beta, phi, pooled, candidates):
 
 
 def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, pooled=True, one_step=False):
-    """Pull dphi back through the solution of sparse_sharing. On the entries S that are not 0, dJ/dphi = 0:
+    """Pull dphi back through the solution of sparse_sharing [docs/derivations.md, 6]. On the entries S that are not 0, dJ/dphi = 0:
       1. curvature   A = d2J/dphi_S2, coupled over tasks by H
       2. adjoint     A u_S = dphi_S,  u = 0 off S        (one_step: u = dphi_S/L instead, cheap and inexact)
       3. pull back   dF_t = -(R_t u_t + R'[F_t u_t'] phi_t)/T,   dalpha = -sum sign(phi) u/(T k),   dbeta = -sum dH/d|phi| sign(phi) u

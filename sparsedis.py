@@ -631,7 +631,7 @@ def outer_lasso(F, y, lam, n_support=None, params=None):
 
 
 def outer_ridge(F, y, lam, n_support=None, params=None):
-    """The same with + 1/T sum_t lam_t/2 ||w_t||^2."""
+    """The same with + 1/T sum_t lam_t/2 ||w_t||^2.                                              [L23, Problem (62)]"""
     xp = array_namespace(F)
     return bilevel(least_squares, least_squares_vjp, F, y, lam, n_support,
                    lambda w, lam: (xp.sum(lam * xp.sum(w * w, axis=1)) / 2, lam[:, None] * w))

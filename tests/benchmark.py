@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 
 import data
+import metrics
 import solvers
 import sparsedis
 
@@ -16,7 +17,7 @@ def timed(function, *args):
     return time.perf_counter() - began
 
 
-def torch_network(threads, layout, images=400):
+def torch_network(threads, layout, images=400, backward=True):
     """The same network's forward and backward pass alone, by PyTorch; a function that returns its seconds."""
     import torch
     torch.set_num_threads(threads)
@@ -25,7 +26,96 @@ def torch_network(threads, layout, images=400):
     network = torch.nn.Sequential(*convolutions, torch.nn.Flatten(), torch.nn.Linear(1024, 256), torch.nn.ReLU(), torch.nn.Linear(256, 6))
     network = network.to(memory_format=layout)
     x = torch.rand(images, 3, 64, 64).to(memory_format=layout)
+    if not backward:
+        return lambda: timed(torch.inference_mode()(network), x)
     return lambda: timed(lambda: network(x).square().mean().backward())
+
+
+def jax_network(images=400):
+    """The same by JAX, compiled; it chooses its threads itself."""
+    import jax
+    rng, sizes = np.random.default_rng(0), [(3, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)]
+    params = [jax.numpy.asarray(0.1 * rng.standard_normal((k, k, c, o)), jax.numpy.float32) for c, o, k, _ in sizes]
+    params += [jax.numpy.asarray(0.1 * rng.standard_normal(shape), jax.numpy.float32) for shape in ((1024, 256), (256, 6))]
+    x = jax.numpy.asarray(rng.random((images, 64, 64, 3)), jax.numpy.float32)
+
+    def loss(params):
+        h = x
+        for W, (_, _, _, pad) in zip(params, sizes):
+            h = jax.nn.relu(jax.lax.conv_general_dilated(h, W, (2, 2), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")))
+        return ((jax.nn.relu(h.reshape(images, -1) @ params[4]) @ params[5]) ** 2).mean()
+    gradient = jax.jit(jax.grad(loss))
+    return lambda: timed(lambda: jax.block_until_ready(gradient(params)))
+
+
+def our_network(threads, images=400, backward=True):
+    """cnn(6) alone, forward or forward and backward."""
+    encoder, x = sparsedis.cnn(6), np.random.default_rng(0).random((images, 64, 64, 3)).astype(np.float32)
+    params, state = encoder.init(np.random.default_rng(0))
+
+    def step():
+        F, cache, _ = encoder.forward(params, state, x)
+        if backward:
+            encoder.backward(cache, 2 * F / F.size)
+
+    def run():
+        with sparsedis.cpu_threads(threads):
+            return timed(step)
+    return run
+
+
+def compose_at_once(index):
+    """400 images by one product for all, instead of 16 at a time in a core's cache."""
+    f = data.Shapes3D().factors[index].astype(int)
+    C = np.stack([np.broadcast_to(data.SKY, (len(f), 3)), *data.PALETTE[f[:, :3]].transpose(1, 0, 2), np.broadcast_to(data.WHITE, (len(f), 3))], axis=1)
+    light = data.geometry_maps()[np.ravel_multi_index(tuple(f[:, 3:].T), data.LEVELS[3:])] @ C.astype(np.float32)
+    return (np.clip(np.round(light), 0, 255) / 255).reshape(-1, 64, 64, 3)
+
+
+def vjp_loop(F, y, lam, w, dw):
+    """lasso_vjp by a loop over tasks, as one writes it first."""
+    dF = np.zeros(F.shape)
+    for t, (X, S) in enumerate(zip(F, w != 0)):
+        u = np.zeros(w.shape[1])
+        u[S] = np.linalg.solve(X[:, S].T @ X[:, S] / len(X), dw[t, S])
+        dF[t] = (np.outer(y[t] - X @ w[t], u) - np.outer(X @ u, w[t])) / len(X)
+    return dF
+
+
+def growth(threads, path):
+    """How seconds grow: with tasks, samples, features, images and threads; one figure, exponents fitted to the upper half of each curve."""
+    def lasso_seconds(T, n, m):
+        problem = lasso_problem(m, 0.2, T, n)
+        w, _ = solvers.lasso(*problem)
+        return seconds_of(lambda: timed(solvers.lasso, *problem), lambda: timed(solvers.lasso_vjp, *problem, w, w), repeats=3)
+
+    def svm_seconds(m, n):
+        F, Y, lam1, lam2 = svm_problem(m, n=n)
+        return seconds_of(lambda: timed(solvers.group_svm, F, Y, lam1, lam2), repeats=1)
+
+    def image_seconds(images, threads):
+        return seconds_of(our_network(threads, images), repeats=5)
+    panels = [("tasks T", (30, 100, 300, 1000, 3000), lambda T: lasso_seconds(T, 50, 10), ("lasso", "its vjp")),
+              ("samples n (Lasso)", (30, 100, 300, 1000), lambda n: lasso_seconds(100, n, 10), ("lasso", "its vjp")),
+              ("features m (Lasso)", (6, 12, 25, 50, 100), lambda m: lasso_seconds(100, 200, m), ("lasso", "its vjp")),
+              ("features m (SVM)", (100, 400, 1600, 6400), lambda m: svm_seconds(m, 25), ("group SVM, n = 25",)),
+              ("samples n (SVM)", (10, 25, 50, 75), lambda n: svm_seconds(400, n), ("group SVM, m = 400",)),
+              ("images", (50, 100, 200, 400, 800), lambda images: image_seconds(images, threads), ("cnn, forward + backward",)),
+              ("threads", tuple(range(1, threads + 1)), lambda k: image_seconds(400, k), ("cnn, 400 images",))]
+    fig, axes = metrics.figure(2, 4, (15, 6.4))
+    for ax, (name, sizes, measure, labels) in zip(axes.ravel(), panels):
+        seconds = np.array([measure(size) for size in sizes])
+        for k, label in enumerate(labels):
+            half = max(2, len(sizes) // 2 + 1)
+            slope = np.polyfit(np.log(sizes[-half:]), np.log(seconds[-half:, k]), 1)[0] if len(sizes) > 1 else np.nan
+            print(f"     -     {label} against {name}: " + ", ".join(f"{size} {1e3 * s:.3g}" for size, s in zip(sizes, seconds[:, k])) + f" ms; exponent {slope:.2f}",
+                  flush=True)
+            ax.loglog(sizes, 1e3 * seconds[:, k], "o-", label=f"{label}: exponent {slope:.2f}")
+        ax.set(xlabel=name, ylabel="ms")
+        ax.legend(fontsize=8)
+    axes.ravel()[-1].axis("off")
+    metrics.save_figure(fig, path)
+    print(path)
 
 
 def lasso_problem(m, eps, T=1000, n=50, correlation=0.9):
@@ -162,7 +252,7 @@ def bench_few_shot(threads, row):
         print(f"     -     {steps} projected gradient steps instead of a solve (m = 1600): error of W {error_W:.2g}, of dF {error_dF:.2g}")
 
 
-def bench(threads):
+def bench(threads, out):
     """Side by side in one process, medians of interleaved repeats, the ratio to the peer first."""
     from threadpoolctl import threadpool_info
     print("BLAS: " + ", ".join(f"{i['internal_api']} {i.get('architecture', '')}" for i in threadpool_info() if i["user_api"] == "blas")
@@ -176,9 +266,21 @@ def bench(threads):
         ours, *theirs = seconds_of(outer_step(threads), *(torch_network(threads, layout) for _, layout in peers))
         for (peer, _), seconds in zip(peers, theirs):
             row(ours / seconds, "outer step, 400 images", ours, peer, seconds)
+        for backward, what in ((False, "cnn forward, 400 images"), (True, "cnn forward + backward, 400 images")):
+            ours, *theirs = seconds_of(our_network(threads, backward=backward), *(torch_network(threads, layout, backward=backward) for _, layout in peers))
+            for (_, layout), seconds in zip(peers, theirs):
+                row(ours / seconds, what, ours, f"PyTorch{', channels_last' if layout == torch.channels_last else ''}", seconds)
     except ImportError:
         ours, = seconds_of(outer_step(threads))
         print(f"     -     outer step, 400 images: {1e3 * ours:.4g} ms, PyTorch is not installed")
+    try:
+        ours, theirs = seconds_of(outer_step(threads), jax_network())
+        row(ours / theirs, "outer step, 400 images", ours, "JAX forward + backward, compiled", theirs)
+    except ImportError:
+        print("     -     outer step: JAX is not installed")
+    shapes, index = data.Shapes3D(), np.random.default_rng(0).integers(data.N_IMAGES, size=400)
+    ours, theirs = seconds_of(lambda: timed(shapes.images, index), lambda: timed(compose_at_once, index))
+    row(ours / theirs, "composition of 400 images", ours, "one product for all of them", theirs)
     for m, eps, repeats in ((6, 0.3, 7), (100, 0.05, 3)):
         F, y, lam = problem = lasso_problem(m, eps)
         ours, theirs = seconds_of(lambda: timed(solvers.lasso, *problem), lambda: timed(scikit_lasso, *problem), repeats=repeats)
@@ -186,6 +288,10 @@ def bench(threads):
         ours_left, theirs_left = (solvers.lasso_violation(c - solvers.matvec(G, w), lam, w).max()
                                   for w in (solvers.lasso(*problem)[0], scikit_lasso(*problem)))
         row(ours / theirs, f"lasso, T = 1000, n = 50, m = {m}, eps {eps}", ours, "scikit-learn", theirs)
-        print(f"            {theirs / ours:.0f} times as fast; largest violation of optimality {ours_left:.1e}, scikit-learn's {theirs_left:.1e}")
+        w, _ = solvers.lasso(*problem)
+        vjp, loop = seconds_of(lambda: timed(solvers.lasso_vjp, *problem, w, w), lambda: timed(vjp_loop, *problem, w, w), repeats=repeats)
+        row(vjp / loop, f"lasso_vjp, the same, m = {m}", vjp, "a loop over tasks", loop)
+        print(f"            lasso: {theirs / ours:.0f} times as fast; largest violation of optimality {ours_left:.1e}, scikit-learn's {theirs_left:.1e}")
     bench_few_shot(threads, row)
     print(f"     -     render all geometries: {timed(data.geometry_maps.__wrapped__):.2f} s")
+    growth(threads, out)
