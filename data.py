@@ -418,9 +418,8 @@ def write_hdf5(path, limit=None, seed=0):
 
 
 # ------------------------------------------------------------------------------------------------- dSprites
-# Rendered after the published description, with sizes of our choice, for no original was at hand: shapes of nearly equal
-# area, 4.2 % of all pixels white (the published mean is 4.3 %), a position one pixel from the next. The official file's first
-# factor, colour, has one value and is left out.
+# Rendered after the published description, with sizes of our choice, for no original was at hand: shapes of nearly equal area, 4.3 % of all
+# pixels white as published, a position one pixel from the next. The official file's first factor, colour, has one value and is left out.
 
 
 class DSprites(FactorGrid):
@@ -466,8 +465,8 @@ def open_dsprites(path, levels):
         with zipfile.ZipFile(path) as file, file.open("latents_classes.npy") as classes, file.open("imgs.npy") as images:
             factors = np.lib.format.read_array(classes, allow_pickle=False)
             np.lib.format.read_magic(images)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(images)
-            if shape != (len(factors), SIDE, SIDE) or dtype != np.uint8 or factors.shape[1:] != (6,) or len(factors) == 0 \
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(images)
+            if shape != (len(factors), SIDE, SIDE) or fortran or dtype != np.uint8 or factors.shape[1:] != (6,) or len(factors) == 0 \
                     or (factors < 0).any() or (factors >= (1, *levels)).any():
                 raise ValueError(f"found imgs {shape} {dtype} and latents_classes {factors.shape}, or classes beyond {(1, *levels)}")
             return unpack_images(path, shape, iter(lambda: images.read(1 << 22), b"")), factors[:, 1:].astype(np.int8)
@@ -603,7 +602,7 @@ class BinaryTasks:
         seen = self.draw(rng, 2000)
         for _ in range(200 * count):
             on = np.sort(rng.choice(varying, k, replace=False))
-            task = tuple(on), tuple(rng.integers(levels[on] - 1)), tuple(rng.random(k) < 0.5)       # factors, thresholds, sides
+            task = tuple(on), tuple(rng.integers(levels[on] - 1)), tuple((rng.random(k) < 0.5) | (k == 1))      # factors, thresholds, sides
             if len(found) < count and 0.02 <= self.labels(task, seen).mean() <= 0.98:
                 found[task] = len(found)
         if len(found) < count:
@@ -623,35 +622,39 @@ class BinaryTasks:
         for t in tasks:
             drawn = self.draw(rng, 100 * (shot + query))
             y = self.labels(self.tasks[t], drawn)
-            parts = [drawn[y == flag] for flag in (False, True)]
-            rows = np.stack([rng.choice(part, shot + query, replace=len(part) < shot + query) for part in parts])
+            parts = [drawn[y == flag][np.sort(np.unique(drawn[y == flag], return_index=True)[1])] for flag in (False, True)]
+            if not min(map(len, parts)):
+                raise ValueError(f"task {self.tasks[t]} found images of one class only")
+            rows = np.stack([np.resize(part, shot + query) for part in parts])              # as drawn, none twice unless there are too few
             for out, a in zip((index, Y), support_first(rows, shot)):
                 out.append(a)
         return np.stack(index), np.stack(Y)[..., 1:]
 
 
 def load_features(path):
-    """Precomputed features: an npz file with x (N, d) real, y (N,) classes, domain or group (N,), and perhaps split (N,), whose rows
-    named "test" are left out of training (with groups needed)  ->  x float32, y and domain or group from 0 on, that name, test (N,).
+    """Precomputed features: an npz file with x (N, d) real, y (N,) classes, and domain (N,), or group (N,) and split (N,), whose rows
+    named "test" are held out  ->  x float32, y and domain or group from 0 on, the names of the latter, test (N,) (of domains: none).
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             kind = "domain" if "domain" in file else "group"
-            x, y, place = (file[name] for name in ("x", "y", kind))
-            split = file["split"].astype(str) if "split" in file else np.full(len(x), "train")
+            x, y, place, *split = (file[name] for name in ("x", "y", kind) + (("split",) if kind == "group" else ()))
+            if kind == "domain" and ("group" in file or "split" in file):
+                raise ValueError("beside domain, no group and no split")
     except Exception as error:
-        raise ValueError(f"{path}: expected an npz file with x, y and domain or group ({error})") from None
-    if x.ndim != 2 or x.dtype.kind != "f" or {a.shape for a in (y, place, split)} != {x.shape[:1]} or not np.isfinite(x).all():
-        raise ValueError(f"{path}: expected finite x (N, d) and y, {kind}, split (N,), found {x.shape} {x.dtype}, {y.shape}, {place.shape}, {split.shape}")
-    y, place = (np.unique(a, return_inverse=True)[1] for a in (y, place))
-    if y.max() < 1 or (kind == "group" and not (split == "test").any()) or (kind == "domain" and place.max() < 1):
-        raise ValueError(f"{path}: expected at least two classes, and two domains or rows of split \"test\"")
-    return x.astype(np.float32), y, place, kind, split == "test"
+        raise ValueError(f"{path}: expected an npz file with x, y and domain, or group and split ({error})") from None
+    test = split[0].astype(str) == "test" if split else np.zeros(len(x), bool)
+    (_, y), (names, place) = (np.unique(a, return_inverse=True) for a in (y, place))
+    if x.ndim != 2 or x.dtype.kind != "f" or {a.shape for a in (y, place, test)} != {x.shape[:1]} or not np.isfinite(x).all() \
+            or y.max() < 1 or not (test.any() if kind == "group" else place.max() > 0):
+        raise ValueError(f"{path}: expected finite x (N, d), y and {kind} (N,), two classes, and two domains or rows of split \"test\"; "
+                         f"found {x.shape} {x.dtype}, {y.shape}, {place.shape}")
+    return x.astype(np.float32), y, place, kind, names, test
 
 
 class FeatureTasks:
-    """Tasks of telling two classes apart, on rows (R,) of labels y (N,) and places (N,). A task's support comes from one domain and its
-    query from the others; or its support from all rows of the two classes and its query evenly from their groups."""
+    """Tasks of telling two classes apart, on rows (R,) of labels y (N,) and places (N,). A task's support comes from one domain and its query
+    from the others, as far as the classes have them; or its support from all rows of the classes, its query evenly from their groups."""
 
     def __init__(self, y, place, kind, rows):
         self.kind = kind
@@ -660,19 +663,23 @@ class FeatureTasks:
             raise ValueError(f"only {len(self.cells)} class is left to train on, expected at least 2")
 
     def sample(self, rng, T, shot, query):
-        """index (T, n) and Y (T, n, 1) of `shot` support rows of each class, first, and `query` others."""
+        """index (T, n) and Y (T, n, 1) of `shot` support rows of each class, first, and `query` others, no row in both."""
         tasks = []
         for _ in range(T):
-            pair = [self.cells[c] for c in rng.choice(list(self.cells), 2, replace=False)]
-            home = rng.choice(list(pair[0])) if self.kind == "domain" else None
-            support = [cells[home] if home in cells else np.concatenate(list(cells.values())) for cells in pair]
-            others = [[rows for e, rows in cells.items() if e != home] or list(cells.values()) for cells in pair]
-            tasks.append(support_first(np.stack([np.append(rng.choice(s, shot), self.spread(rng, o, query)) for s, o in zip(support, others)]), shot))
+            pair, rows = [self.cells[c] for c in rng.choice(list(self.cells), 2, replace=False)], []
+            homes = sorted(set(pair[0]) & set(pair[1])) if self.kind == "domain" else []
+            home = rng.choice(homes) if homes else None
+            for cells in pair:
+                pool = cells[home] if homes else np.concatenate(list(cells.values()))
+                support = rng.choice(pool, shot, replace=len(pool) <= shot)
+                left = {e: np.setdiff1d(own, support) for e, own in cells.items()}
+                others = [own for e, own in left.items() if e != home and len(own)] or [own for own in left.values() if len(own)] or [pool]
+                rows.append(np.append(support, self.spread(rng, others, query)))
+            tasks.append(support_first(np.stack(rows), shot))
         index, Y = (np.stack(a) for a in zip(*tasks))
         return index, Y[..., 1:]
 
     def spread(self, rng, cells, n):
-        """n rows, evenly from cells of rows."""
         return np.array([rng.choice(cells[i]) for i in rng.integers(len(cells), size=n)])
 
     def rows(self, rng, n, even):
@@ -703,10 +710,7 @@ class ImageEpisodes:
     def __init__(self, splits, shift=2, colour=False):
         self.x = {name: x for name, (x, _) in splits.items()}
         self.members = {name: [np.flatnonzero(labels == c) for c in np.unique(labels)] for name, (_, labels) in splits.items()}
-        self.shift, self.colour = shift, colour
-
-    def image_shape(self):
-        return self.x["train"].shape[1:]
+        self.shift, self.colour, self.image_shape = shift, colour, self.x["train"].shape[1:]
 
     def sample(self, rng, split, way, shot, query):
         members = [m for m in self.members[split] if len(m) >= shot + query]
@@ -875,13 +879,10 @@ class ShapesEpisodes:
     argmax_l W_l.z, W (way, 6) Gaussian on one to three factors. Training, validation and test have 70, 10 and 20 % of the images."""
 
     def __init__(self, shapes, seed=0):
-        self.shapes, (self.z, _) = shapes, latents(shapes, alpha=0.0, rho=0.0)
+        self.shapes, (self.z, _), self.image_shape = shapes, latents(shapes, alpha=0.0, rho=0.0), (SIDE, SIDE, 3)
         order = np.random.default_rng(seed).permutation(len(shapes))
         parts = np.split(order, [7 * len(order) // 10, 8 * len(order) // 10])
         self.members = dict(zip(("train", "val", "test"), parts))
-
-    def image_shape(self):
-        return SIDE, SIDE, 3
 
     def sample(self, rng, split, way, shot, query):
         for _ in range(100):                                                # until every class has images enough

@@ -457,7 +457,7 @@ def locked(folder):
 
 
 def write_json(path, content):
-    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+    write_atomically(path, lambda file: file.write((json.dumps(content, indent=1, allow_nan=False) + "\n").encode()))
 
 
 def save_checkpoint(path, start, seed):
@@ -851,7 +851,7 @@ def draw_sharing(rows, path):
         draw_line(axes[2], sizes, [[row[key] for row in chosen if row["factors"] == size] for size in sizes], label, f"C{k}")
     axes[2].set(xlabel="factors per task", xticks=sizes, ylim=(0, 1.02))
     axes[2].legend(fontsize=7)
-    costs = [(f"{beta}", [1000 * row["inner_seconds"] / row["steps"] for row in grid if row["beta"] == beta]) for beta in sorted({row["beta"] for row in grid})]
+    costs = [(f"{beta}", [row["inner_ms"] for row in grid if row["beta"] == beta]) for beta in sorted({row["beta"] for row in grid})]
     axes[3].bar([name for name, _ in costs], [np.mean(c) for _, c in costs])
     axes[3].set(xlabel="beta", ylabel="inner problem and its adjoint, ms a step")
     save_figure(fig, path)

@@ -95,11 +95,6 @@ def shifted(A):
     return A + delta[:, None, None] * xp.eye(k, dtype=A.dtype, device=device(A))
 
 
-def solve_shifted(A, b):
-    """(A + delta I)^-1 b, for b (T, k): a Newton step, to be followed by others."""
-    return array_namespace(A).linalg.solve(shifted(A), b[..., None])[..., 0]
-
-
 def solve_psd(A, b):
     """x with A x = b for symmetric positive semi-definite A (T, k, k), b (T, k).
 
@@ -203,7 +198,7 @@ def newton_step(G, lam, w, q):
     """From w towards the minimiser with w's support and signs: a coordinate that reaches 0 ends the step (at lam = 0 none does)."""
     xp = array_namespace(w)
     lam, s = lam[:, None], xp.sign(w)
-    d = solve_on_support(G, w != 0, q - lam * s, solve_shifted)
+    d = solve_on_support(G, w != 0, q - lam * s, lambda A, b: xp.linalg.solve(shifted(A), b[..., None])[..., 0])
     crosses = (s * (w + d) <= 0) & (w != 0) & (lam > 0)
     t_j = xp.where(crosses, w, 1) / xp.where(crosses, -d, 1)                            # w_j + t_j d_j = 0
     t = xp.min(xp.where(crosses, t_j, 1), axis=1)[:, None]                              # (T, 1)
@@ -722,18 +717,17 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
 # ------------------------------------------------------------------------- sparse and shared features [F23]
 # Our reading: the paper's full text was not at hand. Heads phi (T, k, m) of T tasks with k classes, fitted jointly:
 #     min_phi  J = (1/T) sum_t CE(F_t phi_t', Y_t) + alpha/(T k) sum |phi| + beta H(p),    H(p) = - sum_j p_j log p_j
-# p_j, the importance of feature j: q_hj = |phi_hj| / s_h averaged over the T k heads h = (t, c), s_h = sum_j |phi_hj|
-# (per head), or the share of j in the sum of all |phi| (pooled). Peaked p means that tasks share features. H couples the
-# tasks and is not convex; its slope in |phi_hj| is infinite where no head uses j: such a feature stays off.
+# p_j, the importance of feature j: q_hj = |phi_hj| / s_h averaged over the T k heads h = (t, c), s_h = sum_j |phi_hj| (per head), or the share of
+# j in the sum of all |phi| (pooled). Peaked p means shared features. H couples the tasks and is not convex; features that no head uses stay off.
 
 
 def importances(phi, pooled):
-    """q (g, m) and s (g,) of each head, or of the one sum of all heads, and p (m,)."""
+    """q (g, m) and s (g,) of each head, or of the one sum of all heads, and p (m,), their mean over the heads that are not 0."""
     xp = array_namespace(phi)
     A = xp.reshape(xp.sum(xp.abs(phi), axis=(0, 1)) if pooled else xp.abs(phi), (-1, phi.shape[2]))
     s = xp.sum(A, axis=1)
     q = A / xp.where(s > 0, s, 1)[:, None]
-    return q, s, xp.mean(q, axis=0)
+    return q, s, xp.sum(q, axis=0) / xp.maximum(xp.sum(xp.astype(s > 0, q.dtype)), 1)
 
 
 def sharing_entropy(phi, pooled=True):
@@ -744,11 +738,12 @@ def sharing_entropy(phi, pooled=True):
 
 
 def entropy_slopes(phi, pooled):
-    """dH/d|phi|, (T, k, m): (-log p_j + sum_l q_hl log p_l)/(g s_h); infinite where p_j = 0."""
+    """dH/d|phi|, (T, k, m): (-log p_j + sum_l q_hl log p_l)/(g s_h), g the heads that are not 0; infinite where p_j = 0 or s_h = 0."""
     xp = array_namespace(phi)
     q, s, p = importances(phi, pooled)
     log_p = xp.log(xp.where(p > 0, p, 1))
-    slopes = (xp.sum(q * log_p, axis=1, keepdims=True) - xp.where(p > 0, log_p, -xp.inf)) / (q.shape[0] * xp.where(s > 0, s, 1))[:, None]
+    slopes = xp.sum(q * log_p, axis=1, keepdims=True) - xp.where((p > 0) & (s[:, None] > 0), log_p, -xp.inf)
+    slopes = slopes / (xp.maximum(xp.sum(xp.astype(s > 0, q.dtype)), 1) * xp.where(s > 0, s, 1))[:, None]
     return xp.reshape(slopes + xp.zeros((phi.shape[0] * phi.shape[1], 1), dtype=phi.dtype, device=device(phi)), phi.shape)
 
 
@@ -758,7 +753,7 @@ def entropy_curvature(phi, pooled):
     q, s, p = importances(phi, pooled)
     (g, m), heads = q.shape, phi.shape[0] * phi.shape[1]
     eye_g, eye_m = (xp.eye(a, dtype=phi.dtype, device=device(phi)) for a in (g, m))
-    N_s = g * xp.where(s > 0, s, 1)
+    N_s = xp.maximum(xp.sum(xp.astype(s > 0, q.dtype)), 1) * xp.where(s > 0, s, 1)
     log_p, on = xp.log(xp.where(p > 0, p, 1)), xp.astype(p > 0, phi.dtype)
     dp = xp.reshape((eye_m - q[:, None, :]) / N_s[:, None, None] * on, (g * m, m))      # dp_l/dA_hj
     H = xp.reshape(-xp.matmul(dp / xp.where(p > 0, p, 1), transpose(dp)), (g, m, g, m))
@@ -807,44 +802,49 @@ def sparse_sharing(F, Y, alpha, beta, pooled=True, start=None, stages=5, max_ite
     """A local minimum of J, from `start` (T, k, m) (default 0) at beta = 0 and then along growing beta.       [F23]
 
     F (T, n, m), Y (T, n, k) one-hot or (T, n, 1) of 0 and 1, alpha > 0 and beta >= 0 numbers  ->  phi (T, k, m) with exact zeros, info with n_iter,
-        gap        the largest violation of stationarity (sharing_residual), converged: gap <= 1e-12
+        gap        the largest violation of stationarity (sharing_residual) over |dCE| at 0; converged: gap <= 1e-12 (float32: 1e-5)
         entropy    H along the path, one for each of the stages of beta, from 0 on
-    An iteration is a proximal gradient step, its penalty linearised at |phi| (at beta = 0 with k = 1: a Lasso), and a Newton step
-    on the entries that are not 0. Raises ValueError where a head vanishes: H, which does not see its size, then falls for
-    ever as it shrinks. With k = 2 the split of phi between the two classes is not unique.
+    An iteration is a proximal gradient step, its penalty linearised at |phi|, and a Newton step on the entries that are not 0; with k = 1
+    and beta = 0 it is a Lasso. A head that is 0 stays so; ValueError where one shrinks towards 0, for H, which does not see its
+    size, falls with it for ever. With k = 2 the split of phi between the two classes is not unique.
     """
     xp = array_namespace(F)
     if not (0 < alpha < float("inf") and 0 <= beta < float("inf")):
         raise ValueError(f"alpha and beta: found {alpha} and {beta}, expected a positive number and one that is not negative")
     if F.ndim != 3 or Y.shape[:2] != F.shape[:2] or not bool(xp.all(xp.isfinite(F))):
         raise ValueError(f"expected finite F (T, n, m) and Y (T, n, k), found {tuple(F.shape)} and {tuple(Y.shape)}")
-    phi = xp.zeros((F.shape[0], Y.shape[2], F.shape[2]), dtype=F.dtype, device=device(F)) if start is None else start + 0
-    path, total = [], 0
+    new = xp.zeros((F.shape[0], Y.shape[2], F.shape[2]), dtype=F.dtype, device=device(F)) if start is None else start + 0
+    path, total, tol = [], 0, 1e-12 if F.dtype == xp.float64 else 1e-5
+    unit = float(xp.max(xp.abs(sharing_gradient(F, Y, 0 * new)))) or 1
     for now in [beta * stage / stages for stage in range(stages + 1)] if beta else [0]:
+        phi = None
         for n_iter in range(max_iter + 1):
-            gap = sharing_residual(F, Y, alpha, now, phi, pooled)
-            if gap <= 1e-12 or n_iter == max_iter:
+            stuck, phi = phi is not None and bool(xp.all(new == phi)), new
+            gap = sharing_residual(F, Y, alpha, now, phi, pooled) / unit
+            if gap <= tol or n_iter == max_iter or stuck:
                 break
-            phi = lasso_step(F, Y, alpha, phi) if not now and Y.shape[2] == 1 else sharing_proximal(F, Y, alpha, now, phi, pooled)
-            phi = sharing_newton(F, Y, alpha, now, phi, pooled)
-            s = importances(phi, pooled)[1]
-            if beta and not float(xp.min(s)) > 1e-6 * float(xp.max(s)):
+            if not now and Y.shape[2] == 1:
+                new = lasso_step(F, Y, alpha, phi)
+            else:
+                new = sharing_newton(F, Y, alpha, now, sharing_proximal(F, Y, alpha, now, phi, pooled), pooled)
+            s = importances(new, pooled)[1]
+            if now and bool(xp.any((s > 0) & (s < 1e-6 * xp.max(s)))):
                 raise ValueError(f"a head vanishes at alpha {alpha} and beta {now:.3g}, and with it its importances: lower them, or pool the heads")
         total, path = total + n_iter, [*path, float(sharing_entropy(phi, pooled))]
-    return phi, {"n_iter": total, "gap": gap, "converged": gap <= 1e-12, "entropy": path}
+    return phi, {"n_iter": total, "gap": gap, "converged": gap <= tol, "entropy": path}
 
 
 def lasso_step(F, Y, alpha, phi):
-    """Without sharing and with k = 1, Newton's method by one Lasso per task, halved until the task's objective falls. [Lee et al. 2006]"""
+    """Without sharing and with k = 1, Newton's method by one Lasso per task, shortened where the objective would rise. [Lee et al. 2006]"""
     xp = array_namespace(F)
     Z = xp.matmul(F, transpose(phi))                                                    # (T, n, 1)
     P = softmax(Z)
     s = xp.sqrt(xp.maximum(P * (1 - P), 1e-10))
     d = lasso(F * s, (s * Z + (Y - P) / s)[..., 0], alpha)[0][:, None, :] - phi
-    J, best = group_objective(F, Y, alpha, transpose(phi), "logistic"), phi
-    for t in (1.0, 0.5, 0.25, 0.1, 0.01):
-        now = group_objective(F, Y, alpha, transpose(phi + t * d), "logistic")
-        best, J = xp.where((now < J)[:, None, None], phi + t * d, best), xp.minimum(now, J)
+    J, best = group_objective(F, Y, alpha, transpose(phi), "logistic") * (1 + 1e-14), phi
+    for t in (0.01, 0.1, 0.25, 0.5, 1.0):                                               # the longest of these that does not raise it
+        lower = group_objective(F, Y, alpha, transpose(phi + t * d), "logistic") <= J
+        best = xp.where(lower[:, None, None], phi + t * d, best)
     return best
 
 
@@ -866,7 +866,8 @@ def sharing_newton(F, Y, alpha, beta, phi, pooled):
     values, vectors = xp.linalg.eigh(sharing_curvature(F, beta, phi, pooled) * on * on[:, None])
     values = xp.maximum(xp.abs(values), 1e-12 * xp.max(xp.abs(values)))
     d = -xp.reshape(vectors @ ((vectors.T @ g) / values), phi.shape)
-    steps = (phi + t * d for t in (1, 0.5, 0.25, 0.1, 0.03, 0.01))
+    first = float(xp.min(xp.where(phi * d < 0, -phi / xp.where(phi * d < 0, d, 1), 1))) * (1 + 1e-12)        # where one reaches 0
+    steps = (phi + t * d for t in (1, 0.5, 0.25, 0.1, 0.03, 0.01, first))
     return first_better(F, Y, alpha, beta, phi, pooled, (xp.where(phi * new > 0, new, 0) for new in steps))
 
 
@@ -890,9 +891,8 @@ def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, pooled=True, one_step=False
     """
     xp = array_namespace(F)
     (T, k, _), S = phi.shape, phi != 0
-    if one_step:
-        u = xp.where(S, dphi, 0) * (2 * T * F.shape[1] / xp.max(xp.sum(F * F, axis=(1, 2))))
-    else:
+    u = xp.where(S, dphi, 0) * (2 * T * F.shape[1] / xp.max(xp.sum(F * F, axis=(1, 2))))
+    if not one_step:
         A, flat = sharing_curvature(F, beta, phi, pooled)[None, :, :], [xp.reshape(a, (1, -1)) for a in (S, dphi)]
         u = xp.reshape(solve_on_support(A, *flat), phi.shape)
     R, R_prime = residual(xp.matmul(F, transpose(phi)), Y, "logistic")

@@ -202,8 +202,9 @@ def normalise(F, axis=1, n_support=None):
     F (T, n, m); biased variance with 1e-5 added; nothing learned; moments of the first n_support samples only, where given (axis 1).
     Without it ||F|| grows and sparsity is lost.
     """
-    xp = array_namespace(F)
-    fit = F[:, :n_support, :]
+    xp, fit = array_namespace(F), F[:, :n_support, :]
+    if n_support is not None and axis != 1:
+        raise ValueError("normalise: moments of the support are those of samples, axis 1")
     mean = xp.mean(fit, axis=axis, keepdims=True)
     deviation = xp.sqrt(xp.mean((fit - mean) ** 2, axis=axis, keepdims=True) + 1e-5)
     out = (F - mean) / deviation
@@ -867,7 +868,7 @@ def binary_objective(method, alpha, beta, eps, ramp, n_support, **how):
     alpha (from a tenth on), beta and eps rise over the share `ramp` of the steps.               [F23]; [L23, Problem (7)]
     """
     def objective(progress, features, y, params):
-        (F,), (Y, tasks), now = features, y, min(1, progress / ramp) if ramp else 1
+        (F,), (Y, tasks), now = features, y, min(1, progress / ramp) if ramp else 1.0
         xp = array_namespace(F)
         F_t, cache = normalise(xp.reshape(F, (*Y.shape[:2], -1)), n_support=n_support)             # (T, n, m)
         grads, info = {}, {}
@@ -881,14 +882,14 @@ def binary_objective(method, alpha, beta, eps, ramp, n_support, **how):
             W = (picked @ xp.astype(params["head.W"], F.dtype))[:, None, :]
             loss, dZ = score_loss(xp.matmul(F_t, transpose(W)), Y)
             grads, dF, info = {"head.W": picked.T @ xp.matmul(transpose(dZ), F_t)[:, 0, :]}, xp.matmul(dZ, W), {"w": W}
-        return loss, [xp.reshape(normalise_backward(dF, cache)[0], F.shape)], grads, {"alpha": alpha * now, **info}
+        return loss, [xp.reshape(normalise_backward(dF, cache)[0], F.shape)], grads, info
     return objective
 
 
 def plain_objective(progress, features, Y, params):
     """Cross-entropy of what the encoder puts out, logits F (n, k), with Y (n, k) one-hot: empirical risk minimisation."""
     loss, dZ = score_loss(features[0][None, ...], Y[None, ...])
-    return loss, [dZ[0, ...]], {}, {"w": dZ}
+    return loss, [dZ[0, ...]], {}, {}
 
 
 def refuse_non_finite(what, arrays, step):

@@ -2,10 +2,12 @@
 import os
 from pathlib import Path
 
+import numpy  # noqa: F401
 import pytest
+import scipy.linalg  # noqa: F401
 from threadpoolctl import threadpool_limits
 
-threadpool_limits(1, user_api="blas")                                       # small matrices: threads would only wait for each other
+threadpool_limits(1, user_api="blas")                                       # of the libraries loaded above; small matrices: threads would only wait
 
 
 def library(name):

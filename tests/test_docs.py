@@ -73,3 +73,11 @@ def test_no_file_is_beyond_900_lines():
     for name in ("sparsedis", "solvers", "data", "metrics", "run"):
         assert len((ROOT / f"{name}.py").read_text().splitlines()) <= 900
     assert {path.stem for path in ROOT.glob("*.py")} == {"sparsedis", "solvers", "data", "metrics", "run"}
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/results.md", "docs/derivations.md", "docs/errata.md"])
+def test_inline_mathematics_survives_markdown(path):
+    """GitHub's Markdown eats a backslash before punctuation in $...$, but not in $`...`$ and in blocks."""
+    text = re.sub(r"```.*?```", "", (ROOT / path).read_text(), flags=re.S)
+    for inline in re.findall(r"(?<![`$\\w])\$([^$`\n]+)\$(?!`)", text):
+        assert not re.search(r"\\[^a-zA-Z]", inline), inline

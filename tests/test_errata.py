@@ -42,7 +42,11 @@ def test_the_sign_inside_the_max():
     W, Lam = svm(F, Y, 2.0, 1.5)
     optimum = len(Y[0]) - dual(F[0], Y[0], Lam, 2.0, 1.5, 0.5)
     assert abs(primal(F[0], Y[0], W, 2.0, 1.5) - optimum) < 1e-7 * optimum
-    assert primal(F[0], Y[0], W, 2.0, 1.5, sign=-1) > 1.2 * optimum         # as printed, a good classifier is punished
+    assert primal(F[0], Y[0], W, 2.0, 1.5, sign=-1) > 1.2 * optimum         # as printed, a good classifier is punished:
+    assert abs(primal(F[0], Y[0], -W, 2.0, 1.5, sign=-1) - optimum) < 1e-7 * optimum        # the best one is -W
+    Z = F[0] @ W.T
+    without = (-Y[0] + Z - (Z * Y[0]).sum(axis=1, keepdims=True)).max(axis=1).sum() + 2 * np.linalg.norm(W, axis=0).sum() + 0.75 * (W ** 2).sum()
+    assert abs(without - optimum) > 1                                       # without the 1, the optimum is another
 
 
 def test_rows_of_factors_are_completeness():
@@ -59,7 +63,7 @@ def test_rows_of_factors_are_completeness():
 def test_filling_columns_makes_supports_dense():
     rng = np.random.default_rng(0)
     S = rng.random((1000, 6)) < 0.5
-    published, meant = S.copy(), S.copy()
+    published, meant = S.copy(), S.copy()                                   # of a batch of 1,000: a smaller one has fewer empty supports
     empty = ~S.any(axis=1)
     columns = rng.integers(6, size=empty.sum())
     published[:, columns] = 1                                               # as published: all rows
@@ -69,7 +73,7 @@ def test_filling_columns_makes_supports_dense():
 
 def test_a_loose_inner_solve_is_a_wrong_gradient():
     errors = {1e-3: [], 1e-12: []}
-    for seed in range(5):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         F = rng.standard_normal((1, 50, 6)) @ np.linalg.cholesky(0.05 * np.eye(6) + 0.95).T
         y = F @ (rng.standard_normal(6) * (rng.random(6) < 0.6)) + 0.1 * rng.standard_normal((1, 50))
@@ -84,7 +88,7 @@ def test_a_loose_inner_solve_is_a_wrong_gradient():
                     w[j] = solvers.soft_threshold(c[j] - G[j] @ w + G[j, j] * w[j], lam[0]) / G[j, j]
                 change = np.abs(w - before).max()
             errors[tol].append(np.linalg.norm(solvers.lasso_vjp(F, y, lam, w[None], dw)[0] - exact) / np.linalg.norm(exact))
-    assert max(errors[1e-3]) > 0.05 and max(errors[1e-12]) < 1e-6
+    assert 0.005 < np.median(errors[1e-3]) < 0.05 and max(errors[1e-3]) > 0.1 and max(errors[1e-12]) < 1e-6
 
 
 def gap_after(F, Y, lam1, lam2, L, epochs):
