@@ -641,7 +641,7 @@ def draw_best(rows, variables, path):
             draw_line(axes[i, k], levels, [list(g.values()) for g in groups], "inner-" + label, color)
             axes[i, k].set(ylim=(0.3, 1.02), xlabel=variable, ylabel=LABELS[score] + ", best eps")
         axes[0, k].axhline(0.63, color="grey", ls=":", label="random mixing")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside upper center")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, ncols=5 if len(variables) > 1 else 3, loc="outside upper center")
     save_figure(fig, path)
 
 
@@ -833,10 +833,11 @@ def draw_sharing(rows, path):
     ours = [row for row in rows if row["method"] == "sharing" and row["rho"] == 0]
     grid = [row for row in ours if row["factors"] == 2 and row["seed"] == 0]
     fig, axes = figure(1, 4, (15, 3.4))
+    alphas = sorted({row["alpha"] for row in grid})
     for k, beta in enumerate(sorted({row["beta"] for row in grid})):
-        line = sorted((row["alpha"], row["dci_d"]) for row in grid if row["beta"] == beta)
+        line = sorted((alphas.index(row["alpha"]), row["dci_d"]) for row in grid if row["beta"] == beta)
         axes[0].plot(*zip(*line), "o-", color=f"C{k}", label=f"beta {beta}")
-    axes[0].set(xscale="log", xlabel="alpha", ylabel="DCI disentanglement")
+    axes[0].set(xlabel="alpha", ylabel="DCI disentanglement", xticks=range(len(alphas)), xticklabels=alphas)
     axes[0].legend(fontsize=7)
     H, D = np.array([(row["entropy"], row["dci_d"]) for row in grid]).T
     axes[1].scatter(H, D, c=[f"C{sorted({row['beta'] for row in grid}).index(row['beta'])}" for row in grid])
@@ -853,7 +854,7 @@ def draw_sharing(rows, path):
     axes[2].legend(fontsize=7)
     costs = [(f"{beta}", [row["inner_ms"] for row in grid if row["beta"] == beta]) for beta in sorted({row["beta"] for row in grid})]
     axes[3].bar([name for name, _ in costs], [np.mean(c) for _, c in costs])
-    axes[3].set(xlabel="beta", ylabel="inner problem and its adjoint, ms a step")
+    axes[3].set(xlabel="beta", ylabel="ms a step", title="inner problem and its adjoint")
     save_figure(fig, path)
 
 
