@@ -443,9 +443,9 @@ def write_atomically(path, write):
 
 
 def locked(folder):
-    """The open file FOLDER/lock, locked for this process until it is closed or the process ends, however it ends; ValueError where another
+    """The open file FOLDER/.lock, locked for this process until it is closed or the process ends, however it ends; ValueError where another
     process holds it. Without locks (Windows) nothing is refused."""
-    lock = open(folder / "lock", "w")
+    lock = open(folder / ".lock", "w")
     try:
         import fcntl
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

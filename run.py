@@ -187,7 +187,7 @@ def open_folder(config, folder, content):
     folder.mkdir(parents=True, exist_ok=True)
     lock = metrics.locked(folder)
     for file in folder.iterdir() if config.force else ():
-        shutil.rmtree(file) if file.is_dir() else file.unlink() if file.name != "lock" else None
+        shutil.rmtree(file) if file.is_dir() else file.unlink() if file.name != ".lock" else None
     write_json(folder / "config.json", {**content, "device": config.device, "code": code_digest()})
     return lock
 
@@ -831,7 +831,7 @@ def parser():
             print(f"{args.command} " + " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""))
             result, folder = run(config)
             tell(config, result)
-            print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
+            print(f"{folder}{os.sep}: " + ", ".join(sorted(file.name for file in folder.iterdir() if file.name != ".lock")))
         add_options(command(settings.__name__.lower(), run_it, help, settings), settings)
     experiment(Disentangle, disentangle, tell_disentangle, "the main job, and the default command")
     experiment(FewShot, fewshot, tell_fewshot, "few-shot learning with group-Lasso SVMs")

@@ -168,7 +168,8 @@ def test_the_official_dsprites_file_reads_as_rendered(tmp_path):
 
 
 @pytest.mark.parametrize("spoil", [lambda a: {k: v for k, v in a.items() if k != "imgs"}, lambda a: a | {"imgs": a["imgs"].astype(float)},
-                                   lambda a: a | {"latents_classes": a["latents_classes"] + 40}, lambda a: a | {"imgs": a["imgs"][:3]}])
+                                   lambda a: a | {"latents_classes": a["latents_classes"] + 40}, lambda a: a | {"imgs": a["imgs"][:3]},
+                                   lambda a: a | {"imgs": np.asfortranarray(a["imgs"])}])
 def test_a_damaged_dsprites_file_is_refused_in_one_line(spoil, tmp_path):
     official(tmp_path / "d.npz", np.arange(5), spoil)
     with pytest.raises(ValueError, match="d.npz"):

@@ -49,6 +49,16 @@ def test_normalise_gives_mean_zero_and_variance_one(axis):
     np.testing.assert_allclose(out.var(axis), 1, atol=1e-4)
 
 
+def test_normalise_by_the_support_leaves_the_query_its_own_moments():
+    F = np.random.default_rng(0).standard_normal((2, 9, 3)) * 3 + 1
+    out, _ = sparsedis.normalise(F, n_support=6)
+    np.testing.assert_allclose(out[:, :6].mean(axis=1), 0, atol=1e-12)
+    np.testing.assert_allclose(out[:, :6].std(axis=1), 1, atol=1e-4)
+    np.testing.assert_allclose(out[:, 6:], (F[:, 6:] - F[:, :6].mean(axis=1, keepdims=True)) / (F[:, :6].var(axis=1, keepdims=True) + 1e-5) ** 0.5)
+    with pytest.raises(ValueError, match="axis 1"):
+        sparsedis.normalise(F, axis=2, n_support=6)
+
+
 def test_a_constant_feature_survives_normalisation():
     F = np.ones((2, 5, 3))
     out, cache = sparsedis.normalise(F)
