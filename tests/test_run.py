@@ -53,7 +53,7 @@ def test_a_run_leaves_scores_figures_and_a_checkpoint(finished):
     result, where = result_of(folder)
     assert {"mcc", "r", "dci_d", "dci_c", "steps", "seed"} <= result.keys() and result["steps"] == 6
     assert all(0 <= result[k] <= 1 for k in ("mcc", "r", "dci_d", "dci_c"))
-    assert sorted(p.name for p in where.iterdir()) == ["checkpoint.npz", "config.json", "correlation.png", "metrics.jsonl",
+    assert sorted(p.name for p in where.iterdir()) == [".lock", "checkpoint.npz", "config.json", "correlation.png", "metrics.jsonl",
                                                        "responses.png", "result.json", "training.png"]
     for name in ("correlation", "responses", "training"):
         assert (where / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
