@@ -129,3 +129,27 @@ def test_r_does_not_see_linear_maps(seed, d):
     z, z_hat = rng.standard_normal((80, d)), rng.standard_normal((80, d))
     A = np.linalg.qr(rng.standard_normal((d, d)))[0] * rng.uniform(0.5, 2, d)
     np.testing.assert_allclose(metrics.r_score(z, z_hat @ A), metrics.r_score(z, z_hat), atol=1e-8)
+
+
+def test_a_kink_that_no_step_avoids_is_told():
+    def f(arrays):
+        return np.abs(arrays["x"]).sum(), lambda: {"x": np.sign(arrays["x"])}, [arrays["x"] > 0]
+    assert not metrics.check_gradient(f, {"x": np.zeros(2)})["same"]
+    assert metrics.check_gradient(f, {"x": np.array([2e-3, 1.0])})["same"]          # a smaller step stays on one side
+
+
+def test_choosing_eps_needs_two_seeds(capsys):
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((300, 4))
+    runs = [{"eps": eps, "mcc": 0.5 + eps, "seed": seed} for eps in (0.1, 0.3) for seed in (0, 1)]
+
+    def features(row):                                                      # at 0.3 the seeds agree
+        return z[:, ::1 - 2 * row["seed"]] if row["eps"] == 0.3 else z @ np.random.default_rng(row["seed"]).standard_normal((4, 4))
+    metrics.choose_eps(runs, features)
+    assert "chooses eps 0.3: MCC 0.8000, 0.0000 below the best" in capsys.readouterr().out
+    try:
+        metrics.choose_eps(runs[:1], features)
+    except ValueError as error:
+        assert "two finished seeds" in str(error)
+    else:
+        raise AssertionError("one seed is not enough")

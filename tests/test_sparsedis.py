@@ -247,11 +247,21 @@ def test_blocks_and_threads_change_no_bit_of_a_batch_norm_network():
     assert all(np.array_equal(a, b) for a, b in zip(*results))
 
 
+def test_labels_are_smoothed_towards_all_classes():
+    Z, rng = np.zeros((1, 2, 4)), np.random.default_rng(0)
+    Y = np.eye(4)[[0, 3]][None]
+    np.testing.assert_allclose(sparsedis.score_loss(Z, Y, 0.2)[1], (0.25 - (0.8 * Y + 0.05)) / 2)
+    z, y = rng.standard_normal((1, 3, 1)), np.array([0.0, 1, 1])[None, :, None]             # binary: halfway to 1/2
+    np.testing.assert_allclose(sparsedis.score_loss(z, y, 0.2)[1], (1 / (1 + np.exp(-z)) - (0.8 * y + 0.1)) / 3)
+
+
 def test_drop_block_drops_its_share_in_blocks():
     x = np.ones((50, 10, 10, 8))
     out, keep = sparsedis.drop_block(x, (0, 10), rate=0.3, ramp=0, size=3, layer=0)
     assert 0.6 < (keep > 0).mean() < 0.8 and abs(out.mean() - 1) < 1e-9
     assert (sparsedis.drop_block(x, (0, 0), rate=0.3, ramp=1000, size=1, layer=0)[1] == 0).mean() < 0.01   # the rate grows
+    for step, share in ((499, 0.15), (999, 0.3), (5000, 0.3)):              # to its end, and no further
+        assert abs((sparsedis.drop_block(x, (0, step), rate=0.3, ramp=1000, size=1, layer=0)[1] == 0).mean() - share) < 0.02
     padded = np.pad(keep == 0, ((0, 0), (1, 1), (1, 1), (0, 0)))            # a dropped pixel has dropped neighbours
     neighbours = padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1]
     assert neighbours[keep == 0].all()
