@@ -716,7 +716,7 @@ def prototypes_episode(F, Y, lam, n_support, params, smoothing=0.0):
     loss, dZ = score_loss(params["scale"] * Z, Y[:, score_on, :], smoothing)
     dscale, dZ = xp.sum(dZ * Z), 2 * params["scale"] / m * dZ
     dC = xp.matmul(transpose(dZ), Fq) - xp.sum(dZ, axis=1)[..., None] * C
-    dFq = xp.matmul(dZ, C) - xp.sum(dZ, axis=2, keepdims=True) * Fq
+    dFq = xp.matmul(dZ, C)                                                              # softmax does not see ||F_i||^2
     return loss, xp.concat([xp.matmul(transpose(share), dC), dFq], axis=1), {"scale": dscale}, {"w": C, "logits": Z}
 
 
