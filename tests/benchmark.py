@@ -112,6 +112,8 @@ def growth(threads, path):
                   flush=True)
             ax.loglog(sizes, 1e3 * seconds[:, k], "o-", label=f"{label}: exponent {slope:.2f}")
         ax.set(xlabel=name, ylabel="ms")
+        ax.set_xticks(sizes, sizes)
+        ax.set_xticks([], minor=True)
         ax.legend(fontsize=8)
     axes.ravel()[-1].axis("off")
     metrics.save_figure(fig, path)
