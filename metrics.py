@@ -443,13 +443,12 @@ def write_atomically(path, write):
 
 
 def locked(folder):
-    """The open file FOLDER/.lock, locked for this process until it is closed or the process ends, however it ends; ValueError where another
-    process holds it. Without locks (Windows) nothing is refused."""
+    """The open file FOLDER/.lock, locked until it is closed or the process ends, however it ends; ValueError where another process holds it."""
     lock = open(folder / ".lock", "w")
     try:
         import fcntl
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
+    except ImportError:                                                     # Windows: nothing is refused
         pass
     except OSError:
         raise ValueError(f"{folder}: another process is at work on this result") from None
@@ -739,6 +738,7 @@ def draw_fig1(draw, covariance, jobs, path, seeds=10, percents=(5, 20, 80), size
     axes[0].set_ylabel("$R^2$")
     axes[-1].legend(fontsize=8)
     save_figure(fig, path)
+    return scores
 
 
 def draw_bound(path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data
 import metrics
 import run
 
@@ -83,7 +84,7 @@ def test_a_sweep_refuses_impossible_numbers(tiny, capsys, flags):
 
 
 def test_fig1_draws_four_estimators(tmp_path):
-    scores = run.draw_fig1("identity", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50))
+    scores = metrics.draw_fig1(data.gaussian_task, "identity", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50))
     assert scores.shape == (1, 2, 2, 4) and (tmp_path / "f.png").exists()
     np.testing.assert_allclose(scores[..., 2], scores[..., 3], atol=1e-6)   # a rotation changes nothing for ridge
     assert scores[0, 0, :, 0].mean() > 0.5 > scores[0, 0, :, 1].mean()

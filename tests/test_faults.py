@@ -16,7 +16,7 @@ import run
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("SPARSEDIS_KILLS", 2))                           # 20 in our own trial
-TINY = ["--steps", "60", "--samples", "6", "--image-sets", "1", "--tasks-per-set", "2", "--eval-images", "50", "--threads", "1"]
+TINY = ["--steps", "12", "--samples", "6", "--image-sets", "1", "--tasks-per-set", "2", "--eval-images", "50", "--threads", "1"]
 
 
 def command(*args, results):
