@@ -102,6 +102,12 @@ def test_every_claim_of_the_theory_holds(tmp_path, monkeypatch, capsys):
     assert len(list(metrics.theory(seed=1))) >= 10 and all(holds for _, _, holds in metrics.theory(seed=1))
 
 
+def test_a_bound_that_is_too_low_fails(monkeypatch):
+    assert all(holds for _, _, holds in metrics.support_variability_bound(np.random.default_rng(0)))
+    monkeypatch.setattr(metrics, "variability_bound", lambda m, p, T: 0.0)
+    assert not all(holds for _, _, holds in metrics.support_variability_bound(np.random.default_rng(0)))
+
+
 def test_the_assumptions_are_told_apart():
     rng = np.random.default_rng(0)
     F = rng.standard_normal((100, 6))
