@@ -614,8 +614,7 @@ def sharing(config):
     z, p = data.latents(grid, 1.0, config.rho)
     tasks = data.BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
     _lock = open_folder(config, folder, content)
-    encoder, spent = sparsedis.cnn(config.m), []                            # seconds of each step's inner problem
-    untimed = objective_of(config, config.method)
+    encoder, untimed, spent = sparsedis.cnn(config.m), objective_of(config, config.method), []      # seconds of each step's inner problem
     heads = {"head.W": np.random.default_rng(config.seed).standard_normal((config.pool, config.m)) / 10} if config.method == "erm" else {}
 
     def objective(*args):
@@ -636,11 +635,12 @@ def sharing(config):
         on_the_way = np.random.default_rng(1000).integers(len(grid), size=1000)
         training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
         (params, *_), rows = train_with_files(config, encoder, training, measure, folder, xp, device, **heads)
-        result = score_and_draw(config, functools.partial(features, params), grid, z, p, folder)
-        result |= score_heads(config, functools.partial(features, params), grid, tasks, folder) | transfer(config, functools.partial(encode_images, encoder, xp=xp, device=device, params=params, norm="batch"))
+        trained = functools.partial(features, params)
+        result = score_and_draw(config, trained, grid, z, p, folder) | score_heads(config, trained, grid, tasks, folder)
+        result |= transfer(config, lambda other, index: encode_images(encoder, other, "batch", xp, device, params, index))
     metrics.draw_training(rows, folder / "training.png")
-    result |= {"inner_ms": 1e3 * float(np.mean(spent or [0])), "signatures": metrics.signatures(result, config.m), "steps": config.steps, "seconds": rows[-1]["seconds"],
-               **{k: content[k] for k in ("seed", "source", "method", "alpha", "beta", "rho", "factors")}}
+    result |= {"inner_ms": 1e3 * float(np.mean(spent or [0])), "signatures": metrics.signatures(result, config.m), "steps": config.steps,
+               "seconds": rows[-1]["seconds"], **{k: content[k] for k in ("seed", "source", "method", "alpha", "beta", "rho", "factors")}}
     write_json(folder / "result.json", result)
     return result, folder
 
@@ -660,12 +660,12 @@ def score_heads(config, features, grid, tasks, folder):
 
 
 def transfer(config, encode):
-    """Scores of the features on the data set that was not trained on, and the accuracy of tasks there."""
-    grid = GRIDS["dsprites" if config.source == "shapes" else "shapes"]()
-    index, features = np.random.default_rng(20_000).integers(len(grid), size=5000), lambda index: encode(shapes=grid, index=index)
-    tasks = data.BinaryTasks(grid.factors, np.full(len(grid), 1 / len(grid)), min(config.factors, 5), config.test_tasks)
+    """Scores of the features, encode(grid, index), on the data set that was not trained on, and the accuracy of at most 40 tasks there."""
+    grid, count = GRIDS["dsprites" if config.source == "shapes" else "shapes"](), min(config.test_tasks, 40)
+    index, features = np.random.default_rng(20_000).integers(len(grid), size=5000), functools.partial(encode, grid)
+    tasks = data.BinaryTasks(grid.factors, np.full(len(grid), 1 / len(grid)), min(config.factors, len(grid.names)), count)
     scores = metrics.scores(grid.factors[index].astype(float), features(index))
-    scores["accuracy"] = float(accuracies(config, features, tasks, np.arange(config.test_tasks))[0].mean())
+    scores["accuracy"] = float(accuracies(config, features, tasks, np.arange(count))[0].mean())
     return {f"transfer_{key}": value for key, value in scores.items()}
 
 
@@ -805,8 +805,8 @@ def tell_sharing(config, r):
 
 def run_figure(args):
     Path(args.results).mkdir(parents=True, exist_ok=True)
-    alone = {"fig1": functools.partial(metrics.draw_fig1, data.gaussian_task, args.cov, args.jobs), "fig2": metrics.draw_fig2, "thresholds": metrics.draw_thresholds,
-             "fig3": lambda path: metrics.draw_fig3({kind: data.sample_tasks(np.random.default_rng(0), 24, 6, kind) != 0
+    alone = {"fig1": functools.partial(metrics.draw_fig1, data.gaussian_task, args.cov, args.jobs), "fig2": metrics.draw_fig2,
+             "thresholds": metrics.draw_thresholds, "fig3": lambda path: metrics.draw_fig3({kind: data.sample_tasks(np.random.default_rng(0), 24, 6, kind) != 0
                                                      for kind in ("bernoulli-gauss", "blocks-2", "fixed-1")}, path)}
     if args.name in alone:
         path = Path(args.out or Path(args.results) / (args.name + (f"-{args.cov}" if args.name == "fig1" else "") + ".png"))
@@ -871,7 +871,7 @@ def parser():
     p = command("theory", lambda args: int(not metrics.print_theory(args.out)), "the formal claims, on numbers", metrics.print_theory)
     p.add_argument("--out", default="theory.png", help="the picture of Prop. B.7 (default: theory.png)")
     command("gradcheck", lambda args: int(not from_tests("gradient_cases").gradcheck()), "every derivative against central differences", from_tests)
-    p = command("bench", lambda args: from_tests("benchmark").bench(args.threads, Path(args.out)), "timings side by side with other libraries, and how they grow", from_tests)
+    p = command("bench", lambda args: from_tests("benchmark").bench(args.threads, Path(args.out)), "timings beside other libraries, and how they grow", from_tests)
     p.add_argument("--out", default="bench.png", help="the growth curves (default: bench.png)")
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
     return top, commands.choices

@@ -727,12 +727,12 @@ def sharing_episode(F, Y, lam, n_support, params, smoothing=0.0, pooled=True, on
                    F, Y, lam, n_support, params, smoothing)
 
 
-EPISODE_HEADS = {"svm": svm_episode, "ridge": ridge_episode, "logistic": functools.partial(inner_group_lasso, loss="logistic", max_iter=200), "prototypes": prototypes_episode}
+EPISODE_HEADS = {"svm": svm_episode, "ridge": ridge_episode, "logistic": functools.partial(inner_group_lasso, loss="logistic", max_iter=200),
+                 "prototypes": prototypes_episode}
 HEADS = {"inner-lasso": (inner_lasso, solvers.lasso_lambda_max), "inner-ridge": (inner_ridge, lambda F, y: solvers.ridge_lambda_max(F)),
          "outer-lasso": (outer_lasso, solvers.lasso_lambda_max), "outer-ridge": (outer_ridge, lambda F, y: solvers.ridge_lambda_max(F)),
          "inner-group-lasso": (inner_group_lasso, solvers.group_lasso_lambda_max),
-         "inner-group-logistic": (functools.partial(inner_group_lasso, loss="logistic"),
-                                  functools.partial(solvers.group_lasso_lambda_max, loss="logistic"))}
+         "inner-group-logistic": tuple(functools.partial(f, loss="logistic") for f in (inner_group_lasso, solvers.group_lasso_lambda_max))}
 
 
 def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm_axis=1):
