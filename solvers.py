@@ -1,30 +1,81 @@
-"""solvers.py -- the inner problems: solve each one exactly, differentiate each one exactly.
+"""solvers.py -- the inner problems: solve each one exactly, certify it, differentiate it exactly.
 
-    T, n, m       tasks, samples per task, features: T leads every array, one call solves all tasks
-    F  (T, n, m)  features            y  (T, n)  labels            w  (T, m)  weights
-    Y  (T, n, k)  labels of k outputs                                             W  (T, k, m)  their weights
+    T, n, m       tasks, samples a task, features: T = 32, n = 50, m = 6. T leads every array:
+                  one call solves all tasks
+    F  (T, n, m)  features           y  (T, n)     labels             w  (T, m)     weights
+    k             outputs, k = 5     Y  (T, n, k)  their labels       W  (T, k, m)  their weights
     lam           strength of the penalty, a number or (T,)
-    G  (T, m, m)  F'F/n, the Gram matrix                           c  (T, m)  F'y/n
-    q  (T, m)     c - G w = F'(y - F w)/n, the correlation of each feature with the residual
+    G  (T, m, m)  F'F/n, the Gram matrix                        c  (T, m)  F'y/n
+    q  (T, m)     c - G w = F'(y - F w)/n, the correlation of each feature with what is left
     S  (T, m)     the support {j : w_j != 0}, a mask
     dX            dL/dX for a loss L of the solution, with the shape of X
     u             the adjoint solution: curvature u = dw, the one linear system of every vjp
 
-Iterative solvers return a certificate with their solution (ridge is one direct solve); every vjp pulls dw back to
-the problem's data. Arrays may come from any library that array-api-compat knows: NumPy, CuPy, PyTorch, ...
+An iterative solver returns a certificate with its solution; every vjp pulls dw back to the data of
+the problem. Arrays may come from any library that array-api-compat knows: NumPy, CuPy, PyTorch.
+The derivations are in docs/derivations.md; the heads that use these solvers in sparsedis.py.
 
-[L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023, arXiv 2211.14666.
-[F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023, arXiv 2304.07939.
+[L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
+[F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023.
 """
+from collections import namedtuple
+
 from array_api_compat import array_namespace, device
 
-# ------------------------------------------------------------------------------------------- notation
+TOLERANCE = {  # of the gap at which a solver has converged, in float64 and in float32
+    "lasso": (1e-12, 1e-5),
+    "group_lasso": (1e-10, 1e-4),
+    "group_svm": (1e-8, 1e-4),
+    "sparse_sharing": (1e-12, 1e-5)}
 
 
-def soft_threshold(a, tau):
-    """ST(a, tau) = sign(a) (|a| - tau)_+, the proximal operator of tau |.|; tau broadcasts.   [L23, App. C]"""
-    xp = array_namespace(a)
-    return xp.sign(a) * xp.maximum(xp.abs(a) - tau, 0)
+def tolerance(solver, F):
+    """The tolerance of a solver in the precision of F."""
+    double, single = TOLERANCE[solver]
+    return double if F.dtype == array_namespace(F).float64 else single
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+
+def check_problem(F, Y, *lams):
+    """Refuse what is no problem: shapes, dtypes, values that are not finite, negative penalties.
+
+    F (T, n, m) and Y (T, n) or (T, n, k), real floating point of one dtype, small enough to be
+    squared; each of lams a number or (T,), which is returned as (T,). Raises ValueError.
+    """
+    xp = array_namespace(F, Y)
+    if not xp.isdtype(F.dtype, "real floating"):
+        raise ValueError(f"F: found {F.dtype}, expected real floating point")
+    if F.ndim != 3 or Y.ndim not in (2, 3) or Y.shape[:2] != F.shape[:2] or Y.dtype != F.dtype:
+        found = f"{tuple(F.shape)} {F.dtype} and {tuple(Y.shape)} {Y.dtype}"
+        raise ValueError(
+            f"expected F (T, n, m) and y (T, n) or Y (T, n, k) of one dtype, found {found}")
+    if not bool(xp.isfinite(xp.sum(F * F)) & xp.isfinite(xp.sum(Y * Y))):
+        raise ValueError("F or y holds values that are not finite (or too large to multiply)")
+    return tuple(per_task(lam, F) for lam in lams)
+
+
+def per_task(lam, F):
+    """A penalty as (T,); ValueError where it is negative, not finite or of another shape."""
+    xp, T = array_namespace(F), F.shape[0]
+    lam = xp.asarray(lam, dtype=F.dtype, device=device(F))
+    if lam.shape not in ((), (T,)):
+        raise ValueError(f"lam: found shape {tuple(lam.shape)}, expected a number or ({T},)")
+    if not bool(xp.all(xp.isfinite(lam) & (lam >= 0))):
+        raise ValueError("lam: found a value that is negative or not finite")
+    return lam + xp.zeros(T, dtype=F.dtype, device=device(F))
+
+
+def check_one_hot(Y):
+    """Refuse labels (T, n, k) that are not one-hot over at least two classes."""
+    xp = array_namespace(Y)
+    ones = xp.sum(Y, axis=2) == 1
+    if Y.shape[2] < 2 or not bool(xp.all(ones) & xp.all((Y == 0) | (Y == 1))):
+        raise ValueError(f"Y: expected one-hot rows of at least 2 classes, found {tuple(Y.shape)}")
+
+
+# ------------------------------------------------------------------------------ notation
 
 
 def transpose(A):
@@ -47,177 +98,252 @@ def gram(F):
     return array_namespace(F).matmul(transpose(F), F) / F.shape[1]
 
 
-def per_task(lam, F):
-    """A penalty as (T,), refused when negative, not finite or of another shape."""
-    xp = array_namespace(F)
-    if not xp.isdtype(F.dtype, "real floating"):
-        raise ValueError(f"F: found {F.dtype}, expected real floating point")
-    lam = xp.asarray(lam, dtype=F.dtype, device=device(F))
-    if lam.shape not in ((), F.shape[:1]):
-        raise ValueError(f"lam: found shape {tuple(lam.shape)}, expected a number or ({F.shape[0]},)")
-    if not bool(xp.all(xp.isfinite(lam) & (lam >= 0))):
-        raise ValueError("lam: found a value that is negative or not finite")
-    return lam + xp.zeros(F.shape[0], dtype=F.dtype, device=device(F))
-
-
 def correlations(F, y):
-    """c = F'y/n, (T, m), refused when not finite or of the wrong shape."""
-    xp = array_namespace(F, y)
-    if F.ndim != 3 or y.shape != F.shape[:2] or y.dtype != F.dtype:
-        raise ValueError(f"expected F (T, n, m) and y (T, n) of one dtype, found {tuple(F.shape)} {F.dtype} and {tuple(y.shape)} {y.dtype}")
-    c = matvec(transpose(F), y) / F.shape[1]
-    if not bool(xp.all(xp.isfinite(c))):
-        raise ValueError("F or y holds values that are not finite (or too large to multiply)")
-    return c
+    """c = F'y/n, (T, m)."""
+    return matvec(transpose(F), y) / F.shape[1]
+
+
+def identity(k, like):
+    """The k x k identity, of the dtype and on the device of an array."""
+    return array_namespace(like).eye(k, dtype=like.dtype, device=device(like))
+
+
+def where_positive(a):
+    """a where it is positive and 1 elsewhere: a safe divisor."""
+    return array_namespace(a).where(a > 0, a, 1)
+
+
+def soft_threshold(a, tau):
+    """ST(a, tau) = sign(a) (|a| - tau)_+, the proximal operator of tau |.|; tau broadcasts.
+
+    [docs/derivations.md, 1]
+    """
+    xp = array_namespace(a)
+    return xp.sign(a) * xp.maximum(xp.abs(a) - tau, 0)
+
+
+def block_soft_threshold(V, tau, axis=-1):
+    """BST(V, tau) = (1 - tau/||V||)_+ V over an axis, the proximal operator of tau ||.||_2.
+
+    [L23, Prop. C.2]
+    """
+    xp = array_namespace(V)
+    size = xp.sqrt(xp.sum(V * V, axis=axis, keepdims=True))
+    return V * xp.maximum(1 - tau / where_positive(size), 0)
 
 
 def lasso_lambda_max(F, y):
-    """||F'y||_inf / n, (T,): from this lam on, the Lasso solution is w = 0.                  [L23, App. D.2.3]"""
+    """||F'y||_inf / n, (T,): from this lam on, the Lasso solution is w = 0.   [L23, App. D.2.3]"""
+    check_problem(F, y)
     xp = array_namespace(F)
     return xp.max(xp.abs(correlations(F, y)), axis=1)
 
 
-def ridge_lambda_max(F):
-    """||F||_F^2 / n, (T,): the scale of the ridge penalty, the trace of the Gram matrix.     [L23, App. D.2.3]"""
-    xp = array_namespace(F)
-    return xp.sum(F * F, axis=(1, 2)) / F.shape[1]
+def ridge_lambda_max(F, y=None):
+    """||F||_F^2 / n, (T,): the scale of the ridge penalty, the trace of G.   [L23, App. D.2.3]"""
+    return array_namespace(F).sum(F * F, axis=(1, 2)) / F.shape[1]
 
 
-# ------------------------------------------------------------------------------- linear systems on supports
+# ------------------------------------------------------------------------------ linear systems
 
 
-def shifted(A):
-    """A + delta I for symmetric positive semi-definite A (T, k, k): delta, of rounding size, keeps it regular."""
-    xp = array_namespace(A)
-    k = A.shape[-1]
-    delta = k * xp.finfo(A.dtype).eps * xp.max(xp.abs(A), axis=(1, 2))                  # (T,)
-    delta = xp.where(delta > 0, delta, xp.ones_like(delta))
-    return A + delta[:, None, None] * xp.eye(k, dtype=A.dtype, device=device(A))
+def regularised(A):
+    """A + delta I for symmetric positive semi-definite A (T, k, k): delta, of rounding size,
+    keeps it regular."""
+    xp, k = array_namespace(A), A.shape[-1]
+    delta = k * xp.finfo(A.dtype).eps * xp.max(xp.abs(A), axis=(1, 2))              # (T,)
+    return A + where_positive(delta)[:, None, None] * identity(k, A)
 
 
 def solve_psd(A, b):
     """x with A x = b for symmetric positive semi-definite A (T, k, k), b (T, k).
 
-    A solve and one refinement, as exact as the condition of A allows. Two more right-hand sides, probes with a part
-    in every eigenvector, stay unsolved where A is singular (eigenvalues below rounding of the largest); there the
+    A solve and one refinement, as exact as the condition of A allows. Where A is singular, the
     pseudo-inverse gives, of all least-squares solutions, the one of least norm.
     """
-    xp = array_namespace(A)
-    k, eps, A_shifted = A.shape[-1], xp.finfo(A.dtype).eps, shifted(A)
-    i = xp.arange(1, k + 1, dtype=A.dtype, device=device(A))
-    zero = xp.zeros_like(b)
-    B = xp.stack([b, zero + xp.cos(i ** 2), zero + xp.cos(i ** 3)], axis=2)             # (T, k, 3)
-    X = xp.linalg.solve(A_shifted, B)
-    X = X + xp.linalg.solve(A_shifted, B - xp.matmul(A, X))
-    singular = xp.any(xp.abs(B - xp.matmul(A, X))[:, :, 1:] > 1e-3, axis=(1, 2))        # (T,)
-    if not bool(xp.any(singular)):
+    xp, k = array_namespace(A), A.shape[-1]
+    A_regular = regularised(A)
+    B = xp.stack([b, *probes(b)], axis=2)                           # (T, k, 3)
+    X = xp.linalg.solve(A_regular, B)
+    X = X + xp.linalg.solve(A_regular, B - xp.matmul(A, X))
+    alone = singular(A, X, B)
+    if not bool(xp.any(alone)):
         return X[:, :, 0]
-    return xp.where(singular[:, None], matvec(xp.linalg.pinv(A, rtol=10 * k * eps), b), X[:, :, 0])
+    rtol = 10 * k * xp.finfo(A.dtype).eps
+    return xp.where(alone[:, None], matvec(xp.linalg.pinv(A, rtol=rtol), b), X[:, :, 0])
+
+
+def probes(b):
+    """Two more right-hand sides, with a part in every eigenvector that one may meet."""
+    xp = array_namespace(b)
+    i = xp.arange(1, b.shape[1] + 1, dtype=b.dtype, device=device(b))
+    zero = xp.zeros_like(b)
+    return zero + xp.cos(i ** 2), zero + xp.cos(i ** 3)
+
+
+def singular(A, X, B):
+    """Which A (T, k, k) leave a probe unsolved, for they have eigenvalues below rounding, (T,)."""
+    xp = array_namespace(A)
+    left = xp.abs(B - xp.matmul(A, X))
+    return xp.any(left[:, :, 1:] > 1e-3, axis=(1, 2))
+
+
+def solve_once(A, b):
+    """As solve_psd, for a step that need not be exact."""
+    return array_namespace(A).linalg.solve(regularised(A), b[..., None])[..., 0]
 
 
 def solve_on_support(A, S, b, solve=solve_psd):
-    """x with A_SS x_S = b_S and x = 0 off S, A (T, m, m), S and b (T, m), by systems of the size of the largest support."""
+    """x with A_SS x_S = b_S and x = 0 off S, A (T, m, m), S and b (T, m).
+
+    The systems have the size k of the largest support; smaller ones are padded.
+    """
     xp = array_namespace(A)
-    T, m = S.shape
     k = int(xp.max(xp.sum(xp.astype(S, xp.int64), axis=1)))
     if k == 0:
         return xp.zeros_like(b)
-    order = xp.argsort(xp.astype(~S, xp.int8), axis=1, stable=True)                     # support first
+    order = xp.argsort(xp.astype(~S, xp.int8), axis=1, stable=True)                 # S first
     first = order[:, :k]
-    on = xp.take_along_axis(S, first, axis=1)                                           # (T, k)
-    rows = m * (first + m * xp.arange(T, device=device(A))[:, None])                    # where A[t, i, 0] lies
-    A = xp.take(xp.reshape(A, (-1,)), xp.reshape(rows[:, :, None] + first[:, None, :], (-1,)))
-    A = xp.reshape(A, (T, k, k))
-    scale = xp.max(xp.abs(A), axis=(1, 2))[:, None, None]                               # pad with the task's own scale
-    A = xp.where(on[:, :, None] & on[:, None, :], A, scale * xp.eye(k, dtype=A.dtype, device=device(A)))
+    on = xp.take_along_axis(S, first, axis=1)                       # (T, k)
+    A = gather_square(A, first)
+    scale = xp.max(xp.abs(A), axis=(1, 2))[:, None, None]
+    A = xp.where(on[:, :, None] & on[:, None, :], A, scale * identity(k, A))
     x = xp.zeros(S.shape, dtype=A.dtype, device=device(A))
     x[:, :k] = solve(A, xp.where(on, xp.take_along_axis(b, first, axis=1), 0))
-    return xp.take_along_axis(x, xp.argsort(order, axis=1), axis=1)                     # undo the order
+    return xp.take_along_axis(x, xp.argsort(order, axis=1), axis=1)                 # undo
 
 
-# --------------------------------------------------------------------------------------------------- Lasso
+def gather_square(A, index):
+    """A (T, m, m), index (T, k)  ->  A[t, index_i, index_j], (T, k, k)."""
+    xp = array_namespace(A)
+    T, m, _ = A.shape
+    k = index.shape[1]
+    row = m * (index + m * xp.arange(T, device=device(A))[:, None])                 # A[t, i, 0]
+    flat = xp.reshape(row[:, :, None] + index[:, None, :], (-1,))
+    return xp.reshape(xp.take(xp.reshape(A, (-1,)), flat), (T, k, k))
+
+
+# ------------------------------------------------------------------------------ iterations
+
+
+def until_solved(step, measure, w, data, tol, max_iter):
+    """Repeat w <- step(w, *found, *data) until no task's gap exceeds tol  ->  w, info.
+
+    measure(w, *data) -> gap (T,), found: what a step wants to know of w. Every array has T rows;
+    tasks that are solved leave the batch.
+    """
+    xp = array_namespace(w)
+    ids = xp.arange(w.shape[0], device=device(w))
+    done = []                                                       # (ids, w, gap) of solved tasks
+    for n_iter in range(max_iter + 1):
+        gap, found = measure(w, *data)
+        open_ = gap > tol
+        solved = int(xp.sum(xp.astype(~open_, xp.int64)))
+        if solved == w.shape[0] or n_iter == max_iter:
+            break
+        if solved > w.shape[0] // 4:
+            order = xp.argsort(xp.astype(open_, xp.int8), stable=True)
+            done.append(take_all((ids, w, gap), order[:solved]))
+            ids, w = take_all((ids, w), order[solved:])
+            found, data = (take_all(arrays, order[solved:]) for arrays in (found, data))
+        w = step(w, *found, *data)
+    parts = zip(*done, (ids, w, gap), strict=True)
+    ids, w, gap = (xp.concat(part) for part in parts)
+    w, gap = take_all((w, gap), xp.argsort(ids))
+    return w, {"n_iter": n_iter, "gap": gap, "converged": gap <= tol}
+
+
+def take_all(arrays, index):
+    """The rows of every array."""
+    return [array_namespace(a).take(a, index, axis=0) for a in arrays]
+
+
+# ------------------------------------------------------------------------------ Lasso
 
 
 def lasso(F, y, lam, max_iter=None):
-    """argmin_w  ||y - F w||^2 / (2 n) + lam ||w||_1  for every task.                     [L23, Problem (6)]
+    """argmin_w  ||y - F w||^2 / (2 n) + lam ||w||_1  for every task.        [L23, Problem (6)]
 
     F (T, n, m), y (T, n), lam a number or (T,)  ->  w (T, m), info with n_iter and, per task,
         gap        the largest violation of the optimality conditions, in units of lasso_lambda_max
         converged  gap <= 1e-12 in float64, 1e-5 in float32
-    From w = 0, each iteration takes one step of proximal coordinate descent (the paper's solver, here greedy: the
-    coordinate that violates optimality most), then one Newton step on the support so found, which ends the search
-    once the support is right. Neither step raises the objective, so the support cannot cycle. Where the minimiser
-    is not unique (lam = 0 with n < m, equal columns) one of them is returned. Columns are expected to be of similar
-    scale, as normalised features are. Raises ValueError for inputs that are not finite, a negative lam, or wrong shapes.
+    From w = 0, an iteration takes one step of proximal coordinate descent (the paper's solver, here
+    greedy: the coordinate that violates optimality most), then one Newton step on the support so
+    found, which ends the search once the support is right. Neither raises the objective, so the
+    support cannot cycle. Where the minimiser is not unique (lam = 0 with n < m, equal columns) one
+    of them is returned. Columns are expected to be of similar scale, as normalised features are.
+    Raises ValueError as check_problem does.
     """
+    lam, = check_problem(F, y, lam)
     xp = array_namespace(F)
-    lam, G, c = per_task(lam, F), gram(F), correlations(F, y)
-    unit = xp.max(xp.abs(c), axis=1)
-    unit = xp.where(unit > 0, unit, xp.ones_like(unit))
-    tol = 1e-12 if F.dtype == xp.float64 else 1e-5
-    w, ids = xp.zeros_like(c), xp.arange(F.shape[0], device=device(F))
-    done = []                                                                           # [ids, w, gap] of solved tasks
+    G, c = gram(F), correlations(F, y)
+    unit = where_positive(xp.max(xp.abs(c), axis=1))
     max_iter = 100 + 20 * F.shape[2] if max_iter is None else max_iter
-    for n_iter in range(max_iter + 1):
-        q = c - matvec(G, w)
-        v = lasso_violation(q, lam, w)
-        gap = xp.max(v, axis=1) / unit
-        solved = int(xp.sum(xp.astype(gap <= tol, xp.int64)))
-        if solved == w.shape[0] or n_iter == max_iter:
-            break
-        if solved > w.shape[0] // 4:                                                    # solved tasks leave the batch
-            order = xp.argsort(xp.astype(gap > tol, xp.int8), stable=True)
-            done.append([xp.take(a, order[:solved], axis=0) for a in (ids, w, gap)])
-            ids, w, q, v, G, c, lam, unit = (xp.take(a, order[solved:], axis=0) for a in (ids, w, q, v, G, c, lam, unit))
-        w, q = coordinate_descent_step(G, lam, w, q, v)
-        w = newton_step(G, lam, w, q)
-    ids, w, gap = (xp.concat(parts) for parts in zip(*done, [ids, w, gap]))
-    w, gap = (xp.take(a, xp.argsort(ids), axis=0) for a in (w, gap))
-    return w, {"n_iter": n_iter, "gap": gap, "converged": gap <= tol}
+    start = xp.zeros_like(c)
+    tol = tolerance("lasso", F)
+    return until_solved(lasso_step, lasso_gap, start, (G, c, lam, unit), tol, max_iter)
+
+
+def lasso_gap(w, G, c, lam, unit):
+    """The gap of each task, and q and the violation v of each coordinate, (T, m)."""
+    q = c - matvec(G, w)
+    v = lasso_violation(q, lam, w)
+    return array_namespace(w).max(v, axis=1) / unit, (q, v)
 
 
 def lasso_violation(q, lam, w):
-    """By how much each coordinate misses optimality, (T, m): q_j = lam sign(w_j) where w_j != 0, |q_j| <= lam elsewhere."""
+    """By how much each coordinate misses optimality, (T, m):
+    q_j = lam sign(w_j) where w_j != 0, |q_j| <= lam elsewhere."""
     xp = array_namespace(w)
     lam = lam[:, None]
     return xp.where(w != 0, xp.abs(q - lam * xp.sign(w)), xp.maximum(xp.abs(q) - lam, 0))
 
 
+def lasso_step(w, q, v, G, c, lam, unit):
+    """A step of coordinate descent, and a Newton step on the support it leaves."""
+    w, q = coordinate_descent_step(G, lam, w, q, v)
+    return newton_step(G, lam, w, q)
+
+
 def coordinate_descent_step(G, lam, w, q, v):
-    """Minimise exactly over the coordinate j of largest violation v: w_j <- ST(q_j + G_jj w_j, lam) / G_jj."""
+    """Minimise over the coordinate j of largest v: w_j <- ST(q_j + G_jj w_j, lam) / G_jj."""
     xp = array_namespace(w)
-    j = xp.argmax(v, axis=1)[:, None]                                                   # (T, 1)
-    G_j = xp.take_along_axis(G, j[:, :, None], axis=1)[:, 0, :]                         # (T, m), row j
+    j = xp.argmax(v, axis=1)[:, None]                               # (T, 1)
+    G_j = xp.take_along_axis(G, j[:, :, None], axis=1)[:, 0, :]     # row j
     G_jj, w_j, q_j = (xp.take_along_axis(a, j, axis=1) for a in (G_j, w, q))
-    step = soft_threshold(q_j + G_jj * w_j, lam[:, None]) / xp.where(G_jj > 0, G_jj, 1) - w_j
-    is_j = xp.arange(w.shape[1], device=device(w)) == j                                 # (T, m)
+    step = soft_threshold(q_j + G_jj * w_j, lam[:, None]) / where_positive(G_jj) - w_j
+    is_j = xp.arange(w.shape[1], device=device(w)) == j             # (T, m)
     return xp.where(is_j, w + step, w), q - step * G_j
 
 
 def newton_step(G, lam, w, q):
-    """From w towards the minimiser with w's support and signs: a coordinate that reaches 0 ends the step (at lam = 0 none does)."""
+    """From w towards the minimiser with w's support and signs.
+
+    A coordinate that reaches 0 ends the step (at lam = 0 none does).
+    """
     xp = array_namespace(w)
     lam, s = lam[:, None], xp.sign(w)
-    d = solve_on_support(G, w != 0, q - lam * s, lambda A, b: xp.linalg.solve(shifted(A), b[..., None])[..., 0])
+    d = solve_on_support(G, w != 0, q - lam * s, solve_once)
     crosses = (s * (w + d) <= 0) & (w != 0) & (lam > 0)
-    t_j = xp.where(crosses, w, 1) / xp.where(crosses, -d, 1)                            # w_j + t_j d_j = 0
-    t = xp.min(xp.where(crosses, t_j, 1), axis=1)[:, None]                              # (T, 1)
+    t_j = xp.where(crosses, w, 1) / xp.where(crosses, -d, 1)        # to w_j = 0
+    t = xp.min(xp.where(crosses, t_j, 1), axis=1)[:, None]          # (T, 1)
     return xp.where(crosses & (t_j <= t), 0, w + t * d)
 
 
 def lasso_vjp(F, y, lam, w, dw):
-    """Pull dw = dL/dw back through the Lasso solution w(F, y, lam).                  [L23, Sec. 3.4; Bertrand et al. 2022]
+    """Pull dw back through the solution w(F, y, lam).  [L23, Sec. 3.4; Bertrand et al. 2022]
 
-    On the support S, where s = sign(w_S), the solution satisfies  R := F_S'(F_S w_S - y)/n + lam s = 0.
+    On the support S, with s = sign(w_S), it satisfies  R := F_S'(F_S w_S - y)/n + lam s = 0.
       1. curvature   A = dR/dw_S = F_S'F_S/n
       2. adjoint     A u_S = dw_S,  u = 0 off S
       3. pull back   dX = -(dR/dX)' u   for X = F, y, lam
 
-    F (T, n, m), y (T, n), lam a number or (T,), w and dw (T, m)  ->  dF (T, n, m), dy (T, n), dlam (T,).
-    Valid where S does not change; where F_S'F_S is singular, u is the least-norm solution.
+    F (T, n, m), y (T, n), lam a number or (T,), w and dw (T, m)  ->  dF (T, n, m), dy (T, n),
+    dlam (T,). Valid where S does not change; where F_S'F_S is singular, u is of least norm.
     """
+    check_problem(F, y, lam)
     xp = array_namespace(F)
-    u = solve_on_support(gram(F), w != 0, dw)                                           # (T, m)
+    u = solve_on_support(gram(F), w != 0, dw)                       # (T, m)
     dF, dy = pull_back(F, y, w, u)
     return dF, dy, -xp.sum(xp.sign(w) * u, axis=1)
 
@@ -225,70 +351,76 @@ def lasso_vjp(F, y, lam, w, dw):
 def pull_back(F, y, w, u):
     """-(d/dX)' u of F'(F w - y)/n, for X = F and y: what Lasso and ridge share."""
     n = F.shape[1]
-    r, Fu = y - matvec(F, w), matvec(F, u)                                              # (T, n)
+    r = y - matvec(F, w)                                            # (T, n)
+    Fu = matvec(F, u)
     return (outer(r, u) - outer(Fu, w)) / n, Fu / n
 
 
-# --------------------------------------------------------------------------------------------------- ridge
+# ------------------------------------------------------------------------------ ridge
 
 
 def ridge(F, y, lam):
-    """argmin_w  ||y - F w||^2 / (2 n) + lam/2 ||w||^2  for every task: (F'F/n + lam I) w = F'y/n.  [L23, App. D.2.3]
+    """argmin_w  ||y - F w||^2 / (2 n) + lam/2 ||w||^2  for every task.       [L23, App. D.2.3]
 
-    F (T, n, m), y (T, n), lam a number or (T,)  ->  w (T, m). At lam = 0 with singular F'F, the least-norm solution.
+    (F'F/n + lam I) w = F'y/n. F (T, n, m), y (T, n), lam a number or (T,)  ->  w (T, m). At lam = 0
+    with singular F'F, the least-norm solution. Raises ValueError as check_problem does.
     """
-    return solve_psd(ridge_curvature(F, per_task(lam, F)), correlations(F, y))
+    lam, = check_problem(F, y, lam)
+    return solve_psd(ridge_curvature(F, lam), correlations(F, y))
 
 
 def ridge_curvature(F, lam):
     """A = F'F/n + lam I, (T, m, m)."""
-    xp = array_namespace(F)
-    return gram(F) + lam[:, None, None] * xp.eye(F.shape[2], dtype=F.dtype, device=device(F))
+    return gram(F) + lam[:, None, None] * identity(F.shape[2], F)
 
 
 def ridge_vjp(F, y, lam, w, dw):
-    """As lasso_vjp, for ridge: R := F'(F w - y)/n + lam w = 0, A = F'F/n + lam I, A u = dw, dlam = -w'u.   [docs/derivations.md, 3]"""
-    xp = array_namespace(F)
-    u = solve_psd(ridge_curvature(F, per_task(lam, F)), dw)                             # (T, m)
+    """As lasso_vjp, for ridge: R := F'(F w - y)/n + lam w = 0, A = F'F/n + lam I, A u = dw.
+
+    dlam = -w'u.                                                    [docs/derivations.md, 3]
+    """
+    lam, = check_problem(F, y, lam)
+    u = solve_psd(ridge_curvature(F, lam), dw)                      # (T, m)
     dF, dy = pull_back(F, y, w, u)
-    return dF, dy, -xp.sum(w * u, axis=1)
+    return dF, dy, -array_namespace(F).sum(w * u, axis=1)
 
 
 def ridge_classes(F, Y, lam):
-    """argmin_W (1/n) sum_i 1/2 ||W F_i - Y_i||^2 + lam/2 ||W||^2, lam > 0, F (T, n, m), Y (T, n, k)  ->  W (T, k, m), from its dual
-    of few samples and many features: W = a'F, (F F'/n + lam I) a = Y/n."""
-    xp = array_namespace(F)
-    return xp.matmul(transpose(xp.linalg.solve(dual_curvature(F, lam), Y / F.shape[1])), F)
+    """argmin_W (1/n) sum_i 1/2 ||W F_i - Y_i||^2 + lam/2 ||W||^2, lam > 0, from its dual.
+
+    W = a'F with (F F'/n + lam I) a = Y/n: for few samples and many features.
+    F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m).     [docs/derivations.md, 3]
+    """
+    lam, = check_problem(F, Y, lam)
+    a = ridge_dual(F, lam, Y / F.shape[1])
+    return array_namespace(F).matmul(transpose(a), F)
 
 
-def dual_curvature(F, lam):
-    """F F'/n + lam I, (T, n, n)."""
+def ridge_dual(F, lam, B):
+    """(F F'/n + lam I)^-1 B, (T, n, k)."""
     xp, n = array_namespace(F), F.shape[1]
-    return xp.matmul(F, transpose(F)) / n + per_task(lam, F)[:, None, None] * xp.eye(n, dtype=F.dtype, device=device(F))
+    A = xp.matmul(F, transpose(F)) / n + lam[:, None, None] * identity(n, F)
+    return xp.linalg.solve(A, B)
 
 
 def ridge_classes_vjp(F, Y, lam, W, dW):
-    """dF (T, n, m) of dW: through F in W = a'F, and through a, with A u = F dW'."""
-    xp = array_namespace(F)
-    n, A = F.shape[1], dual_curvature(F, lam)
-    a, u = xp.linalg.solve(A, Y / n), xp.linalg.solve(A, xp.matmul(F, transpose(dW)))   # (T, n, k)
-    return xp.matmul(a, dW) - (xp.matmul(u, xp.matmul(transpose(a), F)) + xp.matmul(a, xp.matmul(transpose(u), F))) / n
+    """(dF,) of dW: through F in W = a'F, and through a, with (F F'/n + lam I) u = F dW'."""
+    lam, = check_problem(F, Y, lam)
+    xp, n = array_namespace(F), F.shape[1]
+    a = ridge_dual(F, lam, Y / n)                                   # (T, n, k)
+    u = ridge_dual(F, lam, xp.matmul(F, transpose(dW)))             # (T, n, k)
+    through_a = xp.matmul(u, xp.matmul(transpose(a), F)) + xp.matmul(a, xp.matmul(transpose(u), F))
+    return (xp.matmul(a, dW) - through_a / n,)
 
 
-# --------------------------------------------------------------------------------- group Lasso, k outputs
-# W (T, k, m) as in the paper; feature j is used by no output (W_j = 0) or by all. Inside, V = W' (T, m, k).
-# loss "squared": 1/2 ||W F_i - Y_i||^2; "logistic": cross-entropy of softmax(W F_i) and Y_i, or of the sigmoid where k = 1.
+# ------------------------------------------------------------------------------ losses of k outputs
+# "squared": 1/2 ||Z_i - Y_i||^2; "logistic": the cross-entropy of softmax(Z_i) and Y_i, or of the
+# sigmoid where k = 1; Z = F W' (T, n, k) are the scores.
 
 
-def block_soft_threshold(V, tau, axis=-1):
-    """BST(V, tau) = (1 - tau/||V||)_+ V over an axis, the proximal operator of tau ||.||_2.          [L23, App. C]"""
-    xp = array_namespace(V)
-    size = xp.sqrt(xp.sum(V * V, axis=axis, keepdims=True))
-    return V * xp.maximum(1 - tau / xp.where(size > 0, size, 1), 0)
-
-
-def residual(Z, Y, loss):
-    """R (T, n, k), the derivative of (1/n) sum_i loss(Z_i, Y_i) in the scores Z = F W', and its own derivative R'."""
+def loss_gradient(Z, Y, loss):
+    """R (T, n, k), the derivative of (1/n) sum_i loss(Z_i, Y_i) in Z, and R', its own derivative
+    along a given dZ."""
     xp, n = array_namespace(Z), Z.shape[1]
     if loss == "squared":
         return (Z - Y) / n, lambda dZ: dZ / n
@@ -296,8 +428,16 @@ def residual(Z, Y, loss):
     return (P - Y) / n, lambda dZ: P * (dZ - xp.sum(P * dZ, axis=-1, keepdims=True)) / n
 
 
+def data_loss(Z, Y, loss):
+    """(1/n) sum_i loss(Z_i, Y_i), (T,)."""
+    xp = array_namespace(Z)
+    if loss == "squared":
+        return xp.sum((Z - Y) ** 2, axis=(1, 2)) / (2 * Z.shape[1])
+    return xp.mean(log_sum_exp(Z)[..., 0] - xp.sum(Y * Z, axis=-1), axis=1)
+
+
 def log_sum_exp(Z):
-    """log sum_l exp(Z_l) over the last axis, which is kept; one column Z is that of the logits (Z, 0)."""
+    """log sum_l exp(Z_l) over the last axis, which is kept; one column Z means (Z, 0)."""
     xp = array_namespace(Z)
     Z = xp.concat([Z, 0 * Z], axis=-1) if Z.shape[-1] == 1 else Z
     top = xp.max(Z, axis=-1, keepdims=True)
@@ -309,111 +449,144 @@ def softmax(Z):
     return array_namespace(Z).exp(Z - log_sum_exp(Z))
 
 
-def data_loss(Z, Y, loss):
-    """(1/n) sum_i loss(Z_i, Y_i), (T,)."""
-    xp = array_namespace(Z)
-    if loss == "squared":
-        return xp.sum((Z - Y) ** 2, axis=(1, 2)) / (2 * Z.shape[1])
-    return xp.mean(log_sum_exp(Z)[..., 0] - xp.sum(Y * Z, axis=-1), axis=1)
+def scores(F, W):
+    """Z = F W', (T, n, k)."""
+    return array_namespace(F).matmul(F, transpose(W))
+
+
+# ------------------------------------------------------------------------------ group Lasso
+# Feature j is used by no output (W_j = 0) or by all: W_j is column j of W (T, k, m).
 
 
 def group_lasso_lambda_max(F, Y, loss="squared"):
-    """max_j ||F_j' R(0)||, (T,): from this lam on, the group-Lasso solution is W = 0.        [docs/derivations.md, 4]"""
+    """max_j ||F_j' R(0)||, (T,): from this lam on, W = 0.      [docs/derivations.md, 4]"""
+    check_problem(F, Y)
     xp = array_namespace(F)
-    R, _ = residual(0 * Y, Y, loss)
-    return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(F), R), axis=2), axis=1)
+    R, _ = loss_gradient(0 * Y, Y, loss)
+    return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(R), F), axis=1), axis=1)
 
 
 def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
-    """argmin_W (1/n) sum_i loss(W F_i, Y_i) + lam sum_j ||W_j||_2 for every task, W_j the column of feature j. [Yuan and Lin 2006]
+    """argmin_W (1/n) sum_i loss(W F_i, Y_i) + lam sum_j ||W_j||_2 for every task.
 
-    F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m), info as of lasso, gap in units of
-    group_lasso_lambda_max, converged at 1e-10. An iteration is one sweep of proximal block coordinate descent,
-    which finds the support, and a Newton step on it, taken by each task where it helps.
+    F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m), info as of lasso, gap in units
+    of group_lasso_lambda_max, converged at 1e-10. An iteration is one sweep of proximal block
+    coordinate descent, which finds the support, and a Newton step on it, taken by each task where
+    it helps. Raises ValueError as check_problem does.               [Yuan and Lin 2006]
+    """
+    lam, = check_problem(F, Y, lam)
+    xp = array_namespace(F)
+    unit = where_positive(group_lasso_lambda_max(F, Y, loss))
+    W = xp.zeros((F.shape[0], Y.shape[2], F.shape[2]), dtype=F.dtype, device=device(F))
+
+    def measure(W, F, Y, lam, unit):
+        return group_violation(F, Y, lam, W, loss) / unit, ()
+
+    def step(W, F, Y, lam, unit):
+        return newton_group_step(F, Y, lam, block_sweep(F, Y, lam, W, loss), loss)
+
+    tol = tolerance("group_lasso", F)
+    return until_solved(step, measure, W, (F, Y, lam, unit), tol, max_iter)
+
+
+def data_gradient(F, Y, W, loss):
+    """R'F, the derivative of the data term in W, (T, k, m)."""
+    R, _ = loss_gradient(scores(F, W), Y, loss)
+    return array_namespace(F).matmul(transpose(R), F)
+
+
+def directions(W):
+    """W_j/||W_j||, 0 where W_j = 0, and the norms (T, 1, m)."""
+    size = array_namespace(W).linalg.vector_norm(W, axis=1, keepdims=True)
+    return W / where_positive(size), size
+
+
+def group_violation(F, Y, lam, W, loss):
+    """The largest violation of F_j'R + lam W_j/||W_j|| = 0 where W_j != 0, and of
+    ||F_j'R|| <= lam elsewhere, (T,)."""
+    xp = array_namespace(W)
+    g = data_gradient(F, Y, W, loss)
+    unit, size = directions(W)
+    on = xp.linalg.vector_norm(g + lam[:, None, None] * unit, axis=1)
+    off = xp.maximum(xp.linalg.vector_norm(g, axis=1) - lam[:, None], 0)
+    return xp.max(xp.where(size[:, 0, :] > 0, on, off), axis=1)
+
+
+def group_objective(F, Y, lam, W, loss):
+    """(1/n) sum_i loss + lam sum_j ||W_j||, (T,)."""
+    xp = array_namespace(F)
+    norms = xp.sum(xp.linalg.vector_norm(W, axis=1), axis=1)
+    return data_loss(scores(F, W), Y, loss) + lam * norms
+
+
+def block_sweep(F, Y, lam, W, loss):
+    """W_j <- BST(W_j - F_j'R/L_j, lam/L_j) for j = 1 ... m.
+
+    L_j = ||F_j||^2/n, half that for softmax, bounds the curvature.
     """
     xp = array_namespace(F)
-    lam = per_task(lam, F)
-    unit = group_lasso_lambda_max(F, Y, loss)
-    unit, tol = xp.where(unit > 0, unit, 1), 1e-10 if F.dtype == xp.float64 else 1e-4
-    V = xp.zeros((F.shape[0], F.shape[2], Y.shape[2]), dtype=F.dtype, device=device(F))
-    for n_iter in range(max_iter + 1):
-        gap = group_violation(F, Y, lam, V, loss) / unit
-        if bool(xp.all(gap <= tol)) or n_iter == max_iter:
-            break
-        V = newton_group_step(F, Y, lam, block_sweep(F, Y, lam, V, loss), loss)
-    return transpose(V), {"n_iter": n_iter, "gap": gap, "converged": gap <= tol}
-
-
-def group_violation(F, Y, lam, V, loss):
-    """The largest violation of F_j'R + lam V_j/||V_j|| = 0 where V_j != 0, and of ||F_j'R|| <= lam elsewhere, (T,)."""
-    xp = array_namespace(V)
-    g = xp.matmul(transpose(F), residual(xp.matmul(F, V), Y, loss)[0])                  # (T, m, k)
-    size, lam = xp.linalg.vector_norm(V, axis=2), lam[:, None]
-    on = xp.linalg.vector_norm(g + lam[..., None] * V / xp.where(size > 0, size, 1)[..., None], axis=2)
-    return xp.max(xp.where(size > 0, on, xp.maximum(xp.linalg.vector_norm(g, axis=2) - lam, 0)), axis=1)
-
-
-def group_objective(F, Y, lam, V, loss):
-    """(1/n) sum_i loss + lam sum_j ||V_j||, (T,)."""
-    xp = array_namespace(F)
-    return data_loss(xp.matmul(F, V), Y, loss) + lam * xp.sum(xp.linalg.vector_norm(V, axis=2), axis=1)
-
-
-def block_sweep(F, Y, lam, V, loss):
-    """V_j <- BST(V_j - F_j'R/L_j, lam/L_j) for j = 1 ... m; L_j = ||F_j||^2/n, half that for softmax, bounds the curvature."""
-    xp = array_namespace(F)
-    Z, V = xp.matmul(F, V), V + 0
-    L = xp.sum(F * F, axis=1) / F.shape[1] / (1 if loss == "squared" else 2)            # (T, m)
-    L = xp.where(L > 0, L, 1)
+    Z, W = scores(F, W), W + 0
+    curvature = 1 if loss == "squared" else 1 / 2
+    L = where_positive(xp.sum(F * F, axis=1) / F.shape[1] * curvature)              # (T, m)
     for j in range(F.shape[2]):
         F_j, L_j = F[:, :, j], L[:, j, None]
-        g = matvec(transpose(residual(Z, Y, loss)[0]), F_j)                             # (T, k)
-        V_j = block_soft_threshold(V[:, j, :] - g / L_j, lam[:, None] / L_j)
-        Z += outer(F_j, V_j - V[:, j, :])
-        V[:, j, :] = V_j
-    return V
+        R, _ = loss_gradient(Z, Y, loss)
+        W_j = W[:, :, j] - matvec(transpose(R), F_j) / L_j          # (T, k)
+        W_j = block_soft_threshold(W_j, lam[:, None] / L_j)
+        Z += outer(F_j, W_j - W[:, :, j])
+        W[:, :, j] = W_j
+    return W
 
 
-def group_curvature(F, Y, lam, V, loss):
-    """H (T, mk, mk), the second derivative of the objective on the support of V: F'R'[F .] + lam (I - v v')/||V_j||."""
+def group_curvature(F, lam, W, loss):
+    """H, the second derivative of the objective on the support of W, (T, m k, m k), j before l:
+    F'R'[F .] + lam (I - v v')/||W_j||,  v = W_j/||W_j||."""
     xp = array_namespace(F)
-    T, m, k = V.shape
-    eye_k, eye_m = (xp.eye(a, dtype=F.dtype, device=device(F)) for a in (k, m))
-    H = gram(F)[:, :, None, :, None] * eye_k[:, None, :] if loss == "squared" else softmax_curvature(F, V)      # (T, m, k, m, k)
-    size = xp.linalg.vector_norm(V, axis=2)
-    size = xp.where(size > 0, xp.maximum(size, 1e-100), 1)[..., None]
-    v = V / size
-    bend = lam[:, None, None, None] * (eye_k - v[..., None] * v[:, :, None, :]) / size[..., None]    # (T, m, k, k)
-    return xp.reshape(H + bend[:, :, :, None, :] * eye_m[:, None, :, None], (T, m * k, m * k))
+    T, k, m = W.shape
+    eye = identity(k, F)
+    if loss == "squared":
+        H = gram(F)[:, :, None, :, None] * eye[:, None, :]          # (T, m, k, m, k)
+    else:
+        H = softmax_curvature(F, W)
+    unit, size = (transpose(a) for a in directions(W))              # (T, m, k)
+    size = xp.where(size > 0, xp.maximum(size, 1e-100), 1)
+    bend = (eye - unit[..., None] * unit[:, :, None, :]) / size[..., None]          # (T, m, k, k)
+    bend = lam[:, None, None, None] * bend
+    H = H + bend[:, :, :, None, :] * identity(m, F)[:, None, :, None]
+    return xp.reshape(H, (T, m * k, m * k))
 
 
-def softmax_curvature(F, V):
+def softmax_curvature(F, W):
     """F'R'[F .] of the logistic loss, (T, m, k, m, k)."""
     xp = array_namespace(F)
-    T, m, k = V.shape
-    P = softmax(xp.matmul(F, V))
-    D = (P[..., None] * xp.eye(k, dtype=F.dtype, device=device(F)) - P[..., None] * P[:, :, None, :]) / F.shape[1]      # (T, n, k, k)
-    FD = xp.reshape(F[..., None, None] * D[:, :, None, :, :], (T, F.shape[1], m * k * k))
-    return xp.permute_dims(xp.reshape(xp.matmul(transpose(F), FD), (T, m, m, k, k)), (0, 1, 3, 2, 4))
+    T, k, m = W.shape
+    n = F.shape[1]
+    P = softmax(scores(F, W))
+    D = P[..., None] * (identity(k, F) - P[:, :, None, :]) / n      # (T, n, k, k)
+    FD = xp.reshape(F[..., None, None] * D[:, :, None, :, :], (T, n, m * k * k))
+    H = xp.reshape(xp.matmul(transpose(F), FD), (T, m, m, k, k))
+    return xp.permute_dims(H, (0, 1, 3, 2, 4))
 
 
-def on_support(V, H, B):
-    """U (T, m, k) with H U = B on the features where V is not 0, U = 0 elsewhere."""
-    xp = array_namespace(V)
-    T, m, k = V.shape
-    S = xp.reshape(xp.repeat(xp.any(V != 0, axis=2), k, axis=1), (T, m * k))
-    return xp.reshape(solve_on_support(H, S, xp.reshape(B, (T, m * k))), (T, m, k))
+def solve_on_columns(H, W, B):
+    """U (T, k, m) with H U = B on the features where W is not 0, U = 0 elsewhere."""
+    xp = array_namespace(W)
+    T, k, m = W.shape
+    on = xp.repeat(xp.any(W != 0, axis=1), k, axis=1)               # (T, m k)
+    U = solve_on_support(H, on, xp.reshape(transpose(B), (T, m * k)))
+    return transpose(xp.reshape(U, (T, m, k)))
 
 
-def newton_group_step(F, Y, lam, V, loss):
-    """The Newton step on the support, or the part of it that lessens the violation most without raising the objective."""
+def newton_group_step(F, Y, lam, W, loss):
+    """The Newton step on the support, or the part of it that lessens the violation most without
+    raising the objective."""
     xp = array_namespace(F)
-    size = xp.linalg.vector_norm(V, axis=2, keepdims=True)
-    g = xp.matmul(transpose(F), residual(xp.matmul(F, V), Y, loss)[0]) + lam[:, None, None] * V / xp.where(size > 0, size, 1)
-    d = on_support(V, group_curvature(F, Y, lam, V, loss), -g)
-    best, left, height = V, group_violation(F, Y, lam, V, loss), group_objective(F, Y, lam, V, loss) * (1 + 1e-14)
+    g = data_gradient(F, Y, W, loss) + lam[:, None, None] * directions(W)[0]
+    d = solve_on_columns(group_curvature(F, lam, W, loss), W, -g)
+    best, left = W, group_violation(F, Y, lam, W, loss)
+    height = group_objective(F, Y, lam, W, loss) * (1 + 1e-14)
     for t in (1.0, 0.5, 0.25, 0.125):
-        new = V + t * d
+        new = W + t * d
         violation = group_violation(F, Y, lam, new, loss)
         better = (violation < left) & (group_objective(F, Y, lam, new, loss) <= height)
         best = xp.where(better[:, None, None], new, best)
@@ -422,479 +595,627 @@ def newton_group_step(F, Y, lam, V, loss):
 
 
 def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
-    """Pull dW back through the group-Lasso solution [docs/derivations.md, 4]. On the support F_j'R + lam W_j/||W_j|| = 0;
-    curvature H as above, H U = dW, and then
-        dF = -(R U' + R'[F U] W)        dlam = -sum_j w_j . U_j,  w_j = W_j/||W_j||
+    """Pull dW back through the solution of group_lasso.            [docs/derivations.md, 4]
 
-    F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the support does not change.
+    On the support F_j'R + lam W_j/||W_j|| = 0; with H as in group_curvature
+      1., 2. adjoint   H U = dW,  U = 0 off the support
+      3. pull back     dF = -(R U + R'[F U'] W)        dlam = -sum_j U_j . W_j/||W_j||
+
+    F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the
+    support does not change.
     """
+    lam, = check_problem(F, Y, lam)
     xp = array_namespace(F)
-    lam, V = per_task(lam, F), transpose(W)
-    U = on_support(V, group_curvature(F, Y, lam, V, loss), transpose(dW))               # (T, m, k)
-    R, R_prime = residual(xp.matmul(F, V), Y, loss)
-    dF = -(xp.matmul(R, transpose(U)) + xp.matmul(R_prime(xp.matmul(F, U)), W))
-    size = xp.linalg.vector_norm(V, axis=2, keepdims=True)
-    return dF, -xp.sum(V / xp.where(size > 0, size, 1) * U, axis=(1, 2))
+    U = solve_on_columns(group_curvature(F, lam, W, loss), W, dW)   # (T, k, m)
+    R, R_prime = loss_gradient(scores(F, W), Y, loss)
+    dF = -(xp.matmul(R, U) + xp.matmul(R_prime(scores(F, U)), W))
+    return dF, -xp.sum(directions(W)[0] * U, axis=(1, 2))
 
 
-# ------------------------------------------------------------------------ group-Lasso multiclass SVM, k classes
-# Y (T, n, k) one-hot, Lam (T, n, k) dual variables, each row in the simplex {Lam_i >= 0, sum_l Lam_il = 1}; W and
-# V = (Y - Lam)'F are (T, k, m), W_j and V_j the columns of feature j. The primal and its dual, with min P = n - min D:
-#     min_W    P = sum_i max_l (1 - Y_il + (W_l - W_{y_i}) . F_i) + lam1 sum_j ||W_j|| + lam2/2 ||W||^2
-#     min_Lam  D = 1/(2 lam2) sum_j ||BST(V_j, lam1)||^2 + <Y, Lam>
-# W = BST(V, lam1)/lam2 and dD/dLam = G = Y - F W'. The rows of Y - Lam sum to 0, and so do the V_j: they lie in the
-# span of the c = k - 1 orthonormal columns of Q. Curvatures H (T, n, c, n, c) are in the coordinates of Q.
+# ------------------------------------------------------------------------------ group-Lasso SVM
+# k classes, Y (T, n, k) one-hot, Lam (T, n, k) dual variables, each row in the simplex
+# {Lam_i >= 0, sum_l Lam_il = 1}; V = (Y - Lam)'F (T, k, m); V_j, W_j the columns of feature j.
+# The primal and its dual, with min P = n - min D:
+#     min_W    P = sum_i max_l (1 - Y_il + (W_l - W_{y_i}) . F_i) + lam1 sum_j ||W_j||
+#                  + lam2/2 ||W||^2                                        [L23, Problem (8)]
+#     min_Lam  D = 1/(2 lam2) sum_j ||BST(V_j, lam1)||^2 + <Y, Lam>        [L23, Problem (10)]
+# W = BST(V, lam1)/lam2, and dD/dLam = Y - F W', of which the slack S_il = dD_il - min_l dD_il.
 
 
 def project_simplex(V):
-    """The Euclidean projection of each V (..., k) on the simplex: (V - t)_+ with the t that makes it sum to 1.  [Duchi et al. 2008]"""
+    """The Euclidean projection of each V (..., k) on the simplex.    [Duchi et al. 2008]
+
+    (V - t)_+ with the t that makes it sum to 1.
+    """
     xp, k = array_namespace(V), V.shape[-1]
-    V = V - xp.max(V, axis=-1, keepdims=True)                                           # no cancellation where V is huge
+    V = V - xp.max(V, axis=-1, keepdims=True)                    # no cancellation where V is huge
     sums = xp.cumulative_sum(xp.sort(V, axis=-1, descending=True), axis=-1)
-    t = xp.max((sums - 1) / xp.arange(1, k + 1, dtype=V.dtype, device=device(V)), axis=-1, keepdims=True)
+    counts = xp.arange(1, k + 1, dtype=V.dtype, device=device(V))
+    t = xp.max((sums - 1) / counts, axis=-1, keepdims=True)
     return xp.maximum(V - t, 0)
 
 
 def svm_lambda_max(F, Y):
-    """max_j ||F_j'(Y - (1 - Y)/(k - 1))||, (T,): for lam1 above it W = 0; the exact threshold where k = 2. [docs/derivations.md, 5]"""
+    """max_j ||F_j'(Y - (1 - Y)/(k - 1))||, (T,): for lam1 above it W = 0; exact where k = 2.
+
+    [docs/derivations.md, 5]
+    """
     xp = array_namespace(F)
     A = Y - (1 - Y) / (Y.shape[2] - 1)
     return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(A), F), axis=1), axis=1)
 
 
 def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
-    """The multiclass SVM whose features are switched on and off as groups, for every task.       [L23, Problems (8), (10)]
+    """The multiclass SVM whose features are switched on and off as groups, for every task.
 
-    F (T, n, m), Y (T, n, k) one-hot, lam1 >= 0 and lam2 > 0 numbers or (T,)  ->  W (T, k, m), Lam (T, n, k), info with
-        n_iter, and per task: gap, the duality gap P + D - n over P; converged, gap <= 1e-8 in float64, 1e-4 in float32
-    method  "interior-point", or "pbcd": proximal block coordinate descent in the dual, the paper's algorithm, whose
-    n_iter counts epochs. W is unique, Lam need not be. Raises ValueError for input that is not finite or not of this form.
+    F (T, n, m), Y (T, n, k) one-hot, lam1 >= 0 and lam2 > 0 numbers or (T,)  ->  W (T, k, m),
+    Lam (T, n, k), info with n_iter, and per task: gap, the duality gap P + D - n over P;
+    converged, gap <= 1e-8 in float64, 1e-4 in float32.            [L23, Problems (8), (10)]
+    method  "interior-point", or "pbcd": proximal block coordinate descent in the dual, the paper's
+    algorithm [L23, App. D.3], whose n_iter counts epochs. W is unique, Lam need not be.
+    Raises ValueError as check_problem does, and for labels that are not one-hot or lam2 = 0.
     """
+    lam1, lam2 = check_problem(F, Y, lam1, lam2)
+    check_one_hot(Y)
     xp = array_namespace(F)
-    lam1, lam2 = per_task(lam1, F), per_task(lam2, F)
     if not bool(xp.all(lam2 > 0)):
         raise ValueError("lam2: found 0, expected a positive number")
-    if Y.shape[:2] != F.shape[:2] or Y.shape[2] < 2 or not bool(xp.all(((Y == 0) | (Y == 1)) & (xp.sum(Y, axis=2, keepdims=True) == 1))):
-        raise ValueError(f"Y: expected one-hot rows ({F.shape[0]}, {F.shape[1]}, at least 2), found {tuple(Y.shape)}")
-    if not bool(xp.all(xp.isfinite(svm_lambda_max(F, Y)))):
-        raise ValueError("F holds values that are not finite (or too large to multiply)")
-    if method not in ("interior-point", "pbcd"):
-        raise ValueError(f"method: found {method}, expected interior-point or pbcd")
-    seen = F                                                                            # without lam1 only F F' matters:
-    if F.shape[2] > F.shape[1] and not bool(xp.any(lam1 > 0)):                          # n features with the same F F'
-        seen = transpose(xp.linalg.qr(transpose(F))[1])                                 # do as well
-    tol = 1e-8 if F.dtype == xp.float64 else 1e-4
-    solve, limit = (svm_pbcd, 10_000) if method == "pbcd" else (svm_interior_point, 80)
-    Lam, n_iter = solve(seen, Y, lam1, lam2, tol, limit if max_iter is None else max_iter)
-    _, W, G = svm_primal(F, Y, Lam, lam1, lam2)
-    gap = svm_gap(Y, Lam, W, G, lam1, lam2)
+    if method not in SVM_METHODS:
+        raise ValueError(f"method: found {method}, expected {' or '.join(SVM_METHODS)}")
+    solve, limit = SVM_METHODS[method]
+    svm = SVM(with_fewer_features(F, lam1), Y, lam1, lam2, tangent_basis(Y))
+    tol = tolerance("group_svm", F)
+    Lam, n_iter = solve(svm, tol, limit if max_iter is None else max_iter)
+    _, W, dD = svm_primal(F, Y, Lam, lam1, lam2)
+    gap = svm_gap(Y, Lam, W, dD, lam1, lam2)
     return W, Lam, {"n_iter": n_iter, "gap": gap, "converged": gap <= tol}
 
 
-def svm_primal(F, Y, Lam, lam1, lam2):
-    """V and W = BST(V, lam1)/lam2, (T, k, m), and G = Y - F W', (T, n, k), at the dual point Lam."""
+# The problem, and Q (k, c), an orthonormal basis of the vectors that sum to 0, c = k - 1.
+SVM = namedtuple("SVM", "F Y lam1 lam2 Q")
+
+
+def tangent_basis(Y):
+    """Q (k, c): the rows of Y - Lam, and so the V_j, are combinations of its columns."""
+    xp = array_namespace(Y)
+    eye = identity(Y.shape[2], Y)
+    return xp.linalg.qr(xp.concat([xp.ones_like(eye[:, :1]), eye[:, 1:]], axis=1))[0][:, 1:]
+
+
+def with_fewer_features(F, lam1):
+    """Without lam1 only F F' matters, and n features with the same F F' do as well."""
     xp = array_namespace(F)
-    V = xp.matmul(transpose(residual_of(Y, Lam)), F)
+    if F.shape[2] <= F.shape[1] or bool(xp.any(lam1 > 0)):
+        return F
+    return transpose(xp.linalg.qr(transpose(F))[1])
+
+
+def svm_primal(F, Y, Lam, lam1, lam2):
+    """V and W = BST(V, lam1)/lam2, (T, k, m), and dD = Y - F W', (T, n, k), at a dual point."""
+    xp = array_namespace(F)
+    V = xp.matmul(transpose(label_minus_dual(Y, Lam)), F)
     W = block_soft_threshold(V, lam1[:, None, None], axis=1) / lam2[:, None, None]
-    return V, W, Y - xp.matmul(F, transpose(W))
+    return V, W, Y - scores(F, W)
 
 
-def residual_of(Y, Lam):
+def label_minus_dual(Y, Lam):
     """Y - Lam, (T, n, k), without the cancellation of 1 - Lam where Lam is almost 1."""
     others = (1 - Y) * Lam
     return Y * array_namespace(Y).sum(others, axis=2, keepdims=True) - others
 
 
-def svm_gap(Y, Lam, W, G, lam1, lam2):
-    """The duality gap P + D - n = <Lam, G - min_l G>, a sum of what is not negative, over P, (T,)."""
+def svm_gap(Y, Lam, W, dD, lam1, lam2):
+    """The duality gap P + D - n = <Lam, S>, a sum of what is not negative, over P, (T,)."""
     xp = array_namespace(Lam)
-    low = xp.min(G, axis=2, keepdims=True)
-    hinge = xp.sum(1 - low[..., 0] - xp.sum(Y * (Y - G), axis=2), axis=1)
-    P = hinge + lam1 * xp.sum(xp.linalg.vector_norm(W, axis=1), axis=1) + lam2 / 2 * xp.sum(W * W, axis=(1, 2))
-    return xp.sum(Lam * (G - low), axis=(1, 2)) / P
+    low = xp.min(dD, axis=2, keepdims=True)
+    hinge = xp.sum(1 - low[..., 0] - xp.sum(Y * (Y - dD), axis=2), axis=1)
+    norms = xp.sum(xp.linalg.vector_norm(W, axis=1), axis=1)
+    P = hinge + lam1 * norms + lam2 / 2 * xp.sum(W * W, axis=(1, 2))
+    return xp.sum(Lam * (dD - low), axis=(1, 2)) / P
 
 
-def svm_pbcd(F, Y, lam1, lam2, tol, max_iter):
-    """Lam_i <- proj_simplex(Lam_i - G_i/L_i), one sample i after another; L_i = ||F_i||^2/lam2 bounds the curvature.  [L23, App. C.2]"""
+def gap_at(svm, Lam):
+    """svm_gap at a dual point."""
+    F, Y, lam1, lam2, _ = svm
+    _, W, dD = svm_primal(F, Y, Lam, lam1, lam2)
+    return svm_gap(Y, Lam, W, dD, lam1, lam2)
+
+
+def svm_pbcd(svm, tol, max_iter):
+    """Lam_i <- proj_simplex(Lam_i - dD_i/L_i), one sample i after another.   [L23, App. D.3]
+
+    L_i = ||F_i||^2/lam2 bounds the curvature.
+    """
+    F, Y, lam1, lam2, _ = svm
     xp = array_namespace(F)
-    T, n, k = Y.shape
-    Lam = xp.full((T, n, k), 1 / k, dtype=F.dtype, device=device(F))
+    Lam = even_duals(Y)
     L = xp.sum(F * F, axis=2) / lam2[:, None]
-    L = xp.where(L > 0, L, 1e-12)                                                       # F_i = 0: straight to the least G_il
+    L = xp.where(L > 0, L, 1e-12)                                   # F_i = 0: to the least dD_il
     for n_iter in range(max_iter + 1):
-        V, W, G = svm_primal(F, Y, Lam, lam1, lam2)
-        if n_iter == max_iter or bool(xp.all(svm_gap(Y, Lam, W, G, lam1, lam2) <= tol)):
+        if n_iter == max_iter or bool(xp.all(gap_at(svm, Lam) <= tol)):
             return Lam, n_iter
-        for i in range(n):
+        V, _, _ = svm_primal(F, Y, Lam, lam1, lam2)
+        for i in range(F.shape[1]):
             W = block_soft_threshold(V, lam1[:, None, None], axis=1) / lam2[:, None, None]
-            Lam_i = project_simplex(Lam[:, i, :] - (Y[:, i, :] - matvec(W, F[:, i, :])) / L[:, i, None])
+            dD_i = Y[:, i, :] - matvec(W, F[:, i, :])
+            Lam_i = project_simplex(Lam[:, i, :] - dD_i / L[:, i, None])
             V += outer(Lam[:, i, :] - Lam_i, F[:, i, :])
             Lam[:, i, :] = Lam_i
 
 
-def tangent_basis(Y):
-    """Q (k, c), orthonormal columns orthogonal to (1, ..., 1)."""
-    xp = array_namespace(Y)
-    eye = xp.eye(Y.shape[2], dtype=Y.dtype, device=device(Y))
-    return xp.linalg.qr(xp.concat([xp.ones_like(eye[:, :1]), eye[:, 1:]], axis=1))[0][:, 1:]
+def even_duals(Y):
+    """Lam = 1/k."""
+    return array_namespace(Y).ones_like(Y) / Y.shape[2]
 
 
-def svm_curvature(F, V, flat, along, lam2):
-    """H = 1/lam2 sum_j F_j F_j' (x) J_j for V (T, c, m), where J_j has the eigenvalue `along` on V_j and `flat` across it."""
-    xp = array_namespace(F)
-    (T, n, m), c = F.shape, V.shape[1]
-    H = xp.matmul(F * flat[:, None, :], transpose(F))[:, :, None, :, None] * xp.eye(c, dtype=F.dtype, device=device(F))[:, None, :]
-    bend = xp.maximum(along - flat, 0)
-    if bool(xp.any(bend > 0)):
-        size = xp.linalg.vector_norm(V, axis=1)
-        B = V * (xp.sqrt(bend) / xp.where(size > 0, size, 1))[:, None, :]
-        M = xp.reshape(F[:, :, None, :] * B[:, None, :, :], (T, n * c, m))
-        H = H + xp.reshape(xp.matmul(M, transpose(M)), (T, n, c, n, c))
-    return H / lam2[:, None, None, None, None]
+# The curvature of D, H = 1/lam2 sum_j F_j F_j' (x) J_j, in the coordinates of Q: (T, n, c, n, c).
+# J_j, the Jacobian of BST at V_j, has the eigenvalue `along` on V_j and `flat` across it.
 
 
 def bst_slopes(V, lam1):
-    """The eigenvalues of the Jacobian of BST at each V_j: flat = (1 - lam1/||V_j||)_+ across V_j, along = 1 or 0 on it, (T, m)."""
+    """flat = (1 - lam1/||V_j||)_+ and along = 1 where ||V_j|| > lam1, else 0, (T, m)."""
     xp = array_namespace(V)
     size, lam1 = xp.linalg.vector_norm(V, axis=1), lam1[:, None]
     on = size > lam1
     return xp.where(on, 1 - lam1 / xp.where(on, size, 1), 0), xp.astype(on, V.dtype)
 
 
-# The interior-point method. Two families of products vanish at the solution and are driven there together:
-#     Lam_il S_il,  S_il = G_il - min_l G_il the slack of class l for sample i
-#     p_j s_j,      p_j = (||V_j|| - lam1)_+ = lam2 ||W_j||,  s_j = (lam1 - ||V_j||)_+,  so that p_j - s_j = ||V_j|| - lam1
-# A Newton step solves the linearised conditions for a step d Q' of Lam; a predictor step tells how far to aim (Mehrotra).
-
-
-def svm_interior_point(F, Y, lam1, lam2, tol, max_iter):
-    """Lam (T, n, k) and the number of Newton steps; once every task's gap is about 1e-7, a crossover is tried before each."""
+def svm_curvature(F, V, flat, along, lam2):
+    """H (T, n, c, n, c) for V (T, c, m), and the slopes flat and along (T, m)."""
     xp = array_namespace(F)
-    def mean_product(Lam, S):                                                           # (T, 1)
-        return xp.mean(Lam * S, axis=(1, 2))[:, None]
-    Q = tangent_basis(Y)
-    Lam = xp.full(Y.shape, 1 / Y.shape[2], dtype=F.dtype, device=device(F))
-    V, W, G = svm_primal(F, Y, Lam, lam1, lam2)
-    best, best_gap = Lam, svm_gap(Y, Lam, W, G, lam1, lam2)
-    S = G - xp.min(G, axis=2, keepdims=True)
-    S = S + xp.maximum(xp.mean(S, axis=(1, 2), keepdims=True), 1)
-    V = xp.matmul(transpose(Q), V)                                                      # (T, c, m) from here on
-    share = xp.where(lam1 > 0, 1e-3 * lam2, 0)[:, None]                                 # p s aims at this part of Lam S
-    p, s = split(xp.linalg.vector_norm(V, axis=1) - lam1[:, None], share * mean_product(Lam, S))
+    T, n, m = F.shape
+    c = V.shape[1]
+    across = xp.matmul(F * flat[:, None, :], transpose(F))          # (T, n, n)
+    H = across[:, :, None, :, None] * identity(c, F)[:, None, :]
+    bend = xp.maximum(along - flat, 0)
+    if bool(xp.any(bend > 0)):
+        unit, _ = directions(V)
+        B = unit * xp.sqrt(bend)[:, None, :]                        # (T, c, m)
+        M = xp.reshape(F[:, :, None, :] * B[:, None, :, :], (T, n * c, m))
+        H = H + xp.reshape(xp.matmul(M, transpose(M)), (T, n, c, n, c))
+    return H / lam2[:, None, None, None, None]
+
+
+# The interior-point method drives two families of products to 0 together:
+#     Lam_il S_il      of the dual variables and the slacks
+#     p_j s_j          p_j = (||V_j|| - lam1)_+ = lam2 ||W_j||,  s_j = (lam1 - ||V_j||)_+,
+#                      so that p_j - s_j = ||V_j|| - lam1
+# A Newton step solves the linearised conditions. Mehrotra's predictor aims at products of 0, and
+# how far it gets tells how far the corrector aims: at sigma mu, mu the mean of Lam S now.
+
+
+# A point: Lam and S (T, n, k), V (T, c, m) in the coordinates of Q, p and s (T, m).
+Interior = namedtuple("Interior", "Lam S V p s")
+# A step of a point; V moves with Lam.
+Step = namedtuple("Step", "Lam S p s")
+# The linearised conditions at a point: newton_system.
+Newton = namedtuple("Newton", "A scale flat along unit total miss_p miss_dD")
+
+
+def svm_interior_point(svm, tol, max_iter):
+    """Lam (T, n, k) and the number of Newton steps.
+
+    Once every task's gap is about 1e-7, a crossover is tried before each step.
+    """
+    xp = array_namespace(svm.F)
+    at = interior_start(svm)
+    best = even_duals(svm.Y)
+    best_gap = gap_at(svm, best)
     for n_iter in range(max_iter + 1):
-        left = gap_estimate(Y, Lam, S, p, s, lam2)
-        if n_iter == max_iter or bool(xp.all((left <= max(1e-7, tol)) | (best_gap <= tol))):
-            exact = svm_crossover(F, Y, lam1, lam2, Lam, S, Q)
-            for x in (Lam, exact):
-                gap = svm_gap(Y, x, *svm_primal(F, Y, x, lam1, lam2)[1:], lam1, lam2)
-                best, best_gap = xp.where((gap < best_gap)[:, None, None], x, best), xp.minimum(gap, best_gap)
+        left = gap_estimate(svm, at)
+        near = (left <= max(1e-7, tol)) | (best_gap <= tol)
+        if n_iter == max_iter or bool(xp.all(near)):
+            for Lam in (at.Lam, svm_crossover(svm, at)):
+                gap = gap_at(svm, Lam)
+                best = xp.where((gap < best_gap)[:, None, None], Lam, best)
+                best_gap = xp.minimum(gap, best_gap)
         going = (best_gap > tol) & (left > 1e-13)
         if n_iter == max_iter or not bool(xp.any(going)):
             return best, n_iter
-        direction = svm_newton(F, Y, V, Lam, S, p, s, lam1, lam2, Q)
-        dLam, dS, dp, ds = direction(-Lam * S, -p * s)                              # predictor: aim at 0
-        t = xp.minimum(longest_step(Lam, dLam), longest_step(S, dS))[:, None, None]
-        mu = mean_product(Lam + t * dLam, S + t * dS) ** 3 / mean_product(Lam, S) ** 2
-        dLam, dS, dp, ds = direction(mu[..., None] - Lam * S - dLam * dS, share * mu - p * s - dp * ds)
-        t = xp.minimum(0.995 * xp.minimum(longest_step(Lam, dLam), longest_step(S, dS)), 1)
-        if n_iter >= 30:                                                                # hard problems: p and s shorten steps too
-            t = xp.minimum(t, 0.995 * xp.minimum(longest_step(p[..., None], dp[..., None]), longest_step(s[..., None], ds[..., None])))
-        t = xp.where(going, t, 0)[:, None]
-        Lam, S = Lam + t[..., None] * dLam, S + t[..., None] * dS
-        V = xp.matmul(transpose(Q), xp.matmul(transpose(residual_of(Y, Lam)), F))       # afresh: a sum of steps would drift
-        p, s = xp.maximum(p + t * dp, p / 10), xp.maximum(s + t * ds, s / 10)
+        at = mehrotra_step(svm, at, going, careful=n_iter >= 30)
 
 
-def split(a, product):
-    """p, s >= 0 with p - s = a and p s = product."""
-    xp = array_namespace(a)
-    big = (xp.abs(a) + xp.sqrt(a * a + 4 * product)) / 2
-    small = product / xp.where(big > 0, big, 1)
-    return xp.where(a > 0, big, small), xp.where(a > 0, small, big)
+def interior_start(svm):
+    """The even Lam, slacks moved up by their mean, and p s a small part of Lam S."""
+    xp = array_namespace(svm.F)
+    Lam = even_duals(svm.Y)
+    V, _, dD = svm_primal(*svm[:2], Lam, svm.lam1, svm.lam2)
+    S = dD - xp.min(dD, axis=2, keepdims=True)
+    S = S + xp.maximum(xp.mean(S, axis=(1, 2), keepdims=True), 1)
+    V = xp.matmul(transpose(svm.Q), V)
+    apart = xp.linalg.vector_norm(V, axis=1) - svm.lam1[:, None]
+    p, s = complementary_pair(apart, share_of_norms(svm) * mean_product(Lam, S))
+    return Interior(Lam, S, V, p, s)
 
 
-def gap_estimate(Y, Lam, S, p, s, lam2):
+def share_of_norms(svm):
+    """p s aims at this part of Lam S, (T, 1); without lam1 there is no kink to smooth."""
+    return array_namespace(svm.F).where(svm.lam1 > 0, 1e-3 * svm.lam2, 0)[:, None]
+
+
+def mean_product(Lam, S):
+    """mu, the mean of Lam S, (T, 1)."""
+    return array_namespace(Lam).mean(Lam * S, axis=(1, 2))[:, None]
+
+
+def complementary_pair(difference, product):
+    """p, s >= 0 of a given difference p - s and product p s."""
+    xp = array_namespace(difference)
+    large = (xp.abs(difference) + xp.sqrt(difference * difference + 4 * product)) / 2
+    small = product / where_positive(large)
+    positive = difference > 0
+    return xp.where(positive, large, small), xp.where(positive, small, large)
+
+
+def gap_estimate(svm, at):
     """<Lam, S> + <p, s>/lam2 over n - D, (T,), with p for lam2 ||W_j||."""
-    xp = array_namespace(S)
-    P = xp.sum((1 - Y) * Lam, axis=(1, 2)) - xp.sum(p * p, axis=1) / (2 * lam2)
-    gap = xp.sum(Lam * S, axis=(1, 2)) + xp.sum(p * s, axis=1) / lam2
-    return xp.where(P > 0, gap / xp.where(P > 0, P, 1), xp.inf)
+    xp = array_namespace(at.S)
+    left = xp.sum((1 - svm.Y) * at.Lam, axis=(1, 2))
+    P = left - xp.sum(at.p * at.p, axis=1) / (2 * svm.lam2)         # n - D
+    gap = xp.sum(at.Lam * at.S, axis=(1, 2)) + xp.sum(at.p * at.s, axis=1) / svm.lam2
+    return xp.where(P > 0, gap / where_positive(P), xp.inf)
+
+
+def mehrotra_step(svm, at, going, careful):
+    """Predictor, corrector, and the longest step that keeps Lam and S positive; `going` (T,) marks
+    the tasks that move. careful: p and s shorten steps too, for hard problems.
+    """
+    xp = array_namespace(at.Lam)
+    Lam, S, _, p, s = at
+    system = newton_system(svm, at)
+    d = newton_direction(svm, at, system, -Lam * S, -p * s)         # predictor
+    t = xp.minimum(longest_step(Lam, d.Lam), longest_step(S, d.S))[:, None, None]
+    mu = mean_product(Lam, S)
+    sigma = (mean_product(Lam + t * d.Lam, S + t * d.S) / mu) ** 3  # Mehrotra's
+    aim = sigma * mu                                                # (T, 1)
+    d = newton_direction(
+        svm, at, system, aim[..., None] - Lam * S - d.Lam * d.S,
+        share_of_norms(svm) * aim - p * s - d.p * d.s)              # corrector
+    t = xp.minimum(longest_step(Lam, d.Lam), longest_step(S, d.S))
+    if careful:
+        short = xp.minimum(longest_step(p[..., None], d.p[..., None]),
+                           longest_step(s[..., None], d.s[..., None]))
+        t = xp.minimum(t, short)
+    t = xp.where(going, xp.minimum(0.995 * t, 1), 0)[:, None]
+    Lam, S = Lam + t[..., None] * d.Lam, S + t[..., None] * d.S
+    V = xp.matmul(transpose(label_minus_dual(svm.Y, Lam)), svm.F)   # afresh: sums of steps drift
+    V = xp.matmul(transpose(svm.Q), V)
+    return Interior(Lam, S, V, xp.maximum(p + t * d.p, p / 10), xp.maximum(s + t * d.s, s / 10))
 
 
 def longest_step(x, dx):
     """The largest t for which x + t dx >= 0, (T,); infinite where nothing shrinks."""
     xp = array_namespace(x)
-    return xp.min(xp.where(dx < 0, -x / xp.where(dx < 0, dx, 1), xp.inf), axis=(1, 2))
+    falls = dx < 0
+    return xp.min(xp.where(falls, -x / xp.where(falls, dx, 1), xp.inf), axis=(1, 2))
 
 
-def svm_newton(F, Y, V, Lam, S, p, s, lam1, lam2, Q):
-    """The linearised conditions as a function of what d(Lam S) and d(p s) should be; its values are dLam, dS, dp, ds."""
+def newton_system(svm, at):
+    """The matrix of a Newton step in d (T, n c), Lam moving by d Q', scaled to a diagonal of 1;
+    the slopes of a BST smoothed by p and s; and by how much p, s and dD miss their definitions.
+    """
+    F, Y, lam1, lam2, Q = svm
     xp = array_namespace(F)
-    (T, n, _), c, per_W = Y.shape, Q.shape[1], 1 / lam2[:, None]
-    size = xp.linalg.vector_norm(V, axis=1)
-    unit = V / xp.where(size > 0, size, 1)[:, None, :]
-    total = xp.where(p + s > 0, p + s, 1)
-    flat, along = p / xp.maximum(size, total), p / total                                # smooth BST: W_j = flat V_j/lam2
-    eye, eye_n = (xp.eye(a, dtype=F.dtype, device=device(F)) for a in (n * c, n))
-    barrier = xp.matmul(transpose(Q) * (S / Lam)[..., None, :], Q)                      # (T, n, c, c)
-    A = svm_curvature(F, V, flat, along, lam2) + barrier[:, :, :, None, :] * eye_n[:, None, :, None]
+    T, n, _ = Y.shape
+    c = Q.shape[1]
+    unit, size = directions(at.V)
+    size = size[:, 0, :]
+    total = where_positive(at.p + at.s)
+    flat, along = at.p / xp.maximum(size, total), at.p / total      # W_j = flat V_j/lam2
+    barrier = xp.matmul(transpose(Q) * (at.S / at.Lam)[..., None, :], Q)            # (T, n, c, c)
+    A = svm_curvature(F, at.V, flat, along, lam2)
+    A = A + barrier[:, :, :, None, :] * identity(n, F)[:, None, :, None]
     A = xp.reshape(A, (T, n * c, n * c))
-    scale = 1 / xp.sqrt(xp.sum(A * eye, axis=2))
-    A = shifted(A * scale[:, :, None] * scale[:, None, :])
-    miss_p = p - size + lam1[:, None] - s
-    miss_G = xp.matmul(Y - S, Q) - xp.matmul(F, transpose(V * (flat * per_W)[:, None, :]))
-
-    def direction(dLamS, dps):
-        dp = (dps - p * miss_p) / total                                                 # the part of dp that is not through V
-        b = xp.matmul(F, transpose(unit * (dp * per_W)[:, None, :])) + xp.matmul(dLamS / Lam, Q) - miss_G
-        d = xp.linalg.solve(A, xp.reshape(b, (T, n * c, 1)) * scale[..., None]) * scale[..., None]
-        d = xp.reshape(d, (T, n, c))
-        dsize = -xp.sum(unit * xp.matmul(transpose(d), F), axis=1)                      # V falls by d'F
-        dp, dLam = dp + along * dsize, xp.matmul(d, transpose(Q))
-        return dLam, (dLamS - S * dLam) / Lam, dp, dp - dsize + miss_p
-    return direction
+    scale = 1 / xp.sqrt(xp.sum(A * identity(n * c, F), axis=2))
+    A = regularised(A * scale[:, :, None] * scale[:, None, :])
+    miss_p = at.p - size + lam1[:, None] - at.s
+    W = at.V * (flat / lam2[:, None])[:, None, :]
+    miss_dD = xp.matmul(Y - at.S, Q) - xp.matmul(F, transpose(W))
+    return Newton(A, scale, flat, along, unit, total, miss_p, miss_dD)
 
 
-def svm_crossover(F, Y, lam1, lam2, Lam, S, Q, steps=3):
-    """From a nearly optimal Lam to an exact one: entries with Lam < S are zero, Newton's method finds the others."""
+def newton_direction(svm, at, system, dLamS, dps):
+    """The step that changes the products Lam S and p s by dLamS and dps, to first order."""
+    F, Y, _, lam2, Q = svm
     xp = array_namespace(F)
-    free = (Lam > S) | (Lam >= xp.max(Lam, axis=2, keepdims=True))
-    Lam = xp.where(free, Lam, 0)
+    T, n, _ = Y.shape
+    c = Q.shape[1]
+    dp = (dps - at.p * system.miss_p) / system.total                # the part that is not through V
+    through_p = xp.matmul(F, transpose(system.unit * (dp / lam2[:, None])[:, None, :]))
+    b = through_p + xp.matmul(dLamS / at.Lam, Q) - system.miss_dD
+    b = xp.reshape(b, (T, n * c, 1)) * system.scale[..., None]
+    d = xp.linalg.solve(system.A, b) * system.scale[..., None]
+    d = xp.reshape(d, (T, n, c))
+    dsize = -xp.sum(system.unit * xp.matmul(transpose(d), F), axis=1)             # V falls by d'F
+    dp = dp + system.along * dsize
+    dLam = xp.matmul(d, transpose(Q))
+    return Step(dLam, (dLamS - at.S * dLam) / at.Lam, dp, dp - dsize + system.miss_p)
+
+
+def svm_crossover(svm, at, steps=3):
+    """From a nearly optimal point to an exact Lam: entries with Lam < S are zero, Newton's method
+    finds the others."""
+    F, Y, lam1, lam2, Q = svm
+    xp = array_namespace(F)
+    free = (at.Lam > at.S) | (at.Lam >= xp.max(at.Lam, axis=2, keepdims=True))
+    Lam = xp.where(free, at.Lam, 0)
     for step in range(steps + 1):
         Lam = Lam / xp.sum(Lam, axis=2, keepdims=True)
-        V, W, G = svm_primal(F, Y, Lam, lam1, lam2)
-        if step == steps or bool(xp.all(svm_gap(Y, Lam, W, G, lam1, lam2) <= 1e-12)):
+        if step == steps or bool(xp.all(gap_at(svm, Lam) <= 1e-12)):
             return Lam
-        d = solve_on_face(svm_curvature(F, xp.matmul(transpose(Q), V), *bst_slopes(V, lam1), lam2), free, Q, -G)
-        Lam = xp.maximum(Lam + xp.minimum(longest_step(Lam, d), 1)[:, None, None] * d, 0)
+        V, _, dD = svm_primal(F, Y, Lam, lam1, lam2)
+        H = svm_curvature(F, xp.matmul(transpose(Q), V), *bst_slopes(V, lam1), lam2)
+        d = solve_on_face(H, free, Q, -dD)
+        t = xp.minimum(longest_step(Lam, d), 1)[:, None, None]
+        Lam = xp.maximum(Lam + t * d, 0)
 
 
 def solve_on_face(H, free, Q, B):
-    """The least-norm u (T, n, k) with P H P u = P B, P the projector on {u : u = 0 where not free, rows sum to 0}."""
+    """The least-norm u (T, n, k) with P H P u = P B.
+
+    P projects on {u : u = 0 where not free, rows sum to 0}; P H P + (I - P) is regular wherever
+    P H P is on the face.
+    """
     xp = array_namespace(B)
-    (T, n, k), c, f = B.shape, Q.shape[1], xp.astype(free, B.dtype)
-    eye_n, eye_k = (xp.eye(a, dtype=B.dtype, device=device(B)) for a in (n, k))
-    P = f[..., None] * (eye_k - f[:, :, None, :] / xp.sum(f, axis=2)[..., None, None])  # (T, n, k, k)
-    PQ = xp.matmul(P, Q)                                                                # (T, n, k, c)
-    A = xp.matmul(PQ, xp.reshape(H, (T, n, c, n * c)))                                  # (T, n, k, n c)
-    A = xp.reshape(xp.permute_dims(xp.reshape(A, (T, n, k, n, c)), (0, 3, 4, 1, 2)), (T, n, c, n * k))
-    A = xp.reshape(xp.matmul(PQ, A), (T, n, k, n, k))                                   # P H P, symmetric
-    scale = xp.max(xp.abs(A), axis=(1, 2, 3, 4))[:, None, None, None, None]
-    A = A + xp.where(scale > 0, scale, 1) * (eye_k - P)[:, :, :, None, :] * eye_n[:, None, :, None]
-    u = solve_psd(xp.reshape(A, (T, n * k, n * k)), xp.reshape(xp.matmul(P, B[..., None]), (T, n * k)))
+    T, n, k = B.shape
+    c = Q.shape[1]
+    f = xp.astype(free, B.dtype)
+    count = xp.sum(f, axis=2)[..., None, None]
+    P = f[..., None] * (identity(k, B) - f[:, :, None, :] / count)  # (T, n, k, k)
+    PQ = xp.matmul(P, Q)                                            # (T, n, k, c)
+    A = xp.matmul(PQ, xp.reshape(H, (T, n, c, n * c)))              # left half
+    A = xp.permute_dims(xp.reshape(A, (T, n, k, n, c)), (0, 3, 4, 1, 2))
+    A = xp.matmul(PQ, xp.reshape(A, (T, n, c, n * k)))              # right half
+    A = xp.reshape(A, (T, n, k, n, k))
+    scale = where_positive(xp.max(xp.abs(A), axis=(1, 2, 3, 4)))[:, None, None, None, None]
+    rest = (identity(k, B) - P)[:, :, :, None, :] * identity(n, B)[:, None, :, None]
+    A = xp.reshape(A + scale * rest, (T, n * k, n * k))
+    u = solve_psd(A, xp.reshape(xp.matmul(P, B[..., None]), (T, n * k)))
     return xp.matmul(P, xp.reshape(u, (T, n, k, 1)))[..., 0]
 
 
-def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
-    """Pull dW back through the solution of group_svm, by a system on the face of the simplices where Lam lies. [docs/derivations.md, 5]
+SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10_000)}
 
-    J_j is the Jacobian of BST at V_j, P the projector on {d : d_il = 0 where Lam_il = 0, sum_l d_il = 0}:
+
+def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
+    """Pull dW back through the solution of group_svm.              [docs/derivations.md, 5]
+
+    J_j is the Jacobian of BST at V_j, P the projector on the face of the simplices where Lam lies,
+    {d : d_il = 0 where Lam_il = 0, sum_l d_il = 0}:
       1. through V   dV = J dW/lam2,  dF = (Y - Lam) dV        dLam = -F dV'
-      2. adjoint     P H P u = P dLam,  H = 1/lam2 sum_j F_j F_j' (x) J_j   (least norm: Lam need not be unique)
+      2. adjoint     P H P u = P dLam,  H = 1/lam2 sum_j F_j F_j' (x) J_j    (of least norm)
       3. pull back   dF += u W + (Y - Lam) J u'F/lam2
 
-    F (T, n, m), Y and Lam (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam1 (T,), dlam2 (T,). Valid where neither
-    the set of active features nor the zeros of Lam change.
+    F (T, n, m), Y and Lam (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam1, dlam2 (T,).
+    Valid where neither the set of active features nor the zeros of Lam change.
     """
-    xp = array_namespace(F)
-    lam1, lam2, Q = per_task(lam1, F), per_task(lam2, F), tangent_basis(Y)
-    V, _, G = svm_primal(F, Y, Lam, lam1, lam2)
-    (flat, along), size = bst_slopes(V, lam1), xp.linalg.vector_norm(V, axis=1, keepdims=True)
-    v = V / xp.where(size > 0, size, 1)
+    lam1, lam2 = check_problem(F, Y, lam1, lam2)
+    xp, Q = array_namespace(F), tangent_basis(Y)
+    V, _, dD = svm_primal(F, Y, Lam, lam1, lam2)
+    flat, along = bst_slopes(V, lam1)
+    unit, _ = directions(V)
 
     def J(X):
-        return flat[:, None, :] * X + (along - flat)[:, None, :] * xp.sum(v * X, axis=1, keepdims=True) * v
+        bend = (along - flat)[:, None, :] * xp.sum(unit * X, axis=1, keepdims=True)
+        return flat[:, None, :] * X + bend * unit
+
     dV = J(dW) / lam2[:, None, None]
     H = svm_curvature(F, xp.matmul(transpose(Q), V), flat, along, lam2)
-    u = solve_on_face(H, Lam > 0, Q, -xp.matmul(F, transpose(dV)))
-    uF = xp.matmul(transpose(u), F)                                                     # (T, k, m)
-    dF = xp.matmul(u, W) + xp.matmul(residual_of(Y, Lam), dV + J(uF) / lam2[:, None, None])
-    dlam1 = -xp.sum(along[:, None, :] * v * (dW + uF), axis=(1, 2)) / lam2
-    dlam2 = -(xp.sum(dW * W, axis=(1, 2)) + xp.sum(u * (Y - G), axis=(1, 2))) / lam2
+    u = solve_on_face(H, Lam > 0, Q, -scores(F, dV))
+    uF = xp.matmul(transpose(u), F)                                 # (T, k, m)
+    through_V = dV + J(uF) / lam2[:, None, None]
+    dF = xp.matmul(u, W) + xp.matmul(label_minus_dual(Y, Lam), through_V)
+    dlam1 = -xp.sum(along[:, None, :] * unit * (dW + uF), axis=(1, 2)) / lam2
+    dlam2 = -(xp.sum(dW * W, axis=(1, 2)) + xp.sum(u * (Y - dD), axis=(1, 2))) / lam2
     return dF, dlam1, dlam2
 
 
-# ------------------------------------------------------------------------- sparse and shared features [F23]
-# Our reading: the paper's full text was not at hand. Heads phi (T, k, m) of T tasks with k classes, fitted jointly:
-#     min_phi  J = (1/T) sum_t CE(F_t phi_t', Y_t) + alpha/(T k) sum |phi| + beta H(p),    H(p) = - sum_j p_j log p_j
-# p_j, the importance of feature j: q_hj = |phi_hj| / s_h averaged over the T k heads h = (t, c), s_h = sum_j |phi_hj| (per head), or the share of
-# j in the sum of all |phi| (pooled). Peaked p means shared features. H couples the tasks and is not convex; features that no head uses stay off.
+# ------------------------------------------------------------------------------ sparse and shared
+# Our reading of [F23]: the full text was not at hand. Heads phi (T, 1, m) of T binary tasks, Y
+# (T, n, 1) of 0 and 1, fitted jointly:
+#     min_phi  J = (1/T) sum_t CE(F_t phi_t, y_t) + alpha/T sum |phi| + beta H(p)
+#     H(p) = - sum_j p_j log p_j,    p_j = sum_t |phi_tj| / s,    s = sum_tj |phi_tj|
+# p_j is the importance of feature j; peaked p means shared features. H couples the tasks, is not
+# convex, and does not see the size of phi: dH/d|phi_tj| = -(log p_j + H)/s, so that J's slope is
+# that of a Lasso in which feature j has the weight alpha - T beta (log p_j + H)/s. A feature that
+# no head uses has an infinite weight and stays off.
 
 
-def importances(phi, pooled):
-    """q (g, m) and s (g,) of each head, or of the one sum of all heads, and p (m,), their mean over the heads that are not 0."""
+def importances(phi):
+    """p (m,), the share of each feature in the sum of all |phi| (0 where that is 0)."""
     xp = array_namespace(phi)
-    A = xp.reshape(xp.sum(xp.abs(phi), axis=(0, 1)) if pooled else xp.abs(phi), (-1, phi.shape[2]))
-    s = xp.sum(A, axis=1)
-    q = A / xp.where(s > 0, s, 1)[:, None]
-    return q, s, xp.sum(q, axis=0) / xp.maximum(xp.sum(xp.astype(s > 0, q.dtype)), 1)
+    A = xp.sum(xp.abs(phi), axis=(0, 1))
+    return A / where_positive(xp.sum(A))
 
 
-def sharing_entropy(phi, pooled=True):
-    """H(p), from 0, where one feature serves all heads, to log m, where all features do alike.   [F23]"""
+def sharing_entropy(phi):
+    """H(p), from 0, one feature for all heads, to log m, all features alike.    [F23]"""
+    p = importances(phi)
+    return -array_namespace(phi).sum(p * log_of_positive(p))
+
+
+def log_of_positive(p):
+    """log p, and 0 where p = 0."""
+    return array_namespace(p).log(where_positive(p))
+
+
+def entropy_slopes(phi):
+    """dH/d|phi_tj| = -(log p_j + H)/s, (m,): the same for all tasks; infinite where p_j = 0."""
     xp = array_namespace(phi)
-    p = importances(phi, pooled)[2]
-    return -xp.sum(p * xp.log(xp.where(p > 0, p, 1)))
+    p = importances(phi)
+    slopes = -(log_of_positive(p) + sharing_entropy(phi)) / where_positive(xp.sum(xp.abs(phi)))
+    return xp.where(p > 0, slopes, xp.inf)
 
 
-def entropy_slopes(phi, pooled):
-    """dH/d|phi|, (T, k, m): (-log p_j + sum_l q_hl log p_l)/(g s_h), g the heads that are not 0; infinite where p_j = 0 or s_h = 0."""
+def entropy_curvature(phi):
+    """d2H/d|phi_tj| d|phi_t'j'| = (1 + log p_j + log p_j' + 2 H - 1_{j=j'}/p_j)/s^2, (m, m)."""
     xp = array_namespace(phi)
-    q, s, p = importances(phi, pooled)
-    log_p = xp.log(xp.where(p > 0, p, 1))
-    slopes = xp.sum(q * log_p, axis=1, keepdims=True) - xp.where((p > 0) & (s[:, None] > 0), log_p, -xp.inf)
-    slopes = slopes / (xp.maximum(xp.sum(xp.astype(s > 0, q.dtype)), 1) * xp.where(s > 0, s, 1))[:, None]
-    return xp.reshape(slopes + xp.zeros((phi.shape[0] * phi.shape[1], 1), dtype=phi.dtype, device=device(phi)), phi.shape)
+    p = importances(phi)
+    log_p = log_of_positive(p)
+    smooth = 1 + log_p[:, None] + log_p + 2 * sharing_entropy(phi)
+    peaks = identity(p.shape[0], phi) / where_positive(p)
+    return (smooth - peaks) / where_positive(xp.sum(xp.abs(phi))) ** 2
 
 
-def entropy_curvature(phi, pooled):
-    """d2H/d|phi|2, (h m, h m) for h = T k heads, where all p_j > 0 that matter; rows of unused features are 0."""
-    xp = array_namespace(phi)
-    q, s, p = importances(phi, pooled)
-    (g, m), heads = q.shape, phi.shape[0] * phi.shape[1]
-    eye_g, eye_m = (xp.eye(a, dtype=phi.dtype, device=device(phi)) for a in (g, m))
-    N_s = xp.maximum(xp.sum(xp.astype(s > 0, q.dtype)), 1) * xp.where(s > 0, s, 1)
-    log_p, on = xp.log(xp.where(p > 0, p, 1)), xp.astype(p > 0, phi.dtype)
-    dp = xp.reshape((eye_m - q[:, None, :]) / N_s[:, None, None] * on, (g * m, m))      # dp_l/dA_hj
-    H = xp.reshape(-xp.matmul(dp / xp.where(p > 0, p, 1), transpose(dp)), (g, m, g, m))
-    bend = log_p[:, None] + log_p - 2 * xp.sum(q * log_p, axis=1)[:, None, None]        # (g, j, j')
-    H = H + (bend / (N_s * xp.where(s > 0, s, 1))[:, None, None])[:, :, None, :] * eye_g[:, None, :, None]
-    ones = xp.ones((heads // g, 1, heads // g, 1), dtype=phi.dtype, device=device(phi))
-    return xp.reshape(H * ones if pooled else H, (heads * m, heads * m))
+def sharing_weights(alpha, beta, phi):
+    """alpha - T beta (log p_j + H)/s, (m,), the weight of each feature in the tasks' Lassos."""
+    if not beta:
+        return alpha + 0 * importances(phi)
+    return alpha + phi.shape[0] * beta * entropy_slopes(phi)
 
 
-def sharing_gradient(F, Y, phi):
-    """The derivative of the cross-entropy part of J, (T, k, m)."""
-    return transpose(residual(F @ transpose(phi), Y, "logistic")[0]) @ F / F.shape[0]
-
-
-def sharing_objective(F, Y, alpha, beta, phi, pooled):
+def sharing_objective(F, Y, alpha, beta, phi):
     """J, a number."""
     xp = array_namespace(F)
-    loss = xp.mean(data_loss(xp.matmul(F, transpose(phi)), Y, "logistic"))
-    return float(loss + alpha * xp.sum(xp.mean(xp.abs(phi), axis=(0, 1))) + (beta * sharing_entropy(phi, pooled) if beta else 0))
+    loss = xp.mean(data_loss(scores(F, phi), Y, "logistic"))
+    return float(loss + alpha * xp.sum(xp.abs(phi)) / F.shape[0] + beta * sharing_entropy(phi))
 
 
-def sharing_residual(F, Y, alpha, beta, phi, pooled):
-    """|dJ/dphi| where phi is not 0, by how much |dCE/dphi| exceeds the penalty's slope elsewhere; its largest value."""
+def sharing_violation(F, Y, alpha, beta, phi):
+    """T |dJ/dphi| where phi is not 0, and by how much T |dCE/dphi| exceeds the weight elsewhere:
+    the largest, a number."""
     xp = array_namespace(F)
-    g, weight = sharing_gradient(F, Y, phi), sharing_weights(alpha, beta, phi, pooled)
-    on = xp.abs(g + xp.where(phi != 0, weight, 0) * xp.sign(phi))                       # weights may be infinite elsewhere
-    return float(xp.max(xp.where(phi != 0, on, xp.maximum(xp.abs(g) - weight, 0))))
+    g = data_gradient(F, Y, phi, "logistic")
+    weight = sharing_weights(alpha, beta, phi) + 0 * phi
+    on = xp.abs(g + xp.where(phi != 0, weight, 0) * xp.sign(phi))
+    off = xp.maximum(xp.abs(g) - weight, 0)
+    return float(xp.max(xp.where(phi != 0, on, off)))
 
 
-def sharing_weights(alpha, beta, phi, pooled):
-    """alpha/(T k) + beta dH/d|phi|, the penalty's slope at each entry; some may be negative."""
-    return alpha / (phi.shape[0] * phi.shape[1]) + (beta * entropy_slopes(phi, pooled) if beta else 0 * phi)
-
-
-def sharing_curvature(F, beta, phi, pooled):
-    """d2J/dphi2 on the entries that are not 0, (T k m, T k m)."""
+def sharing_curvature(F, beta, phi):
+    """T d2J/dphi2 where phi is not 0, (T m, T m)."""
     xp = array_namespace(F)
-    T, k, m = phi.shape
-    H = xp.permute_dims(softmax_curvature(F, transpose(phi)), (0, 2, 1, 4, 3)) / T      # (T, k, m, k, m)
-    H = xp.reshape(H, (T, k * m, 1, k * m)) * xp.eye(T, dtype=F.dtype, device=device(F))[:, None, :, None]
-    sign = xp.reshape(xp.sign(phi), (-1,))
-    return xp.reshape(H, (T * k * m, T * k * m)) + (beta * sign[:, None] * entropy_curvature(phi, pooled) * sign if beta else 0)
+    T, _, m = phi.shape
+    H = xp.reshape(softmax_curvature(F, phi), (T, m, 1, m))
+    H = H * identity(T, F)[:, None, :, None]                        # (T, m, T, m)
+    if beta:
+        s = xp.sign(phi[:, 0, :])
+        bend = s[:, :, None, None] * entropy_curvature(phi)[:, None, :] * s
+        H = H + T * beta * bend
+    return xp.reshape(H, (T * m, T * m))
 
 
-def sparse_sharing(F, Y, alpha, beta, pooled=True, start=None, stages=5, max_iter=2000):
-    """A local minimum of J, from `start` (T, k, m) (default 0) at beta = 0 and then along growing beta.       [F23]
+def sparse_sharing(F, Y, alpha, beta, start=None, stages=5, max_iter=1000):
+    """A local minimum of J, from `start` (T, 1, m) (or 0) at beta = 0, then along growing beta.
 
-    F (T, n, m), Y (T, n, k) one-hot or (T, n, 1) of 0 and 1, alpha > 0 and beta >= 0 numbers  ->  phi (T, k, m) with exact zeros, info with n_iter,
-        gap        the largest violation of stationarity (sharing_residual) over |dCE| at 0; converged: gap <= 1e-12 (float32: 1e-5)
+    F (T, n, m), Y (T, n, 1) of 0 and 1, alpha > 0 and beta >= 0 numbers  ->  phi (T, 1, m) with
+    exact zeros, info with n_iter and
+        gap        sharing_violation over that of the data term at 0; converged: at most 1e-12
         entropy    H along the path, one for each of the stages of beta, from 0 on
-    An iteration is a proximal gradient step, its penalty linearised at |phi|, and a Newton step on the entries that are not 0; with k = 1
-    and beta = 0 it is a Lasso. A head that is 0 stays so; ValueError where one shrinks towards 0, for H, which does not see its
-    size, falls with it for ever. With k = 2 the split of phi between the two classes is not unique.
+    An iteration fits a Lasso per task with the weights of phi (beta = 0: Newton's method for the
+    logistic Lasso), or takes a Newton step of J on the entries that are not 0, where that halves
+    the gap. Raises ValueError as check_problem does.             [F23, our reading]
     """
+    check_sharing(F, Y, alpha, beta)
     xp = array_namespace(F)
-    if not (0 < alpha < float("inf") and 0 <= beta < float("inf")):
-        raise ValueError(f"alpha and beta: found {alpha} and {beta}, expected a positive number and one that is not negative")
-    if F.ndim != 3 or Y.shape[:2] != F.shape[:2] or not bool(xp.all(xp.isfinite(F))):
-        raise ValueError(f"expected finite F (T, n, m) and Y (T, n, k), found {tuple(F.shape)} and {tuple(Y.shape)}")
-    new = xp.zeros((F.shape[0], Y.shape[2], F.shape[2]), dtype=F.dtype, device=device(F)) if start is None else start + 0
-    path, total, tol = [], 0, 1e-12 if F.dtype == xp.float64 else 1e-5
-    unit = float(xp.max(xp.abs(sharing_gradient(F, Y, 0 * new)))) or 1
-    for now in [beta * stage / stages for stage in range(stages + 1)] if beta else [0]:
-        phi = None
+    zero = xp.zeros((F.shape[0], 1, F.shape[2]), dtype=F.dtype, device=device(F))
+    phi = zero if start is None else start + 0
+    unit = sharing_violation(F, Y, 0.0, 0.0, zero) or 1
+    path, total = [], 0
+    tol = tolerance("sparse_sharing", F)
+    betas = [beta * stage / stages for stage in range(stages + 1)] if beta else [0]
+    for now in betas:
         for n_iter in range(max_iter + 1):
-            stuck, phi = phi is not None and bool(xp.all(new == phi)), new
-            gap = sharing_residual(F, Y, alpha, now, phi, pooled) / unit
-            if gap <= tol or n_iter == max_iter or stuck:
+            gap = sharing_violation(F, Y, alpha, now, phi) / unit
+            if gap <= tol or n_iter == max_iter:
                 break
-            if not now and Y.shape[2] == 1:
-                new = lasso_step(F, Y, alpha, phi)
-            else:
-                new = sharing_newton(F, Y, alpha, now, sharing_proximal(F, Y, alpha, now, phi, pooled), pooled)
-            s = importances(new, pooled)[1]
-            if now and bool(xp.any((s > 0) & (s < 1e-6 * xp.max(s)))):
-                raise ValueError(f"a head vanishes at alpha {alpha} and beta {now:.3g}, and with it its importances: lower them, or pool the heads")
-        total, path = total + n_iter, [*path, float(sharing_entropy(phi, pooled))]
+            new = sharing_step(F, Y, alpha, now, phi)
+            if bool(xp.all(new == phi)):
+                break
+            phi = new
+        total += n_iter
+        path.append(float(sharing_entropy(phi)))
     return phi, {"n_iter": total, "gap": gap, "converged": gap <= tol, "entropy": path}
 
 
-def lasso_step(F, Y, alpha, phi):
-    """Without sharing and with k = 1, Newton's method by one Lasso per task, shortened where the objective would rise. [Lee et al. 2006]"""
+def check_sharing(F, Y, alpha, beta):
+    """Refuse a problem of another shape, or penalties that are not alpha > 0 and beta >= 0."""
+    if not (0 < alpha < float("inf") and 0 <= beta < float("inf")):
+        raise ValueError(
+            f"alpha and beta: found {alpha} and {beta}, expected a positive number and one that "
+            "is not negative")
+    check_problem(F, Y)
+    if Y.ndim != 3 or Y.shape[2] != 1:
+        raise ValueError(f"Y: found {tuple(Y.shape)}, expected one column of 0 and 1 a task")
+
+
+def sharing_step(F, Y, alpha, beta, phi):
+    """Newton's step where it halves the gap without raising J, else that of weighted Lassos."""
+    if beta:
+        new = sharing_newton(F, Y, alpha, beta, phi)
+        left = sharing_violation(F, Y, alpha, beta, phi)
+        if 2 * sharing_violation(F, Y, alpha, beta, new) <= left:
+            height = sharing_objective(F, Y, alpha, beta, phi)
+            if sharing_objective(F, Y, alpha, beta, new) <= height + 1e-13 * abs(height):
+                return new
+    return weighted_lasso_step(F, Y, sharing_weights(alpha, beta, phi), alpha, phi)
+
+
+def sharing_newton(F, Y, alpha, beta, phi):
+    """Newton's step of J on the entries that are not 0; what would change sign becomes 0."""
     xp = array_namespace(F)
-    Z = xp.matmul(F, transpose(phi))                                                    # (T, n, 1)
+    S = phi != 0
+    weight = xp.where(S, sharing_weights(alpha, beta, phi), 0)
+    g = data_gradient(F, Y, phi, "logistic") + weight * xp.sign(phi)
+    new = phi - solve_on_entries(sharing_curvature(F, beta, phi), S, g)
+    return xp.where(phi * new > 0, new, 0)
+
+
+def solve_on_entries(A, S, B):
+    """U (T, 1, m) with A U = B on the entries S, U = 0 elsewhere; A (T m, T m)."""
+    xp = array_namespace(B)
+    flat = [xp.reshape(a, (1, -1)) for a in (S, B)]
+    return xp.reshape(solve_on_support(A[None, :, :], *flat), B.shape)
+
+
+def weighted_lasso_step(F, Y, weight, alpha, phi):
+    """A step of Newton's method for min CE + sum_j weight_j |phi_j| in every task: its quadratic
+    model is a Lasso, of columns F_j alpha/weight_j. Each task takes the longest of a few parts of
+    the step that does not raise its objective.                         [Lee et al. 2006]"""
+    xp = array_namespace(F)
+    weight = xp.maximum(weight, alpha / 10)                         # a slope may be negative
+    scale = alpha / weight                                          # (m,), 0: off
+    Z = scores(F, phi)                                              # (T, n, 1)
     P = softmax(Z)
-    s = xp.sqrt(xp.maximum(P * (1 - P), 1e-10))
-    d = lasso(F * s, (s * Z + (Y - P) / s)[..., 0], alpha)[0][:, None, :] - phi
-    J, best = group_objective(F, Y, alpha, transpose(phi), "logistic") * (1 + 1e-14), phi
-    for t in (0.01, 0.1, 0.25, 0.5, 1.0):                                               # the longest of these that does not raise it
-        lower = group_objective(F, Y, alpha, transpose(phi + t * d), "logistic") <= J
+    curve = xp.sqrt(xp.maximum(P * (1 - P), 1e-10))
+    psi, _ = lasso(F * curve * scale, (curve * Z + (Y - P) / curve)[..., 0], alpha)
+    d = psi[:, None, :] * scale - phi
+    weight = xp.where(scale > 0, weight, 0)
+
+    def objective(phi):
+        penalty = xp.sum(weight * xp.abs(phi), axis=(1, 2))
+        return data_loss(scores(F, phi), Y, "logistic") + penalty
+
+    best, height = phi, objective(phi) * (1 + 1e-14)
+    for t in (0.01, 0.1, 0.25, 0.5, 1.0):
+        lower = objective(phi + t * d) <= height
         best = xp.where(lower[:, None, None], phi + t * d, best)
     return best
 
 
-def sharing_proximal(F, Y, alpha, beta, phi, pooled):
-    """phi <- ST(phi - t dCE, t weights), t halved from 16/L; L bounds the curvature of the cross-entropy."""
-    xp = array_namespace(F)
-    g, weight = sharing_gradient(F, Y, phi), sharing_weights(alpha, beta, phi, pooled)
-    L = float(xp.max(xp.sum(F * F, axis=(1, 2)))) / (2 * F.shape[0] * F.shape[1])
-    steps = ((phi - t * g, t * weight) for t in (16 / L / 2 ** i for i in range(44)))
-    return first_better(F, Y, alpha, beta, phi, pooled, (xp.sign(v) * xp.maximum(xp.abs(v) - tau, 0) for v, tau in steps))
+def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, one_step=False):
+    """Pull dphi back through the solution of sparse_sharing.       [docs/derivations.md, 6]
 
+    On the entries S that are not 0, dJ/dphi = 0:
+      1. curvature   A = T d2J/dphi_S2, coupled over tasks by H
+      2. adjoint     A u_S = dphi_S,  u = 0 off S
+                     (one_step: u = dphi_S/L with a bound L of the data's part of A, inexact)
+      3. pull back   dF_t = -(R_t u_t + R'[F_t u_t'] phi_t),   dalpha = -sum sign(phi) u,
+                     dbeta = -T sum dH/d|phi| sign(phi) u
 
-def sharing_newton(F, Y, alpha, beta, phi, pooled):
-    """Newton's step on the entries that are not 0, downhill by |eigenvalues|, and shorter ones; what would change sign becomes 0."""
-    xp = array_namespace(F)
-    S, weight = phi != 0, sharing_weights(alpha, beta, phi, pooled)
-    on = xp.reshape(xp.astype(S, F.dtype), (-1,))
-    g = on * xp.reshape(sharing_gradient(F, Y, phi) + xp.where(S, weight, 0) * xp.sign(phi), (-1,))
-    values, vectors = xp.linalg.eigh(sharing_curvature(F, beta, phi, pooled) * on * on[:, None])
-    values = xp.maximum(xp.abs(values), 1e-12 * xp.max(xp.abs(values)))
-    d = -xp.reshape(vectors @ ((vectors.T @ g) / values), phi.shape)
-    first = float(xp.min(xp.where(phi * d < 0, -phi / xp.where(phi * d < 0, d, 1), 1))) * (1 + 1e-12)        # where one reaches 0
-    steps = (phi + t * d for t in (1, 0.5, 0.25, 0.1, 0.03, 0.01, first))
-    return first_better(F, Y, alpha, beta, phi, pooled, (xp.where(phi * new > 0, new, 0) for new in steps))
-
-
-def first_better(F, Y, alpha, beta, phi, pooled, candidates):
-    """The first candidate that lessens J, or the residual at equal J; phi where none does."""
-    J, left = sharing_objective(F, Y, alpha, beta, phi, pooled), sharing_residual(F, Y, alpha, beta, phi, pooled)
-    for new in candidates:
-        now = sharing_objective(F, Y, alpha, beta, new, pooled)
-        if now <= J + 1e-13 * abs(J) and (now < J - 1e-9 * abs(J) or sharing_residual(F, Y, alpha, beta, new, pooled) < left):
-            return new
-    return phi
-
-
-def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, pooled=True, one_step=False):
-    """Pull dphi back through the solution of sparse_sharing [docs/derivations.md, 6]. On the entries S that are not 0, dJ/dphi = 0:
-      1. curvature   A = d2J/dphi_S2, coupled over tasks by H
-      2. adjoint     A u_S = dphi_S,  u = 0 off S        (one_step: u = dphi_S/L instead, cheap and inexact)
-      3. pull back   dF_t = -(R_t u_t + R'[F_t u_t'] phi_t)/T,   dalpha = -sum sign(phi) u/(T k),   dbeta = -sum dH/d|phi| sign(phi) u
-
-    F (T, n, m), phi and dphi (T, k, m)  ->  dF (T, n, m), dalpha, dbeta. Valid where S does not change.
+    F (T, n, m), phi and dphi (T, 1, m)  ->  dF (T, n, m), dalpha, dbeta. Valid where S does not
+    change.
     """
+    check_sharing(F, Y, alpha, beta)
     xp = array_namespace(F)
-    (T, k, _), S = phi.shape, phi != 0
-    u = xp.where(S, dphi, 0) * (2 * T * F.shape[1] / xp.max(xp.sum(F * F, axis=(1, 2))))
-    if not one_step:
-        A, flat = sharing_curvature(F, beta, phi, pooled)[None, :, :], [xp.reshape(a, (1, -1)) for a in (S, dphi)]
-        u = xp.reshape(solve_on_support(A, *flat), phi.shape)
-    R, R_prime = residual(xp.matmul(F, transpose(phi)), Y, "logistic")
-    dF, along = -(xp.matmul(R, u) + xp.matmul(R_prime(xp.matmul(F, transpose(u))), phi)) / T, xp.sign(phi) * u
-    return dF, -xp.sum(along) / (T * k), -xp.sum(xp.where(S, entropy_slopes(phi, pooled), 0) * along)
+    T, n, _ = F.shape
+    S = phi != 0
+    if one_step:
+        u = xp.where(S, dphi, 0) * (2 * n / xp.max(xp.sum(F * F, axis=(1, 2))))
+    else:
+        u = solve_on_entries(sharing_curvature(F, beta, phi), S, dphi)
+    R, R_prime = loss_gradient(scores(F, phi), Y, "logistic")
+    dF = -(xp.matmul(R, u) + xp.matmul(R_prime(scores(F, u)), phi))
+    along = xp.sign(phi) * u
+    slopes = xp.where(S, entropy_slopes(phi), 0)
+    return dF, -xp.sum(along), -T * xp.sum(slopes * along)

@@ -1,33 +1,35 @@
 """sparsedis.py -- the method: an encoder trained through the solutions of many sparse linear fits.
 
-    theta -- params, a dict name -> array                    f_theta -- Encoder, a list of layers
-    x (N, H, W, C)  images              F (T, n, m)  features of n samples of T tasks
-    y (T, n)        labels              w (T, m)     each task's linear predictor, fitted in solvers.py
-    G, n, K         image sets per step, images per set, tasks on each set: T = G K
-    eps             strength of the penalty as a fraction of lambda_max:  lam = eps lambda_max(F, y)
+    theta -- params, a dict name -> array          f_theta -- Encoder, a layer made of layers
+    x (N, H, W, C)  images, N = 100                F (T, n, m)  features, m = 6
+    y (T, n)        labels                         w (T, m)  linear predictors of the tasks
+    Y (T, n, k)     labels of k outputs            W (T, k, m)  their predictors
+    T, n            tasks, T = 32; samples of a task, n = 50
+    G, K            image sets a step, G = 2; tasks on each set, K = 16; T = G K
+    eps             strength of the penalty:  lam = eps lambda_max(F, y)
     dX              dL/dX, with the shape of X
 
 The bilevel problem, and the function that computes each part:
 
-    min_theta  1/T sum_t  1/(2 n) ||y_t - F_t w_t||^2                    train, task_objective        [L23, Problem (6)]
-    with       F_t = normalise(f_theta(x_t))                             head_on_sets, Encoder
+    min_theta  1/T sum_t  1/(2 n) ||y_t - F_t w_t||^2                  task_objective, squared_error
+    with       F_t = normalise(f_theta(x_t))                           Encoder, head_on_sets
                w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   bilevel, solvers.lasso
+                                                                       [L23, Problem (6)]
+In this order: heads and objectives, training, layers, encoders. Every forward pass f(x, ...) ->
+(out, cache) is followed by its backward pass f_backward(dout, cache) -> (dx, dparams...).
+The inner problems lie in solvers.py, images and tasks in data.py.
 
-Few-shot learning puts an episode's support and query images in place of x_t, a group-Lasso multiclass SVM in place of the
-Lasso and the query cross-entropy in place of the squared error: episode_objective, svm_episode.                [L23, Sec. 5.2]
-Sparse and shared features fit the heads of several binary tasks jointly: binary_objective, sharing_episode.             [F23]
-
-Every forward pass f(x, ...) -> (out, cache) is followed by its backward pass f_backward(dout, cache) -> (dx, dparams...).
-
-[L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023, arXiv 2211.14666.
-[F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023, arXiv 2304.07939 (our reading).
+[L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
+[F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023 (our reading).
 """
 import contextlib
 import dataclasses
 import functools
 import itertools
 import math
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import array_api_compat.numpy
 from array_api_compat import array_namespace, device, is_numpy_array
@@ -36,7 +38,503 @@ from threadpoolctl import threadpool_limits
 import solvers
 from solvers import matvec, outer, transpose
 
-# --------------------------------------------------------------------------------------------------- layers
+# ------------------------------------------------------------------------------ one bilevel problem
+# head(F, y, lam, n_support=None, params=None) -> (loss, dF, dparams, info), of the features alone.
+# n_support=None fits and scores on the same samples, Problem (6); a number fits on the first
+# n_support samples and scores on the others, Problem (7). params are a head's own, such as a
+# learned scale of the logits. lam is a constant of the differentiation.
+
+
+class Outer(NamedTuple):
+    """The value of an outer loss, its derivatives, and the scores Z where it has classes."""
+
+    loss: object
+    dF: object
+    dw: object
+    dparams: dict = {}
+    Z: object = None
+
+
+def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
+    """The outer loss of fitted predictors; its gradient, directly and through the solution w(F).
+
+    fit(F, y, lam) -> w, info                          the inner problem
+    fit_vjp(F, y, lam, w, dw, info) -> dF, dparams     its adjoint
+    outer_loss(F, y, w) -> Outer                                [L23, Problems (6), (7)]
+    """
+    fit_on, score_on = split_samples(n_support, F.shape[1])
+    F_fit, y_fit = F[:, fit_on, :], y[:, fit_on, ...]
+    w, info = fit(F_fit, y_fit, lam)
+    out = outer_loss(F[:, score_on, :], y[:, score_on, ...], w)
+    dF_fit, dparams = fit_vjp(F_fit, y_fit, lam, w, out.dw, info)
+    dF = array_namespace(F).zeros_like(F)
+    dF[:, score_on, :] += out.dF
+    dF[:, fit_on, :] += dF_fit
+    info = {"w": w, "logits": out.Z, **info}
+    return out.loss, dF, {**out.dparams, **dparams}, info
+
+
+def features_only(vjp):
+    """A solver's vjp(F, y, lam, w, dw) -> dF, ... as the fit_vjp of a bilevel problem."""
+    def fit_vjp(F, y, lam, w, dw, info):
+        return vjp(F, y, lam, w, dw)[0], {}
+
+    return fit_vjp
+
+
+def split_samples(n_support, n):
+    """Of n samples, the slices of those to fit on and of those to score on."""
+    if n_support is None:
+        return slice(None), slice(None)
+    if not 0 < n_support < n:
+        raise ValueError(f"n_support: found {n_support}, expected 1 to {n - 1} of {n} samples")
+    return slice(n_support), slice(n_support, None)
+
+
+# ------------------------------------------------------------------------------ heads of one output
+
+
+def squared_error(F, y, w):
+    """L = 1/T sum_t 1/(2 n) ||y_t - F_t w_t||^2."""
+    xp = array_namespace(F)
+    T, n, _ = F.shape
+    r = (matvec(F, w) - y) / (T * n)                                # (T, n)
+    loss = T * n / 2 * xp.sum(r * r)
+    return Outer(loss, dF=outer(r, w), dw=matvec(transpose(F), r))
+
+
+def inner_lasso(F, y, lam, n_support=None, params=None):
+    """Sparse predictors, w_t = argmin 1/(2 n) ||y_t - F_t w||^2 + lam_t ||w||_1.
+
+    F (T, n, m), y (T, n), lam a number or (T,)  ->  loss, dF (T, n, m), {}, and info: w (T, m) and
+    the solver's certificate.                                  [L23, Problem (6), Sec. 5.1]
+    """
+    fit_vjp = features_only(solvers.lasso_vjp)
+    return bilevel(solvers.lasso, fit_vjp, squared_error, F, y, lam, n_support)
+
+
+def inner_ridge(F, y, lam, n_support=None, params=None):
+    """Dense predictors, the baseline: w_t = argmin 1/(2 n) ||y_t - F_t w||^2 + lam_t/2 ||w||^2.
+
+    Shapes as of inner_lasso.                                              [L23, Sec. 5.1]
+    """
+    fit_vjp = features_only(solvers.ridge_vjp)
+    return bilevel(fit_ridge, fit_vjp, squared_error, F, y, lam, n_support)
+
+
+def fit_ridge(F, y, lam):
+    return solvers.ridge(F, y, lam), {}
+
+
+def outer_lasso(F, y, lam, n_support=None, params=None):
+    """Plain fits; the outer loss asks them to be sparse: + 1/T sum_t lam_t ||w_t||_1, sign(0) = 0.
+
+    Shapes as of inner_lasso, lam (T,).                       [L23, Problem (62), App. B.3]
+    """
+    xp = array_namespace(F)
+    return outer_penalty(xp.abs, xp.sign, F, y, lam, n_support)
+
+
+def outer_ridge(F, y, lam, n_support=None, params=None):
+    """The same with + 1/T sum_t lam_t/2 ||w_t||^2.                     [L23, App. D.2.5]"""
+    return outer_penalty(lambda w: w * w / 2, lambda w: w, F, y, lam, n_support)
+
+
+def outer_penalty(penalty, slope, F, y, lam, n_support):
+    """Plain fits, and an outer loss with + 1/T sum_t lam_t sum_j penalty(w_tj) of that slope."""
+    def penalised(F, y, w):
+        xp, T = array_namespace(w), w.shape[0]
+        out = squared_error(F, y, w)
+        total = xp.sum(lam * xp.sum(penalty(w), axis=1))
+        return Outer(out.loss + total / T, out.dF, out.dw + lam[:, None] * slope(w) / T)
+
+    return bilevel(fit_least_squares, fit_least_squares_vjp, penalised, F, y, lam, n_support)
+
+
+def fit_least_squares(F, y, lam):
+    """Plain least squares, kept regular by a ridge of 1e-7 ||F||_F^2/n."""
+    return solvers.ridge(F, y, 1e-7 * solvers.ridge_lambda_max(F)), {}
+
+
+def fit_least_squares_vjp(F, y, lam, w, dw, info):
+    ridge = 1e-7 * solvers.ridge_lambda_max(F)
+    dF, _, d_ridge = solvers.ridge_vjp(F, y, ridge, w, dw)
+    return dF + 2e-7 / F.shape[1] * d_ridge[:, None, None] * F, {}
+
+
+# ------------------------------------------------------------------------------ heads of k outputs
+# Y (T, n, k) is real, one-hot, or of 0 and 1 where k = 1. In few-shot episodes F holds the support
+# samples first, and params is {"scale": ()}, a learned factor of the logits (Lee et al. 2019).
+
+
+def score_loss(Z, Y, smoothing=0.0, loss="logistic"):
+    """1/(T n) sum loss(Z_i, Y_i) and its derivative in the scores Z (T, n, k).
+
+    Labels are smoothed to 1 - smoothing (k - 1)/k for the class and smoothing/k for each other
+    (MetaOptNet: 1 - smoothing and smoothing/(k - 1)).
+    """
+    T, _, k = Z.shape
+    Y = (1 - smoothing) * Y + smoothing / max(k, 2)
+    R, _ = solvers.loss_gradient(Z, Y, loss)
+    return array_namespace(Z).mean(solvers.data_loss(Z, Y, loss)), R / T
+
+
+def class_loss(params, smoothing=0.0, loss="logistic"):
+    """The outer loss of predictors W (T, k, m): that of the scores scale W F_i."""
+    scale = params["scale"] if params else 1
+
+    def outer_loss(F, Y, W):
+        xp = array_namespace(F)
+        Z = xp.matmul(F, transpose(W))                              # (T, n, k)
+        value, dZ = score_loss(scale * Z, Y, smoothing, loss)
+        dW = scale * xp.matmul(transpose(dZ), F)
+        return Outer(value, scale * xp.matmul(dZ, W), dW, {"scale": xp.sum(dZ * Z)}, Z)
+
+    return outer_loss
+
+
+def inner_group_lasso(F, Y, lam, n_support=None, params=None, smoothing=0.0, loss="squared",
+                      max_iter=1000):
+    """W_t = argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}; the outer loss is the same.
+
+    loss is "squared" or "logistic". In few-shot episodes max_iter = 200: a Newton step has m k
+    unknowns, for a few hundred features; where n < m and lam is below 0.1 of its maximum, sweeps
+    are slow, and the solver stops and says so.                         [L23, Sec. 3.4]
+    """
+    fit = functools.partial(solvers.group_lasso, loss=loss, max_iter=max_iter)
+    fit_vjp = features_only(functools.partial(solvers.group_lasso_vjp, loss=loss))
+    return bilevel(fit, fit_vjp, class_loss(params, smoothing, loss), F, Y, lam, n_support)
+
+
+def svm_episode(F, Y, lam, n_support, params, smoothing=0.0):
+    """The group-Lasso multiclass SVM; lam = (lam1, lam2), lam1 = 0 is the SVM of MetaOptNet.
+
+    If params holds "log_lam1" or "log_lam2", these multiply lam1 and lam2 by their exponential and
+    are learned too.                                               [L23, Problem (8), Sec. 5.2]
+    """
+    xp = array_namespace(F)
+    names = ("log_lam1", "log_lam2")
+    zero = xp.zeros(F.shape[0], dtype=F.dtype, device=device(F))
+    factors = [xp.exp(params.get(name, zero)) for name in names]
+    lam = [a * factor + zero for a, factor in zip(lam, factors, strict=True)]
+
+    def fit(F, Y, lam):
+        W, Lam, info = solvers.group_svm(F, Y, *lam)
+        return W, {"Lam": Lam, **info}
+
+    def fit_vjp(F, Y, lam, W, dW, info):
+        dF, *dlam = solvers.group_svm_vjp(F, Y, *lam, W, info["Lam"], dW)
+        dlog = {name: xp.sum(d * a) for name, d, a in zip(names, dlam, lam, strict=True)}
+        return dF, {name: dlog[name] for name in names if name in params}
+
+    return bilevel(fit, fit_vjp, class_loss(params, smoothing), F, Y, lam, n_support)
+
+
+def ridge_episode(F, Y, lam, n_support, params, smoothing=0.0):
+    """Ridge regression on the one-hot labels.                      [Bertinetto et al. 2019]"""
+    def fit(F, Y, lam):
+        return solvers.ridge_classes(F, Y, lam), {}
+
+    fit_vjp = features_only(solvers.ridge_classes_vjp)
+    return bilevel(fit, fit_vjp, class_loss(params, smoothing), F, Y, lam, n_support)
+
+
+def prototypes_episode(F, Y, lam, n_support, params, smoothing=0.0):
+    """Prototypical networks: W_l is the mean of class l's support samples.   [Snell et al. 2017]
+
+    The logits are -||F_i - W_l||^2 / m.
+    """
+    xp = array_namespace(F)
+    m, scale = F.shape[2], params["scale"]
+
+    def fit(F, Y, lam):
+        return xp.matmul(transpose(class_shares(Y)), F), {}         # (T, k, m)
+
+    def fit_vjp(F, Y, lam, W, dW, info):
+        return xp.matmul(class_shares(Y), dW), {}
+
+    def outer_loss(F, Y, W):
+        sizes_F, sizes_W = xp.sum(F * F, axis=2), xp.sum(W * W, axis=2)
+        Z = 2 * xp.matmul(F, transpose(W)) - sizes_W[:, None, :] - sizes_F[..., None]
+        Z = Z / m                                                   # (T, n, k)
+        loss, dZ = score_loss(scale * Z, Y, smoothing)
+        dscale = xp.sum(dZ * Z)
+        dZ = 2 * scale / m * dZ
+        dW = xp.matmul(transpose(dZ), F) - xp.sum(dZ, axis=1)[..., None] * W
+        dF = xp.matmul(dZ, W)                                       # softmax does not see ||F_i||^2
+        return Outer(loss, dF, dW, {"scale": dscale}, Z)
+
+    return bilevel(fit, fit_vjp, outer_loss, F, Y, lam, n_support)
+
+
+def class_shares(Y):
+    """Y (T, n, k) one-hot -> the share of each sample in its class's mean."""
+    return Y / array_namespace(Y).sum(Y, axis=1, keepdims=True)
+
+
+def sharing_episode(F, Y, lam, n_support, params=None, smoothing=0.0, one_step=False):
+    """Sparse heads of binary tasks fitted jointly, which share features; Y (T, n, 1) of 0 and 1.
+
+    lam = (alpha, beta), the weights of the L1 norm and of the entropy.    [F23], our reading
+    """
+    def fit(F, Y, lam):
+        return solvers.sparse_sharing(F, Y, *lam)
+
+    def fit_vjp(F, Y, lam, phi, dphi, info):
+        return solvers.sparse_sharing_vjp(F, Y, *lam, phi, dphi, one_step)[0], {}
+
+    return bilevel(fit, fit_vjp, class_loss(params, smoothing), F, Y, lam, n_support)
+
+
+logistic = functools.partial(inner_group_lasso, loss="logistic")
+logistic_lambda_max = functools.partial(solvers.group_lasso_lambda_max, loss="logistic")
+
+HEADS = {  # name -> head, and the scale of its penalty, lambda_max(F, y)
+    "inner-lasso": (inner_lasso, solvers.lasso_lambda_max),
+    "inner-ridge": (inner_ridge, solvers.ridge_lambda_max),
+    "outer-lasso": (outer_lasso, solvers.lasso_lambda_max),
+    "outer-ridge": (outer_ridge, solvers.ridge_lambda_max),
+    "inner-group-lasso": (inner_group_lasso, solvers.group_lasso_lambda_max),
+    "inner-group-logistic": (logistic, logistic_lambda_max)}
+
+EPISODE_HEADS = {
+    "svm": svm_episode,
+    "ridge": ridge_episode,
+    "logistic": functools.partial(logistic, max_iter=200),
+    "prototypes": prototypes_episode}
+
+# ------------------------------------------------------------------------------ objectives
+# objective(progress, [F, ...], y, params) -> loss, [dF, ...], dparams, info, for the features of
+# each batch of a step; progress runs from 0 to 1 over the training.
+
+
+def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm="batch"):
+    """[L23, Problem (6)] on one batch: a head of HEADS on G image sets with K tasks each.
+
+    y (G, K, n) or (G, K, n, k). eps rises from 0 over the share `warmup` of the steps (0: constant,
+    as in the paper). n_support: Problem (7). norm: see normalise.
+    """
+    def objective(progress, features, y, params):
+        F, = features
+        xp = array_namespace(F)
+        now = eps * rise(progress, warmup)
+        F_sets = xp.reshape(F, (y.shape[0], y.shape[2], -1))        # (G, n, m)
+        loss, dF, info = head_on_sets(*HEADS[head], F_sets, y, now, n_support, norm)
+        return loss, [xp.reshape(dF, F.shape)], {}, {"eps": now, **info}
+
+    return objective
+
+
+def rise(progress, share):
+    """From 0 to 1 over a share of the training, 1 from there on."""
+    return min(1, progress / share) if share else 1.0
+
+
+def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm="batch"):
+    """A head on G image sets that K tasks share: F (G, n, m), y (G, K, n, ...) -> loss, dF, info.
+
+    Each set's features are normalised and repeated for its K tasks; the K gradients are added up.
+    Predictors have no intercept: under Problem (6) the mean of y stays in the loss but has no
+    gradient. Under Problem (7) all samples of a set normalise it.
+    """
+    xp = array_namespace(F)
+    G, n, m = F.shape
+    K = y.shape[1]
+    F_norm, cache = normalise(F, norm)
+    F_task = xp.repeat(F_norm, K, axis=0)                           # (T, n, m), T = G K
+    y_task = xp.reshape(y, (G * K, *y.shape[2:]))
+    lam = eps * lambda_max(F_task[:, :n_support, :], y_task[:, :n_support, ...])    # App. D.2.3
+    loss, dF_task, _, info = head(F_task, y_task, lam, n_support)
+    dF = xp.sum(xp.reshape(dF_task, (G, K, n, m)), axis=1)
+    return loss, normalise_backward(dF, cache)[0], info
+
+
+def normalise(F, norm="batch", n_support=None):
+    """Features of mean 0 and variance 1 over each task's samples ("batch") or features ("layer").
+
+    F (T, n, m); biased variance with 1e-5 added; nothing learned; moments of the first n_support
+    samples only, where given (batch). Without it ||F|| grows and sparsity is lost.  [L23, Sec. 3.4]
+    """
+    xp = array_namespace(F)
+    if n_support is not None and norm != "batch":
+        raise ValueError("normalise: moments of the support are those of samples, norm='batch'")
+    axis = {"batch": 1, "layer": 2}[norm]
+    fit = F[:, :n_support, :]
+    mean = xp.mean(fit, axis=axis, keepdims=True)
+    deviation = xp.sqrt(xp.mean((fit - mean) ** 2, axis=axis, keepdims=True) + 1e-5)
+    out = (F - mean) / deviation
+    return out, (out, deviation, axis, n_support)
+
+
+def normalise_backward(dout, cache):
+    """dF = (dout - 1_fit (sum dout + F_norm sum dout F_norm) / count) / deviation."""
+    xp = array_namespace(dout)
+    out, deviation, axis, n_support = cache
+    fit = out[:, :n_support, :]
+    sum_dout = xp.sum(dout, axis=axis, keepdims=True)
+    sum_along = xp.sum(dout * out, axis=axis, keepdims=True)
+    dF = dout / deviation
+    dF[:, :n_support, :] -= (sum_dout + fit * sum_along) / (fit.shape[axis] * deviation)
+    return (dF,)
+
+
+def episode_objective(head, lam, smoothing=0.0):
+    """Few-shot episodes, Y (T, n, k), on two batches, support and query images.  [L23, Sec. 5.2]
+
+    lam(F_support, Y_support) -> the head's lam; a head's own parameters are named "head.NAME".
+    """
+    def objective(progress, features, Y, params):
+        xp, T = array_namespace(Y), Y.shape[0]
+        parts = [xp.reshape(F, (T, F.shape[0] // T, -1)) for F in features]
+        n_support = parts[0].shape[1]
+        F = xp.concat(parts, axis=1)                                # (T, n, m), support first
+        own = {name: xp.astype(a, F.dtype) for name, a in head_params(params).items()}
+        lams = lam(parts[0], Y[:, :n_support, :])
+        loss, dF, dparams, info = EPISODE_HEADS[head](F, Y, lams, n_support, own, smoothing)
+        dparts = dF[:, :n_support, :], dF[:, n_support:, :]
+        dFs = [xp.reshape(d, f.shape) for d, f in zip(dparts, features, strict=True)]
+        return loss, dFs, {f"head.{name}": g for name, g in dparams.items()}, info
+
+    return objective
+
+
+def head_params(params):
+    """The parameters of the head, without their prefix."""
+    return {name[5:]: a for name, a in params.items() if name.startswith("head.")}
+
+
+# ------------------------------------------------------------------------------ training
+
+
+class Optimiser(NamedTuple):
+    """Steps taken, and Adam's first and second moments; SGD's velocity stands in `mean`."""
+
+    step: int
+    mean: dict
+    square: dict
+
+
+class Snapshot(NamedTuple):
+    """Where a training is: its parameters, the encoder's state, the optimiser, the next step."""
+
+    params: dict
+    state: dict
+    opt: Optimiser
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What `train` needs.
+
+    sample(step) -> [x, ...], y      batches of images and labels, on the parameters' device
+    objective(progress, [F, ...], y, params) -> loss, [dF, ...], dparams, info, in float64
+    """
+
+    encoder: object
+    sample: object
+    objective: object
+    steps: int = 1000
+    lr: float = 1e-3
+    optimiser: str = "adam"
+
+
+def train(config, start, report=None):
+    """Minimise the objective from a Snapshot on; report(Snapshot, loss, info) hears of every step.
+
+    Batches of a step pass the encoder one by one, each normalised by its own moments where it has
+    batch norms. The inner problems are solved in double precision, whatever the encoder's. Returns
+    the last Snapshot. Raises FloatingPointError where features, loss or gradient are not finite.
+    """
+    params, state, opt, first = start
+    optimise, schedule = OPTIMISERS[config.optimiser]
+    for step in range(first, config.steps):
+        progress = step / config.steps
+        batches, y = config.sample(step)
+        features, caches = [], []
+        for x in batches:
+            F, cache, state = config.encoder.forward(params, state, x)
+            features.append(F)
+            caches.append(cache)
+        refuse_non_finite("features", dict(enumerate(features)), step)
+        xp = array_namespace(*features)
+        in_double = [xp.astype(F, xp.float64) for F in features]
+        loss, dFs, own, info = config.objective(progress, in_double, y, params)
+        grads = gradients(config.encoder, caches, features, dFs, own)
+        refuse_non_finite("gradient", {"loss": loss, **grads}, step)
+        params, opt = optimise(params, grads, opt, schedule(config.lr, progress))
+        if report:
+            report(Snapshot(params, state, opt, step + 1), float(loss), info)
+    return Snapshot(params, state, opt, config.steps)
+
+
+def gradients(encoder, caches, features, dFs, own):
+    """The encoder's gradients, added up over the batches of a step, and the head's own."""
+    xp, dtype = array_namespace(*features), features[0].dtype
+    pairs = zip(caches, dFs, strict=True)
+    parts = [encoder.backward(cache, xp.astype(dF, dtype)) for cache, dF in pairs]
+    return add_up(parts) | {name: xp.astype(g, dtype) for name, g in own.items()}
+
+
+def add_up(parts):
+    """The sum of each key's arrays, one part after another."""
+    total = dict(parts[0])
+    for part in parts[1:]:
+        total = {name: a + part[name] for name, a in total.items()}
+    return total
+
+
+def refuse_non_finite(what, arrays, step):
+    """Raise FloatingPointError where an array holds a value that is not finite."""
+    xp = array_namespace(*arrays.values())
+    bad = [str(name) for name, a in arrays.items() if not bool(xp.all(xp.isfinite(a)))]
+    if bad:
+        where = ", ".join(bad)
+        raise FloatingPointError(f"the {what} is no longer finite at step {step} (in {where})")
+
+
+def zeros_like_all(params):
+    return {name: 0 * p for name, p in params.items()}
+
+
+def adam(params, grads, opt, lr, beta1=0.9, beta2=0.999, tiny=1e-8):
+    """One step of Adam; opt is None at first.          [Kingma and Ba 2015, Algorithm 1]"""
+    xp = array_namespace(*grads.values())
+    t, mean, square = opt or (0, zeros_like_all(params), zeros_like_all(params))
+    t = t + 1
+    mean = {k: beta1 * mean[k] + (1 - beta1) * g for k, g in grads.items()}
+    square = {k: beta2 * square[k] + (1 - beta2) * g * g for k, g in grads.items()}
+    scale = lr / (1 - beta1 ** t)
+    unbias = 1 / math.sqrt(1 - beta2 ** t)
+    new = {k: p - scale * mean[k] / (xp.sqrt(square[k]) * unbias + tiny) for k, p in params.items()}
+    return new, Optimiser(t, mean, square)
+
+
+def sgd(params, grads, opt, lr, momentum=0.9, weight_decay=5e-4):
+    """One step of SGD with Nesterov's momentum and weight decay; opt is None at first."""
+    t, velocity, _ = opt or (0, zeros_like_all(params), {})
+    grads = {k: g + weight_decay * params[k] for k, g in grads.items()}
+    velocity = {k: momentum * velocity[k] + g for k, g in grads.items()}
+    new = {k: p - lr * (grads[k] + momentum * velocity[k]) for k, p in params.items()}
+    return new, Optimiser(t + 1, velocity, {})
+
+
+def cosine(lr, progress):
+    """From lr to 0 along half a cosine, progress from 0 to 1."""
+    return lr * (1 + math.cos(math.pi * progress)) / 2
+
+
+def stairs(lr, progress):
+    """lr, then 0.06, 0.012 and 0.0024 of it from epochs 20, 40, 50 of 60 on.  [Lee et al. 2019]"""
+    for epoch, factor in ((50, 0.0024), (40, 0.012), (20, 0.06)):
+        if progress >= epoch / 60:
+            return lr * factor
+    return lr
+
+
+OPTIMISERS = {"adam": (adam, cosine), "sgd": (sgd, stairs)}
+
+# ------------------------------------------------------------------------------ layers
 
 
 def linear(x, W, b):
@@ -45,8 +543,15 @@ def linear(x, W, b):
 
 
 def linear_backward(dout, cache):
+    """dx = dout W',  dW = x' dout,  db = sum_i dout_i."""
     x, W = cache
     return dout @ W.T, x.T @ dout, column_sums(dout)
+
+
+def column_sums(x):
+    """(N, c) -> (c,), as a product with ones: several times as fast as a sum over axis 0."""
+    xp = array_namespace(x)
+    return xp.ones(x.shape[0], dtype=x.dtype, device=device(x)) @ x
 
 
 def relu(x):
@@ -56,7 +561,19 @@ def relu(x):
 
 
 def relu_backward(dout, cache):
+    """dx = dout where x > 0."""
     return (dout * array_namespace(dout).astype(cache > 0, dout.dtype),)
+
+
+def leaky_relu(x, slope=0.1):
+    """x where positive, slope x elsewhere."""
+    return array_namespace(x).maximum(x, slope * x), (x, slope)
+
+
+def leaky_relu_backward(dout, cache):
+    """dx = dout where x > 0, slope dout elsewhere."""
+    x, slope = cache
+    return (array_namespace(dout).where(x > 0, dout, slope * dout),)
 
 
 def flatten(x):
@@ -68,180 +585,34 @@ def flatten_backward(dout, cache):
     return (array_namespace(dout).reshape(dout, cache),)
 
 
-# A k x k convolution of stride s, with k = q s, is a dense q x q one of stride 1 after space-to-depth: each
-# s x s patch becomes one pixel of C' = s^2 C channels. What is left is one matrix product and q^2 shifted
-# slices. Forward, the slices are taken on the side with fewer channels, and no pass scatters:
-#     C' <= O:    out = windows(X) V          gather the q^2 shifted inputs, then multiply
-#     C' > O:     out = shift_add(X V)        multiply, then add the q^2 shifted products
-#     backward:   D = windows(padded dout),   dX = D V',   dV = X' D,   with V's q^2 blocks in reverse order
-#                 dV = windows(X)' dout       where dX is not needed
+def global_pool(x):
+    """The mean over pixels, (N, H, W, C) -> (N, C)."""
+    return array_namespace(x).mean(x, axis=(1, 2)), x.shape
 
 
-def zero_pad(x, pad):
-    """(N, H, W, C) -> (N, H + 2 pad, W + 2 pad, C)."""
-    xp = array_namespace(x)
-    N, H, W, C = x.shape
-    if not pad:
-        return x
-    out = xp.zeros((N, H + 2 * pad, W + 2 * pad, C), dtype=x.dtype, device=device(x))
-    out[:, pad:pad + H, pad:pad + W, :] = x
-    return out
-
-
-def space_to_depth(x, s):
-    """(N, H, W, C) -> (N, H/s, W/s, s s C)."""
-    xp = array_namespace(x)
-    N, H, W, C = x.shape
-    x = xp.permute_dims(xp.reshape(x, (N, H // s, s, W // s, s * C)), (0, 1, 3, 2, 4))
-    return xp.reshape(x, (N, H // s, W // s, s * s * C))
-
-
-def depth_to_space(X, s):
-    """The inverse of space_to_depth."""
-    xp = array_namespace(X)
-    N, H, W, C = X.shape
-    X = xp.permute_dims(xp.reshape(X, (N, H, W, s, C // s)), (0, 1, 3, 2, 4))
-    return xp.reshape(X, (N, H * s, W * s, C // s // s))
-
-
-def shifts(q, H, W):
-    """For each of the q^2 offsets: its number and the slices of the H x W windows that start there."""
-    return [(a * q + b, slice(a, a + H), slice(b, b + W)) for a in range(q) for b in range(q)]
-
-
-def windows(X, q):
-    """(N, H, W, C) -> (N, H-q+1, W-q+1, q q C), the q^2 shifted copies side by side."""
-    xp = array_namespace(X)
-    N, H, W, C = X.shape
-    out = xp.empty((N, H - q + 1, W - q + 1, q * q, C), dtype=X.dtype, device=device(X))
-    for k, rows, cols in shifts(q, H - q + 1, W - q + 1):
-        out[:, :, :, k, :] = X[:, rows, cols, :]
-    return xp.reshape(out, (N, H - q + 1, W - q + 1, q * q * C))
-
-
-def shift_add(Z, q):
-    """(N, H, W, q q O) -> (N, H-q+1, W-q+1, O), the sum of q^2 shifted blocks."""
-    xp = array_namespace(Z)
-    N, H, W, O = Z.shape
-    Z = xp.reshape(Z, (N, H, W, q * q, O // (q * q)))
-    out = Z[:, :H - q + 1, :W - q + 1, 0, :] + 0
-    for k, rows, cols in shifts(q, H - q + 1, W - q + 1)[1:]:
-        out += Z[:, rows, cols, k, :]
-    return out
-
-
-def fold_kernel(W, s):
-    """(k, k, C, O) -> V (q q, C', O), the kernel after space-to-depth, k = q s."""
-    xp = array_namespace(W)
-    k, _, C, O = W.shape
-    q = k // s
-    return xp.reshape(xp.permute_dims(xp.reshape(W, (q, s, q, s, C, O)), (0, 2, 1, 3, 4, 5)), (q * q, s * s * C, O))
-
-
-def unfold_kernel(V, s, shape):
-    """The inverse of fold_kernel, to (k, k, C, O)."""
-    xp = array_namespace(V)
-    k, _, C, O = shape
-    q = k // s
-    return xp.reshape(xp.permute_dims(xp.reshape(V, (q, q, s, s, C, O)), (0, 2, 1, 3, 4, 5)), shape)
-
-
-def rows(x):
-    """(..., c) -> (product of the rest, c)."""
-    return array_namespace(x).reshape(x, (-1, x.shape[-1]))
-
-
-def column_sums(x):
-    """(N, c) -> (c,), as a product with ones, which is several times as fast as a sum over the first axis."""
-    return array_namespace(x).ones(x.shape[0], dtype=x.dtype, device=device(x)) @ x
-
-
-def conv2d(x, W, b=None, stride=1, pad=0, need_dx=True):
-    """Convolution with zero padding: x (N, H, W, C), W (k, k, C, O), b (O,) or none -> (N, H', W', O).
-
-    The stride divides k, H + 2 pad and W + 2 pad. need_dx=False, for an encoder's first layer, leaves out the
-    gradient of the images.
-    """
-    xp = array_namespace(x)
-    if any(size % stride for size in (W.shape[0], x.shape[1] + 2 * pad, x.shape[2] + 2 * pad)):
-        raise ValueError(f"conv2d: stride {stride} must divide the kernel, {W.shape[0]}, and the padded image, {x.shape[1:3]} + 2 * {pad}")
-    X, V = space_to_depth(zero_pad(x, pad), stride), fold_kernel(W, stride)
-    (qq, C, O), q = V.shape, W.shape[0] // stride                                       # C is C' from here on
-    if C <= O:
-        w = windows(X, q)                                                               # (N, H', W', q q C')
-        out = xp.reshape(rows(w) @ xp.reshape(V, (qq * C, O)), w.shape[:3] + (O,))
-    else:
-        Z = rows(X) @ xp.reshape(xp.permute_dims(V, (1, 0, 2)), (C, qq * O))
-        out = shift_add(xp.reshape(Z, X.shape[:3] + (qq * O,)), q)
-    if b is not None:
-        out += b
-    return out, (X, V, W.shape, stride, pad, need_dx, b is not None)
-
-
-def conv2d_backward(dout, cache):
-    xp = array_namespace(dout)
-    X, V, W_shape, stride, pad, need_dx, bias = cache
-    (qq, C, O), q = V.shape, W_shape[0] // stride
-    if need_dx:
-        edge = pad if stride == 1 else 0                                                # X is zero there, and dX not wanted
-        D = windows(zero_pad(dout, q - 1 - edge), q)                                    # (N, H, W, q q O)
-        X = X[:, edge:X.shape[1] - edge, edge:X.shape[2] - edge, :]
-        dV = xp.permute_dims(xp.reshape(rows(X).T @ rows(D), (C, qq, O)), (1, 0, 2))
-        dX = rows(D) @ xp.reshape(xp.permute_dims(xp.flip(V, axis=0), (0, 2, 1)), (qq * O, C))
-        dx = depth_to_space(xp.reshape(dX, X.shape), stride)
-        dx = dx[:, pad - edge:dx.shape[1] - pad + edge, pad - edge:dx.shape[2] - pad + edge, :]
-        dV = xp.flip(dV, axis=0)
-    else:
-        dx, dV = None, xp.reshape(rows(windows(X, q)).T @ rows(dout), (qq, C, O))
-    return (dx, unfold_kernel(dV, stride, W_shape)) + ((column_sums(rows(dout)),) if bias else ())
-
-
-def normalise(F, axis=1, n_support=None):
-    """Features of mean 0 and variance 1 over axis 1, each task's samples (batch norm), or axis 2 (layer norm).  [L23, Sec. 3.4]
-
-    F (T, n, m); biased variance with 1e-5 added; nothing learned; moments of the first n_support samples only, where given (axis 1).
-    Without it ||F|| grows and sparsity is lost.
-    """
-    xp, fit = array_namespace(F), F[:, :n_support, :]
-    if n_support is not None and axis != 1:
-        raise ValueError("normalise: moments of the support are those of samples, axis 1")
-    mean = xp.mean(fit, axis=axis, keepdims=True)
-    deviation = xp.sqrt(xp.mean((fit - mean) ** 2, axis=axis, keepdims=True) + 1e-5)
-    out = (F - mean) / deviation
-    return out, (out, deviation, axis, n_support)
-
-
-def normalise_backward(dout, cache):
-    out, deviation, axis, n_support = cache
-    total = functools.partial(array_namespace(dout).sum, axis=axis, keepdims=True)
-    dF, fit = dout / deviation, out[:, :n_support, :]
-    dF[:, :n_support, :] -= (total(dout) + fit * total(dout * out)) / (fit.shape[axis] * deviation)
-    return (dF,)
-
-
-def leaky_relu(x, slope=0.1):
-    """x where positive, slope x elsewhere."""
-    xp = array_namespace(x)
-    slopes = xp.where(x > 0, xp.asarray(1, dtype=x.dtype, device=device(x)), xp.asarray(slope, dtype=x.dtype, device=device(x)))
-    return x * slopes, slopes
-
-
-def leaky_relu_backward(dout, cache):
-    return (dout * cache,)
+def global_pool_backward(dout, cache):
+    """Every pixel gets dout/(H W)."""
+    _, H, W, _ = cache
+    share = dout[:, None, None, :] / (H * W)
+    return (array_namespace(dout).broadcast_to(share, cache),)
 
 
 def max_pool2d(x):
-    """The largest of each 2 x 2 pixels: (N, H, W, C) -> (N, H//2, W//2, C); of an odd side the last pixel is left out."""
+    """The largest of each 2 x 2 pixels, (N, H, W, C) -> (N, H//2, W//2, C).
+
+    Of an odd side the last pixel is left out.
+    """
     xp = array_namespace(x)
     out = functools.reduce(xp.maximum, [x[at] for at in quarters(x.shape)])
     return out, (x, out)
 
 
 def max_pool2d_backward(dout, cache):
+    """The largest pixel takes dout; of equal ones, the first."""
     x, out = cache
     xp = array_namespace(dout)
     dx = xp.zeros_like(x)
-    for at in quarters(x.shape):                                                        # the first of equal pixels takes it all
+    for at in quarters(x.shape):
         dx[at] = dout * xp.astype(x[at] == out, dout.dtype)
         dout = dout - dx[at]
     return (dx,)
@@ -250,21 +621,179 @@ def max_pool2d_backward(dout, cache):
 def quarters(shape):
     """The slices of an image's pixels of even and odd rows and columns."""
     H, W = shape[1] // 2 * 2, shape[2] // 2 * 2
-    return [(slice(None), slice(a, H, 2), slice(b, W, 2), slice(None)) for a in (0, 1) for b in (0, 1)]
+    offsets = itertools.product((0, 1), repeat=2)
+    return [(slice(None), slice(a, H, 2), slice(b, W, 2), slice(None)) for a, b in offsets]
 
 
-def global_pool(x):
-    """The mean over pixels, (N, H, W, C) -> (N, C)."""
-    return array_namespace(x).mean(x, axis=(1, 2)), x.shape
+# A k x k convolution of stride s, with k = q s, is a dense q x q one of stride 1 after
+# space-to-depth: each s x s patch becomes one pixel of C' = s^2 C channels. What is left is one
+# matrix product and q^2 shifted slices. Forward, the slices are taken on the side with fewer
+# channels, and no pass scatters:
+#     C' <= O:    out = windows(X) V          gather the q^2 shifted inputs, then multiply
+#     C' > O:     out = shift_add(X V)        multiply, then add the q^2 shifted products
+#     backward:   D = windows(padded dout),   dX = D V',   dV = X' D,   V's q^2 blocks reversed
+#                 dV = windows(X)' dout       where dX is not needed
 
 
-def global_pool_backward(dout, cache):
-    N, H, W, C = cache
-    return (array_namespace(dout).broadcast_to(dout[:, None, None, :] / (H * W), cache),)
+# What conv2d keeps: X (N, H/s, W/s, C') padded, V (q^2, C', O), and its settings.
+ConvCache = namedtuple("ConvCache", "X V W_shape stride pad need_dx bias")
+
+
+def conv2d(x, W, b=None, stride=1, pad=0, need_dx=True):
+    """Convolution with zero padding: x (N, H, W, C), W (k, k, C, O), b (O,) or none.
+
+    The stride divides k, H + 2 pad and W + 2 pad. need_dx=False, for an encoder's first layer,
+    leaves out the gradient of the images.
+    """
+    check_stride(x, W, stride, pad)
+    X, V = space_to_depth(zero_pad(x, pad), stride), fold_kernel(W, stride)
+    q = W.shape[0] // stride
+    _, C, O = V.shape                                               # C is C' from here on
+    out = gather_then_multiply(X, V, q) if C <= O else multiply_then_add(X, V, q)
+    if b is not None:
+        out += b
+    return out, ConvCache(X, V, W.shape, stride, pad, need_dx, b is not None)
+
+
+def check_stride(x, W, stride, pad):
+    """Refuse a stride that does not divide the kernel and the padded image."""
+    sizes = W.shape[0], x.shape[1] + 2 * pad, x.shape[2] + 2 * pad
+    if any(size % stride for size in sizes):
+        raise ValueError(
+            f"conv2d: stride {stride} must divide the kernel, {W.shape[0]}, and the padded image, "
+            f"{x.shape[1:3]} + 2 * {pad}")
+
+
+def gather_then_multiply(X, V, q):
+    """windows(X) V, (N, H', W', O)."""
+    xp = array_namespace(X)
+    qq, C, O = V.shape
+    w = windows(X, q)                                               # (N, H', W', q q C')
+    return xp.reshape(rows(w) @ xp.reshape(V, (qq * C, O)), (*w.shape[:3], O))
+
+
+def multiply_then_add(X, V, q):
+    """shift_add(X V), (N, H', W', O)."""
+    xp = array_namespace(X)
+    qq, C, O = V.shape
+    Z = rows(X) @ xp.reshape(xp.permute_dims(V, (1, 0, 2)), (C, qq * O))
+    return shift_add(xp.reshape(Z, (*X.shape[:3], qq * O)), q)
+
+
+def conv2d_backward(dout, cache):
+    """dx (or None), dW and, where there is one, db."""
+    q = cache.W_shape[0] // cache.stride
+    dx, dV = (conv2d_dx_dV if cache.need_dx else conv2d_dV)(dout, cache, q)
+    dW = unfold_kernel(dV, cache.stride, cache.W_shape)
+    return (dx, dW, column_sums(rows(dout))) if cache.bias else (dx, dW)
+
+
+def conv2d_dV(dout, cache, q):
+    """No dx, and dV = windows(X)' dout."""
+    X, V = cache.X, cache.V
+    return None, array_namespace(dout).reshape(rows(windows(X, q)).T @ rows(dout), V.shape)
+
+
+def conv2d_dx_dV(dout, cache, q):
+    """dX = D V' and dV = X' D, with D the windows of the padded dout."""
+    xp = array_namespace(dout)
+    pad, stride = cache.pad, cache.stride
+    qq, C, O = cache.V.shape
+    edge = pad if stride == 1 else 0                                # X is 0 there, dX not wanted
+    D = windows(zero_pad(dout, q - 1 - edge), q)                    # (N, H, W, q q O)
+    X = crop(cache.X, edge)
+    dV = xp.permute_dims(xp.reshape(rows(X).T @ rows(D), (C, qq, O)), (1, 0, 2))
+    V_back = xp.permute_dims(xp.flip(cache.V, axis=0), (0, 2, 1))   # (q q, O, C')
+    dX = xp.reshape(rows(D) @ xp.reshape(V_back, (qq * O, C)), X.shape)
+    return crop(depth_to_space(dX, stride), pad - edge), xp.flip(dV, axis=0)
+
+
+def rows(x):
+    """(..., c) -> (product of the rest, c)."""
+    return array_namespace(x).reshape(x, (-1, x.shape[-1]))
+
+
+def zero_pad(x, pad):
+    """(N, H, W, C) -> (N, H + 2 pad, W + 2 pad, C)."""
+    if not pad:
+        return x
+    xp = array_namespace(x)
+    N, H, W, C = x.shape
+    out = xp.zeros((N, H + 2 * pad, W + 2 * pad, C), dtype=x.dtype, device=device(x))
+    out[:, pad:pad + H, pad:pad + W, :] = x
+    return out
+
+
+def crop(x, pad):
+    """The inverse of zero_pad."""
+    return x[:, pad:x.shape[1] - pad, pad:x.shape[2] - pad, :]
+
+
+def space_to_depth(x, s):
+    """(N, H, W, C) -> (N, H/s, W/s, s s C)."""
+    xp = array_namespace(x)
+    N, H, W, C = x.shape
+    x = xp.reshape(x, (N, H // s, s, W // s, s * C))
+    return xp.reshape(xp.permute_dims(x, (0, 1, 3, 2, 4)), (N, H // s, W // s, s * s * C))
+
+
+def depth_to_space(X, s):
+    """The inverse of space_to_depth."""
+    xp = array_namespace(X)
+    N, H, W, C = X.shape
+    X = xp.reshape(X, (N, H, W, s, C // s))
+    return xp.reshape(xp.permute_dims(X, (0, 1, 3, 2, 4)), (N, H * s, W * s, C // s // s))
+
+
+def shifts(q, H, W):
+    """For each of the q^2 offsets, its number and the slices of the H x W window there."""
+    for k, (a, b) in enumerate(itertools.product(range(q), repeat=2)):
+        yield k, slice(a, a + H), slice(b, b + W)
+
+
+def windows(X, q):
+    """(N, H, W, C) -> (N, H-q+1, W-q+1, q q C), the q^2 shifted copies side by side."""
+    xp = array_namespace(X)
+    N, H, W, C = X.shape
+    H, W = H - q + 1, W - q + 1
+    out = xp.empty((N, H, W, q * q, C), dtype=X.dtype, device=device(X))
+    for k, down, right in shifts(q, H, W):
+        out[:, :, :, k, :] = X[:, down, right, :]
+    return xp.reshape(out, (N, H, W, q * q * C))
+
+
+def shift_add(Z, q):
+    """(N, H, W, q q O) -> (N, H-q+1, W-q+1, O), the sum of q^2 shifted blocks."""
+    xp = array_namespace(Z)
+    N, H, W, O = Z.shape
+    Z = xp.reshape(Z, (N, H, W, q * q, O // (q * q)))
+    H, W = H - q + 1, W - q + 1
+    out = Z[:, :H, :W, 0, :] + 0
+    for k, down, right in itertools.islice(shifts(q, H, W), 1, None):
+        out += Z[:, down, right, k, :]
+    return out
+
+
+def fold_kernel(W, s):
+    """(k, k, C, O) -> V (q q, C', O), the kernel after space-to-depth, k = q s."""
+    xp = array_namespace(W)
+    k, _, C, O = W.shape
+    q = k // s
+    W = xp.permute_dims(xp.reshape(W, (q, s, q, s, C, O)), (0, 2, 1, 3, 4, 5))
+    return xp.reshape(W, (q * q, s * s * C, O))
+
+
+def unfold_kernel(V, s, shape):
+    """The inverse of fold_kernel, to (k, k, C, O)."""
+    xp = array_namespace(V)
+    k, _, C, O = shape
+    q = k // s
+    V = xp.permute_dims(xp.reshape(V, (q, q, s, s, C, O)), (0, 2, 1, 3, 4, 5))
+    return xp.reshape(V, shape)
 
 
 def moments(x):
-    """Mean and biased variance of each channel of (N, H, W, C), (C,)."""
+    """Mean and biased variance of each channel of (N, ..., C), (C,)."""
     x = rows(x)
     mean = column_sums(x) / x.shape[0]
     x = x - mean
@@ -272,23 +801,25 @@ def moments(x):
 
 
 def batch_norm(x, g, b, mean=None, variance=None):
-    """g (x - mean)/sqrt(variance + 1e-5) + b per channel of (N, H, W, C); by default with the moments of x itself."""
-    xp = array_namespace(x)
+    """g (x - mean)/sqrt(variance + 1e-5) + b per channel of (N, ..., C); by default x's moments."""
     if mean is None:
         mean, variance = moments(x)
-    scale = 1 / xp.sqrt(variance + 1e-5)
+    scale = 1 / array_namespace(x).sqrt(variance + 1e-5)
     out = x * (g * scale)
     out += b - mean * (g * scale)
     return out, (x, g, mean, scale)
 
 
 def batch_norm_backward(dout, cache, sums=None, count=None):
-    """sums: dg and db over all `count` pixels of the batch, where dout is a part of it."""
+    """dx = g scale (dout - db/count - x_hat dg/count), dg = sum dout x_hat, db = sum dout.
+
+    sums: dg and db over all `count` pixels of the batch, where dout is a part of it.
+    """
     x, g, mean, scale = cache
     dg, db = batch_norm_sums(dout, cache) if sums is None else sums
     count = math.prod(dout.shape[:-1]) if count is None else count
-    dx = dout - db / count                                                              # minus x_hat dg/count, times g scale
-    dx -= x * (dg * scale / count)
+    dx = dout - db / count
+    dx -= x * (dg * scale / count)                                  # x_hat = (x - mean) scale
     dx += mean * scale * dg / count
     dx *= g * scale
     return dx, dg, db
@@ -303,42 +834,240 @@ def batch_norm_sums(dout, cache):
 
 
 def drop_block(x, key, rate, ramp, size, layer):
-    """DropBlock (Ghiasi et al. 2018): zero random size x size blocks of each channel, a share `rate` of it in all, and rescale.
+    """DropBlock: zero random size x size blocks of each channel, a share `rate` in all; rescale.
 
-    size 1 is dropout. key = (a run's seed, forward passes so far); the rate grows linearly over `ramp` passes.
+    size 1 is dropout. key = (a run's seed, training passes so far); the rate grows linearly over
+    `ramp` passes.                                                  [Ghiasi et al. 2018]
     """
     xp = array_namespace(x)
     N, H, W, C = x.shape
-    rate, size = rate * min(1, (key[1] + 1) / ramp) if ramp else rate, min(size, H, W)
-    seeds = rate / size ** 2 * H * W / ((H - size + 1) * (W - size + 1))               # so many corners make this rate
-    corners = array_api_compat.numpy.random.default_rng([*key, layer]).random((N, H - size + 1, W - size + 1, C)) < seeds
+    size = min(size, H, W)
+    rate = rate * min(1, (key[1] + 1) / ramp) if ramp else rate
+    down, right = H - size + 1, W - size + 1
+    share = rate / size ** 2 * H * W / (down * right)               # of corners, for this rate
+    rng = array_api_compat.numpy.random.default_rng([*key, layer])
+    corners = xp.asarray(rng.random((N, down, right, C)) < share, device=device(x))
     keep = xp.ones(x.shape, dtype=x.dtype, device=device(x))
-    corners = xp.asarray(corners, device=device(x))
     for a, b in itertools.product(range(size), repeat=2):
-        inside = (slice(None), slice(a, a + H - size + 1), slice(b, b + W - size + 1), slice(None))
+        inside = slice(None), slice(a, a + down), slice(b, b + right), slice(None)
         keep[inside] = xp.where(corners, 0, keep[inside])
     keep = keep * (math.prod(x.shape) / xp.maximum(xp.sum(keep), 1))
     return x * keep, keep
 
 
 def drop_block_backward(dout, cache):
+    """dx = dout times the mask."""
     return (dout * cache,)
 
 
-LAYERS = {"linear": (linear, linear_backward), "relu": (relu, relu_backward), "leaky_relu": (leaky_relu, leaky_relu_backward),
-          "conv2d": (conv2d, conv2d_backward), "max_pool2d": (max_pool2d, max_pool2d_backward), "flatten": (flatten, flatten_backward),
-          "global_pool": (global_pool, global_pool_backward), "drop_block": (drop_block, drop_block_backward),
-          "batch_norm": (batch_norm, batch_norm_backward)}
-WHOLE = {"linear", "flatten", "global_pool", "drop_block"}  # layers computed on all images at once; others on blocks of them
+# ------------------------------------------------------------------------------ made of layers
+# A layer has shapes, name -> shape of its parameters, and
+#     forward(params, state, x, train) -> out, cache, state      train=False: as in evaluation
+#     backward(cache, dout) -> dx, grads
+# and so has every layer that is made of layers. x, out, dout and dx are arrays or lists of blocks:
+# InBlocks and BatchNorm leave a batch in blocks, all others join them.
 
-# ------------------------------------------------------------------------------------------------- encoders
+
+class Layer:
+    """A pair of functions above, its parameters and its settings."""
+
+    def __init__(self, f, f_backward, shapes=None, **settings):
+        self.f, self.f_backward = f, f_backward
+        self.shapes, self.settings = shapes or {}, settings
+
+    def forward(self, params, state, x, train):
+        own = [params[name] for name in self.shapes]
+        out, cache = self.f(joined(x), *own, **self.settings)
+        return out, cache, state
+
+    def backward(self, cache, dout):
+        dx, *grads = self.f_backward(joined(dout), cache)
+        return dx, dict(zip(self.shapes, grads, strict=True))
+
+
+class Sequential:
+    """One layer after another."""
+
+    def __init__(self, *layers):
+        self.layers, self.shapes = layers, {}
+        for layer in layers:
+            self.shapes |= layer.shapes
+
+    def forward(self, params, state, x, train):
+        caches = []
+        for layer in self.layers:
+            x, cache, state = layer.forward(params, state, x, train)
+            caches.append(cache)
+        return x, caches, state
+
+    def backward(self, caches, dout):
+        grads = {}
+        for layer, cache in zip(self.layers[::-1], caches[::-1], strict=True):
+            dout, own = layer.backward(cache, dout)
+            grads |= own
+        return dout, grads
+
+
+class Residual:
+    """The sum of two layers of the same input, branch and shortcut."""
+
+    def __init__(self, branch, shortcut):
+        self.branch, self.shortcut = branch, shortcut
+        self.shapes = branch.shapes | shortcut.shapes
+
+    def forward(self, params, state, x, train):
+        out, cache, state = self.branch.forward(params, state, x, train)
+        short, short_cache, state = self.shortcut.forward(params, state, x, train)
+        return joined(out) + joined(short), (cache, short_cache), state
+
+    def backward(self, caches, dout):
+        dx, grads = self.branch.backward(caches[0], dout)
+        dx_short, grads_short = self.shortcut.backward(caches[1], dout)
+        return joined(dx) + joined(dx_short), grads | grads_short
+
+
+# The caches of blocks, and how many images each block had.
+Cached = namedtuple("Cached", "lengths caches")
+
+
+class InBlocks:
+    """Layers without state, in blocks of `size` images.
+
+    A block's activations stay in a core's cache from layer to layer, and blocks run on threads.
+    """
+
+    def __init__(self, *layers, size):
+        self.layer, self.size = Sequential(*layers), size
+        self.shapes = self.layer.shapes
+
+    def forward(self, params, state, x, train):
+        def through(block):
+            return self.layer.forward(params, state, block, train)[:2]
+
+        blocks = blocks_of(x, self.size)
+        out, caches = on_blocks(through, blocks)
+        return list(out), Cached(lengths(blocks), caches), state
+
+    def backward(self, cached, dout):
+        blocks = split(dout, cached.lengths)
+        dx, grads = on_blocks(self.layer.backward, cached.caches, blocks)
+        return list(dx), add_up(grads)
+
+
+class BatchNorm:
+    """batch_norm with the batch's moments in training, with running ones in evaluation."""
+
+    def __init__(self, name, channels, size=None, decay=0.9):
+        self.size, self.decay = size, decay
+        self.shapes = {f"{name}.g": (channels,), f"{name}.b": (channels,)}
+        self.running = f"{name}.mean", f"{name}.variance"
+
+    def forward(self, params, state, x, train):
+        blocks = blocks_of(x, self.size)
+        mean, variance = (state[name] for name in self.running)
+        if train:
+            mean, variance = moments_of_blocks(blocks)
+            count = pixels(blocks)
+            state = self.moved(state, mean, variance * (count / max(count - 1, 1)))
+        g, b = (params[name] for name in self.shapes)
+
+        def through(block):
+            return batch_norm(block, g, b, mean, variance)
+
+        out, caches = on_blocks(through, blocks)
+        return list(out), Cached(lengths(blocks), caches), state
+
+    def moved(self, state, *now):
+        """The state with its running moments moved towards those of now, unbiased."""
+        pairs = zip(self.running, now, strict=True)
+        keep, take = self.decay, 1 - self.decay
+        return {**state, **{name: keep * state[name] + take * a for name, a in pairs}}
+
+    def backward(self, cached, dout):
+        blocks, caches = split(dout, cached.lengths), cached.caches
+        sums = [sum(parts) for parts in on_blocks(batch_norm_sums, blocks, caches)]
+        count = pixels(blocks)
+
+        def through(block, cache):
+            return batch_norm_backward(block, cache, sums, count)[0]
+
+        dx = on_threads(through, blocks, caches)
+        return dx, dict(zip(self.shapes, sums, strict=True))
+
+
+def pixels(blocks):
+    """The number of pixels in all blocks."""
+    return sum(math.prod(block.shape[:-1]) for block in blocks)
+
+
+def moments_of_blocks(blocks):
+    """Mean and biased variance of all blocks together, (C,)."""
+    parts = on_threads(moments, blocks)
+    N = sum(lengths(blocks))
+    shares = [count / N for count in lengths(blocks)]
+    mean = sum(share * a for share, (a, _) in zip(shares, parts, strict=True))
+    variance = 0
+    for share, (a, v) in zip(shares, parts, strict=True):
+        variance = variance + share * (v + (a - mean) ** 2)
+    return mean, variance
+
+
+class DropBlock:
+    """drop_block in training; its key is state["drop"], which Encoder counts on."""
+
+    shapes = {}
+
+    def __init__(self, **settings):
+        self.settings = settings
+
+    def forward(self, params, state, x, train):
+        if not train:
+            return x, None, state
+        key = [int(i) for i in state["drop"]]
+        return *drop_block(joined(x), key, **self.settings), state
+
+    def backward(self, cache, dout):
+        return drop_block_backward(joined(dout), cache)[0], {}
+
+
+def blocks_of(x, size):
+    """x in blocks: of `size` images for a CPU core's cache, of many for a GPU, or whole (None)."""
+    if isinstance(x, list):
+        return x
+    N = x.shape[0]
+    size = N if size is None else size
+    step = size if is_numpy_array(x) else max(64, 20 * size)
+    return [x[i:min(i + step, N), ...] for i in range(0, N, step)]
+
+
+def lengths(blocks):
+    """How many images each block has."""
+    return [block.shape[0] for block in blocks]
+
+
+def split(x, sizes):
+    """x in blocks of such lengths."""
+    if isinstance(x, list) and lengths(x) == sizes:
+        return x
+    x, ends = joined(x), itertools.accumulate(sizes)
+    return [x[end - size:end, ...] for end, size in zip(ends, sizes, strict=True)]
+
+
+def joined(blocks):
+    """An array, or blocks as one array; None where they are None."""
+    if not isinstance(blocks, list):
+        return blocks
+    if len(blocks) == 1 or blocks[0] is None:
+        return blocks[0]
+    return array_namespace(*blocks).concat(blocks)
+
 
 _pool = None
 
 
 @contextlib.contextmanager
 def cpu_threads(n):
-    """Blocks of images on n threads, BLAS on one: no sum depends on n, so that runs agree bit for bit."""
+    """Blocks on n threads, BLAS on one: no sum depends on n, so that runs agree bit for bit."""
     global _pool
     with ThreadPoolExecutor(n) as _pool, threadpool_limits(1, user_api="blas"):
         try:
@@ -349,552 +1078,165 @@ def cpu_threads(n):
 
 def on_threads(f, *blocks):
     """[f(...) for each block], in order, on the threads of cpu_threads."""
-    return list(_pool.map(f, *blocks) if _pool and len(blocks[0]) > 1 else map(f, *blocks))
+    use = _pool.map if _pool and len(blocks[0]) > 1 else map
+    return list(use(f, *blocks))
 
 
-def add_up(parts):
-    """The sum of each key's arrays, block after block."""
-    return {key: functools.reduce(lambda a, b: a + b, [part[key] for part in parts]) for key in parts[0]}
+def on_blocks(f, *blocks):
+    """The first and the second results of f of each block, in order, on the threads."""
+    return zip(*on_threads(f, *blocks), strict=True)
+
+
+# ------------------------------------------------------------------------------ encoders
+
+
+class Spec(NamedTuple):
+    """The name of an encoder below and its sizes, enough to build it again."""
+
+    name: str
+    sizes: dict
 
 
 class Encoder:
-    """f_theta, a list of layers (name, kind, shapes of its parameters, settings) and nothing else: parameters come from outside.
+    """f_theta: a layer made of layers, and nothing else; parameters come from outside."""
 
-    The images of a batch travel in blocks, so that a block's activations stay in a CPU core's cache from layer to layer
-    and blocks can run on several threads. Three kinds are the interpreter's own: WHOLE layers join the blocks, batch_norm
-    needs the moments of all blocks first, and residual adds the outputs of two lists of layers, branch and shortcut.
-    """
-
-    def __init__(self, layers, block=10):
-        self.layers, self.block = layers, block
-
-    def parameters(self, layers=None):
-        """(name, shape) of every parameter, in order."""
-        for name, kind, shapes, settings in self.layers if layers is None else layers:
-            yield from ((f"{name}.{p}", shape) for p, shape in shapes.items())
-            if kind == "residual":
-                yield from self.parameters(settings["branch"] + settings["shortcut"])
+    def __init__(self, layer, spec=None):
+        self.layer, self.spec = layer, spec
+        self.shapes = layer.shapes
 
     def init(self, rng, dtype=None, xp=None, device=None):
-        """params and state. Weights N(0, 2/fan_in) (He et al. 2015), biases and shifts b 0, scales g 1, drawn by a NumPy
-        Generator; state holds the running moments of every batch norm and the step count of every drop_block.
+        """params and state. Weights W are N(0, 2/fan_in), biases b 0, scales g 1; rng is NumPy's.
+
+        state: running moments of every batch norm; the key of DropBlock.  [He et al. 2015]
         """
-        params, state, xp = {}, {}, xp or array_api_compat.numpy
-        dtype = dtype or xp.float32
-        for name, shape in self.parameters():
-            layer, p = name.rsplit(".", 1)
-            if p == "W":
-                params[name] = xp.asarray(math.sqrt(2 / math.prod(shape[:-1])) * rng.standard_normal(shape), dtype=dtype, device=device)
+        xp = xp or array_api_compat.numpy
+        on = {"dtype": dtype or xp.float32, "device": device}
+        params, state = {}, {}
+        for name, shape in self.shapes.items():
+            layer, _, kind = name.rpartition(".")
+            if kind == "W":
+                draw = math.sqrt(2 / math.prod(shape[:-1])) * rng.standard_normal(shape)
+                params[name] = xp.asarray(draw, **on)
             else:
-                params[name] = xp.full(shape, 1 if p == "g" else 0, dtype=dtype, device=device)
-            if p == "g":
-                state[f"{layer}.mean"] = xp.zeros(shape, dtype=dtype, device=device)
-                state[f"{layer}.variance"] = xp.ones(shape, dtype=dtype, device=device)
-        if any("drop_block" in str(layer) for layer in self.layers):
-            state["drop"] = xp.asarray([int(rng.integers(2 ** 31)), 0], device=device)  # key of drop_block
+                params[name] = xp.full(shape, {"g": 1, "b": 0}[kind], **on)
+            if kind == "g":
+                state[f"{layer}.mean"] = xp.zeros(shape, **on)
+                state[f"{layer}.variance"] = xp.ones(shape, **on)
+        state["drop"] = xp.asarray([int(rng.integers(2 ** 31)), 0], device=device)
         return params, state
 
     def forward(self, params, state, x, train=True):
-        """x (N, H, W, C) or (N, d) -> features (N, m), cache, state. train=False: running moments, nothing dropped."""
-        xp, state = array_namespace(x), dict(state)
-        blocks = self._blocks(x)
-        blocks, caches = self._forward(self.layers, params, state, blocks, train)
+        """x (N, H, W, C) or (N, d)  ->  features (N, m), cache, state."""
+        F, cache, state = self.layer.forward(params, state, x, train)
+        F = joined(F)
         if train and "drop" in state:
-            state["drop"] = state["drop"] + xp.asarray([0, 1], device=device(x))
-        return joined(blocks), caches, state
+            one = array_namespace(x).asarray([0, 1], device=device(x))
+            state = {**state, "drop": state["drop"] + one}          # a pass more
+        return F, cache, state
 
-    def _blocks(self, x):
-        """The images x in blocks: a few for a CPU core's cache, many for a GPU."""
-        step = self.block if is_numpy_array(x) else max(64, 20 * self.block)
-        return [x[i:min(i + step, x.shape[0]), ...] for i in range(0, x.shape[0], step)]
-
-    def _forward(self, layers, params, state, blocks, train):
-        """One run of layers after another: `state` is updated in place."""
-        caches = []
-        for run in runs_of(layers):
-            name, kind, shapes, settings = run[0]
-            if kind == "residual":
-                blocks, *parts = self._residual(settings, params, state, blocks, train)
-                caches.append(parts)
-                continue
-            if kind == "drop_block" and not train:
-                caches.append(None)
-                continue
-            more = self._moments(name, state, blocks, train) if kind == "batch_norm" else {}
-            if kind == "drop_block":
-                more = {"key": [int(i) for i in state["drop"]]}
-            if kind in WHOLE:
-                blocks = [joined(blocks)]
-            elif len(blocks) == 1 and blocks[0].ndim == 4:                              # images again after a WHOLE layer
-                blocks = self._blocks(blocks[0])
-
-            def through(x):
-                cache = []
-                for i, (name, kind, shapes, settings) in enumerate(run):
-                    x, c = LAYERS[kind][0](x, *(params[f"{name}.{p}"] for p in shapes), **settings, **(more if i == 0 else {}))
-                    cache.append(c)
-                return x, cache
-            blocks, cache = zip(*on_threads(through, blocks))
-            caches.append(cache)
-        return list(blocks), caches
-
-    def _moments(self, name, state, blocks, train, decay=0.9):
-        """The moments that a batch norm divides by: in training those of this batch, which also move the running ones."""
-        keys = f"{name}.mean", f"{name}.variance"
-        if not train:
-            return {"mean": state[keys[0]], "variance": state[keys[1]]}
-        means, variances = zip(*on_threads(moments, blocks))
-        shares = [b.shape[0] / sum(b.shape[0] for b in blocks) for b in blocks]
-        mean = sum(w * a for w, a in zip(shares, means))
-        variance = sum(w * (v + (a - mean) ** 2) for w, a, v in zip(shares, means, variances))
-        count = sum(math.prod(b.shape[:-1]) for b in blocks)
-        for key, now in zip(keys, (mean, variance * (count / max(count - 1, 1)))):
-            state[key] = decay * state[key] + (1 - decay) * now
-        return {"mean": mean, "variance": variance}
-
-    def _residual(self, settings, params, state, blocks, train):
-        out, caches = self._forward(settings["branch"], params, state, blocks, train)
-        short, short_caches = self._forward(settings["shortcut"], params, state, blocks, train)
-        return [a + b for a, b in zip(out, short)], caches, short_caches
-
-    def backward(self, caches, dF):
-        """dF (N, m) -> gradients, with the keys and shapes of params."""
-        grads = {}
-        self._backward(self.layers, caches, [dF], grads)
-        return {name: grads[name] for name, _ in self.parameters()}
-
-    def _backward(self, layers, caches, blocks, grads):
-        """Through the runs of layers in reverse; `grads` is filled in place."""
-        for run, cache in zip(runs_of(layers)[::-1], caches[::-1]):
-            kind = run[0][1]
-            if cache is None:
-                continue
-            if kind == "residual":
-                branch, short = (self._backward(run[0][3][part], c, blocks, grads) for part, c in zip(("branch", "shortcut"), cache))
-                blocks = [a + b for a, b in zip(branch, short)]
-                continue
-            if len(blocks) != len(cache):                                               # after a WHOLE layer: into blocks again
-                blocks = self._blocks(joined(blocks)) if len(cache) > 1 else [joined(blocks)]
-            norm = kind == "batch_norm"
-
-            def through(dx, cache):
-                own = {}
-                for (name, kind, shapes, _), c in list(zip(run, cache))[norm:][::-1]:
-                    dx, *dparams = LAYERS[kind][1](dx, c)
-                    own.update({f"{name}.{p}": g for p, g in zip(shapes, dparams)})
-                if norm:
-                    own.update(zip((f"{run[0][0]}.g", f"{run[0][0]}.b"), batch_norm_sums(dx, cache[0])))
-                return dx, own
-            blocks, parts = zip(*on_threads(through, blocks, cache))
-            grads.update(add_up(parts))
-            if norm:
-                sums, count = tuple(grads[f"{run[0][0]}.{p}"] for p in "gb"), sum(math.prod(b.shape[:-1]) for b in blocks)
-                blocks = on_threads(lambda dx, c: batch_norm_backward(dx, c[0], sums, count)[0], blocks, cache)
-        return list(blocks)
+    def backward(self, cache, dF):
+        """dF (N, m)  ->  gradients, with the keys and shapes of params."""
+        _, grads = self.layer.backward(cache, dF)
+        return {name: grads[name] for name in self.shapes}
 
 
-def joined(blocks):
-    """The blocks as one array."""
-    return blocks[0] if len(blocks) == 1 or blocks[0] is None else array_namespace(blocks[0]).concat(blocks)
+def dense(name, a, c):
+    """A linear layer."""
+    return Layer(linear, linear_backward, {f"{name}.W": (a, c), f"{name}.b": (c,)})
 
 
-def runs_of(layers):
-    """Layers in runs that blocks pass through without a stop: a residual or WHOLE layer stands alone, a batch norm begins a run."""
-    runs = []
-    for layer in layers:
-        alone = layer[1] == "residual" or layer[1] in WHOLE
-        if not runs or alone or layer[1] == "batch_norm" or runs[-1][0][1] == "residual" or runs[-1][0][1] in WHOLE:
-            runs.append([])
-        runs[-1].append(layer)
-    return runs
+def conv(name, k, c, o, bias=True, **settings):
+    """A k x k convolution from c to o channels."""
+    shapes = {f"{name}.W": (k, k, c, o)} | ({f"{name}.b": (o,)} if bias else {})
+    return Layer(conv2d, conv2d_backward, shapes, **settings)
 
 
-def mlp(sizes):
-    """Linear layers with ReLU between them: mlp([d, hidden, ..., m])."""
+RELU = Layer(relu, relu_backward)
+LEAKY = Layer(leaky_relu, leaky_relu_backward)
+POOL = Layer(max_pool2d, max_pool2d_backward)
+FLATTEN = Layer(flatten, flatten_backward)
+MEAN = Layer(global_pool, global_pool_backward)
+
+
+def mlp(sizes, classes=0):
+    """Linear layers with ReLU between them, mlp([d, hidden, ..., m]).
+
+    classes > 0 adds a linear head on the features: logits, for empirical risk minimisation.
+    """
     layers = []
-    for i, (a, c) in enumerate(zip(sizes[:-1], sizes[1:]), start=1):
-        layers += [(f"linear{i}", "linear", {"W": (a, c), "b": (c,)}, {}), ("relu", "relu", {}, {})]
-    return Encoder(layers[:-1])
+    for i, (a, c) in enumerate(itertools.pairwise(sizes), start=1):
+        layers += [dense(f"linear{i}", a, c), RELU]
+    layers.pop()                                                    # none behind the features
+    if classes:
+        layers.append(dense("head", sizes[-1], classes))
+    return Encoder(Sequential(*layers), Spec("mlp", {"sizes": sizes, "classes": classes}))
 
 
 def cnn(m, channels=3, norm=False):
-    """The encoder of the 3D Shapes experiments, 64 x 64 images to m features; norm ends it by a batch norm.  [L23, App. D.2.2]"""
-    layers = []
-    for i, (c, o, k, pad) in enumerate([(channels, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)], start=1):
-        settings = {"stride": 2, "pad": pad, "need_dx": i > 1}
-        layers += [(f"conv{i}", "conv2d", {"W": (k, k, c, o), "b": (o,)}, settings), ("relu", "relu", {}, {})]
-    return Encoder(layers + [("flatten", "flatten", {}, {})] + mlp([1024, 256, m]).layers
-                   + [("norm", "batch_norm", {"g": (m,), "b": (m,)}, {})] * norm)
-
-
-def conv_norm(name, k, c, o, need_dx=True):
-    """A convolution that keeps the image's size, and its batch norm, which needs no bias before it."""
-    return [(f"{name}.conv", "conv2d", {"W": (k, k, c, o)}, {"pad": k // 2, "need_dx": need_dx}),
-            (f"{name}.norm", "batch_norm", {"g": (o,), "b": (o,)}, {})]
+    """The encoder of the 3D Shapes experiments, 64 x 64 images to m features; norm ends it by a
+    batch norm.                                     [L23, App. D.2.3; Locatello et al. 2019]
+    """
+    convolutions = Sequential(
+        conv("conv1", 4, channels, 32, stride=2, pad=1, need_dx=False), RELU,
+        conv("conv2", 4, 32, 32, stride=2, pad=1), RELU,
+        conv("conv3", 2, 32, 64, stride=2), RELU,
+        conv("conv4", 2, 64, 64, stride=2), RELU)
+    layers = [InBlocks(convolutions, size=10), FLATTEN, mlp([1024, 256, m]).layer]
+    if norm:
+        layers.append(BatchNorm("norm", m))
+    spec = Spec("cnn", {"m": m, "channels": channels, "norm": norm})
+    return Encoder(Sequential(*layers), spec)
 
 
 def conv4(channels=3, filters=64):
-    """4 x [3 x 3 convolution, batch norm, ReLU, 2 x 2 max pool]: (N, H, W, channels) -> (N, filters H//16 W//16).  [L23, App. D.3]
+    """4 x [3 x 3 convolution, batch norm, ReLU, 2 x 2 max pool]:
+    (N, H, W, channels) -> (N, filters H//16 W//16).                   [Snell et al. 2017]
 
-    Max and ReLU commute: pooling first leaves ReLU a quarter of the work.
+    Max and ReLU commute: pooling first leaves ReLU a quarter of the work. No bias before a norm.
     """
-    layers, flat = [], ("flatten", "flatten", {}, {})
+    layers, before = [], []
     for i, c in enumerate((channels, filters, filters, filters), start=1):
-        layers += conv_norm(f"block{i}", 3, c, filters, need_dx=i > 1) + [("pool", "max_pool2d", {}, {}), ("relu", "relu", {}, {})]
-    return Encoder(layers + [flat], block=25)
+        own = conv(f"block{i}.conv", 3, c, filters, bias=False, pad=1, need_dx=i > 1)
+        layers += [InBlocks(*before, own, size=25), BatchNorm(f"block{i}.norm", filters, 25)]
+        before = [POOL, RELU]
+    layers += [InBlocks(*before, size=25), FLATTEN]
+    return Encoder(Sequential(*layers), Spec("conv4", {"channels": channels, "filters": filters}))
 
 
 def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000, pool=False):
-    """MetaOptNet's ResNet-12: four residual blocks of three 3 x 3 convolutions, each ended by a 2 x 2 max pool and dropout,
-    DropBlock of size 5 in the last two: (N, H, W, channels) -> (N, widths[-1] H//16 W//16), or their mean over pixels.
-    ramp counts forward passes, two a training step.                                          [Lee et al. 2019, Sec. 4.1]
+    """MetaOptNet's ResNet-12: four residual blocks of three 3 x 3 convolutions, each ended by a
+    2 x 2 max pool and dropout, DropBlock of size 5 in the last two.
+
+    (N, H, W, channels) -> (N, widths[-1] H//16 W//16), or (pool) their mean over pixels; ramp
+    counts forward passes, two a training step.           [L23, App. D.3; Lee et al. 2019, Sec. 4.1]
     """
     layers = []
-    for i, (c, o) in enumerate(zip((channels, *widths), widths), start=1):
-        leaky = ("leaky_relu", "leaky_relu", {}, {})
-        branch = conv_norm(f"block{i}.1", 3, c, o) + [leaky] + conv_norm(f"block{i}.2", 3, o, o) + [leaky] + conv_norm(f"block{i}.3", 3, o, o)
-        layers += [(f"block{i}", "residual", {}, {"branch": branch, "shortcut": conv_norm(f"block{i}.short", 1, c, o)}),
-                   leaky, ("pool", "max_pool2d", {}, {})]
+    for i, (c, o) in enumerate(zip((channels, *widths), widths), start=1):      # noqa: B905
+        branch = Sequential(
+            *conv_norm(f"block{i}.1", 3, c, o),
+            *conv_norm(f"block{i}.2", 3, o, o, LEAKY),
+            *conv_norm(f"block{i}.3", 3, o, o, LEAKY))
+        shortcut = Sequential(*conv_norm(f"block{i}.short", 1, c, o))
+        layers += [Residual(branch, shortcut), InBlocks(LEAKY, POOL, size=1)]
         if drop:
-            layers.append((f"drop{i}", "drop_block", {}, {"rate": drop, "ramp": ramp if i > 2 else 0, "size": 5 if i > 2 else 1, "layer": i}))
-    return Encoder(layers + [("mean", "global_pool", {}, {}) if pool else ("flatten", "flatten", {}, {})], block=1)
+            last = {"ramp": ramp, "size": 5} if i > 2 else {"ramp": 0, "size": 1}
+            layers.append(DropBlock(rate=drop, layer=i, **last))
+    layers.append(MEAN if pool else FLATTEN)
+    sizes = {"channels": channels, "widths": widths, "drop": drop, "ramp": ramp, "pool": pool}
+    return Encoder(Sequential(*layers), Spec("resnet12", sizes))
 
 
-# --------------------------------------------------------------------------------------------------- heads
-# head(F, y, lam, n_support=None, params=None) -> (loss, dF, dparams, info), a function of the features alone.
-# n_support=None fits and scores on the same samples, Problem (6); a number fits on the first n_support
-# samples and scores on the others, Problem (7). lam is a constant of the differentiation.
+def conv_norm(name, k, c, o, *before):
+    """Layers, a convolution that keeps the image's size, and its batch norm, image by image."""
+    own = conv(f"{name}.conv", k, c, o, bias=False, pad=k // 2)
+    return InBlocks(*before, own, size=1), BatchNorm(f"{name}.norm", o, 1)
 
 
-def squared_error(F, y, w):
-    """L = 1/T sum_t 1/(2 n) ||y_t - F_t w_t||^2  ->  L, dF and dw."""
-    xp = array_namespace(F)
-    T, n, _ = F.shape
-    r = (matvec(F, w) - y) / (T * n)                                                    # (T, n)
-    return T * n / 2 * xp.sum(r * r), outer(r, w), matvec(transpose(F), r)
+ENCODERS = {"mlp": mlp, "cnn": cnn, "conv4": conv4, "resnet12": resnet12}
 
 
-def halves(n_support, n):
-    """Of n samples, those to fit on and those to score on."""
-    if n_support is not None and not 0 < n_support < n:
-        raise ValueError(f"n_support: found {n_support}, expected 1 to {n - 1} of {n} samples")
-    return (slice(None), slice(None)) if n_support is None else (slice(n_support), slice(n_support, None))
-
-
-def bilevel(fit, fit_vjp, F, y, lam, n_support, penalty=None):
-    """The loss of the fitted predictors and its gradient: directly through F, and through the solution w(F).
-
-    penalty(w, lam) -> sum over tasks and its derivative in w, adds the outer regularisation of Problem (62).
-    """
-    xp = array_namespace(F)
-    T = F.shape[0]
-    fit_on, score_on = halves(n_support, F.shape[1])
-    Fs, ys = F[:, fit_on, :], y[:, fit_on]
-    w, info = fit(Fs, ys, lam)                                                          # inner problem
-    loss, dF_direct, dw = squared_error(F[:, score_on, :], y[:, score_on], w)           # outer problem
-    if penalty:
-        total, d_total = penalty(w, lam)
-        loss, dw = loss + total / T, dw + d_total / T
-    dF = xp.zeros_like(F)
-    dF[:, score_on, :] += dF_direct
-    dF[:, fit_on, :] += fit_vjp(Fs, ys, lam, w, dw)[0]
-    return loss, dF, {}, {"w": w, **info}
-
-
-def inner_lasso(F, y, lam, n_support=None, params=None):
-    """Sparse predictors: w_t = argmin 1/(2 n) ||y_t - F_t w||^2 + lam_t ||w||_1.             [L23, Problem (6), Sec. 5.1]
-
-    F (T, n, m), y (T, n), lam a number or (T,) -> loss, dF (T, n, m), {}, info with w and the solver's certificate.
-    """
-    return bilevel(solvers.lasso, solvers.lasso_vjp, F, y, lam, n_support)
-
-
-def inner_ridge(F, y, lam, n_support=None, params=None):
-    """Dense predictors, the baseline: w_t = argmin 1/(2 n) ||y_t - F_t w||^2 + lam_t/2 ||w||^2.       [L23, Sec. 5.1]"""
-    return bilevel(lambda F, y, lam: (solvers.ridge(F, y, lam), {}), solvers.ridge_vjp, F, y, lam, n_support)
-
-
-def least_squares(F, y, lam):
-    """Plain least squares, kept regular by a ridge of 1e-7 ||F||_F^2/n.                                  [L23, Problem (62)]"""
-    return solvers.ridge(F, y, 1e-7 * solvers.ridge_lambda_max(F)), {}
-
-
-def least_squares_vjp(F, y, lam, w, dw):
-    dF, dy, d_ridge = solvers.ridge_vjp(F, y, 1e-7 * solvers.ridge_lambda_max(F), w, dw)
-    return dF + 2e-7 / F.shape[1] * d_ridge[:, None, None] * F, dy, 0 * d_ridge
-
-
-def outer_lasso(F, y, lam, n_support=None, params=None):
-    """Plain fits; the outer loss asks them to be sparse: + 1/T sum_t lam_t ||w_t||_1. sign(0) = 0.       [L23, Problem (62)]"""
-    xp = array_namespace(F)
-    return bilevel(least_squares, least_squares_vjp, F, y, lam, n_support,
-                   lambda w, lam: (xp.sum(lam * xp.sum(xp.abs(w), axis=1)), lam[:, None] * xp.sign(w)))
-
-
-def outer_ridge(F, y, lam, n_support=None, params=None):
-    """The same with + 1/T sum_t lam_t/2 ||w_t||^2.                                              [L23, Problem (62)]"""
-    xp = array_namespace(F)
-    return bilevel(least_squares, least_squares_vjp, F, y, lam, n_support,
-                   lambda w, lam: (xp.sum(lam * xp.sum(w * w, axis=1)) / 2, lam[:, None] * w))
-
-
-# Heads of k outputs, W (T, k, m): Y (T, n, k) is one-hot, or of 0 and 1 where k = 1; in few-shot episodes F holds the support
-# samples first; params is {"scale": ()}, the learned factor of the logits (Lee et al. 2019, Sec. 3.3).
-
-
-def score_loss(Z, Y, smoothing=0.0, loss="logistic"):
-    """1/(T n) sum loss(Z_i, Y_i) and its derivative in the scores Z (T, n, k); labels smoothed to 1 - smoothing (k - 1)/k for the class
-    and smoothing/k for each other (MetaOptNet: 1 - smoothing and smoothing/(k - 1))."""
-    Y = (1 - smoothing) * Y + smoothing / max(Z.shape[2], 2)
-    return array_namespace(Z).mean(solvers.data_loss(Z, Y, loss)), solvers.residual(Z, Y, loss)[0] / Z.shape[0]
-
-
-def episode(fit, fit_vjp, F, Y, lam, n_support, params, smoothing=0.0, loss="logistic"):
-    """Linear classifiers fitted on the support samples, scored by the cross-entropy of scale W F_i on the query samples.
-
-    fit(F, Y, lam) -> W (T, k, m) and info;  fit_vjp(F, Y, lam, W, info, dW) -> dF and the gradient of what else was learned.
-    """
-    xp, scale = array_namespace(F), params["scale"] if params else 1
-    fit_on, score_on = halves(n_support, F.shape[1])
-    Fs, Ys, Fq = F[:, fit_on, :], Y[:, fit_on, :], F[:, score_on, :]
-    W, info = fit(Fs, Ys, lam)
-    Z = xp.matmul(Fq, transpose(W))                                                     # (T, n, k)
-    value, dZ = score_loss(scale * Z, Y[:, score_on, :], smoothing, loss)
-    dF, (dF_fit, dparams) = xp.zeros_like(F), fit_vjp(Fs, Ys, lam, W, info, scale * xp.matmul(transpose(dZ), Fq))
-    dF[:, score_on, :] += scale * xp.matmul(dZ, W)
-    dF[:, fit_on, :] += dF_fit
-    return value, dF, {"scale": xp.sum(dZ * Z), **dparams}, {"w": W, "logits": Z, **info}
-
-
-def inner_group_lasso(F, Y, lam, n_support=None, params=None, smoothing=0.0, loss="squared", max_iter=1000):
-    """W_t = argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}; the outer loss is the same, "squared" or "logistic".
-
-    In few-shot episodes max_iter = 200: the Newton step has m k unknowns, for a few hundred features, and the sweeps are slow where
-    n < m and lam is below 0.1 of its maximum; the solver then stops and says so.
-    """
-    return episode(lambda F, Y, lam: solvers.group_lasso(F, Y, lam, loss, max_iter),
-                   lambda F, Y, lam, W, info, dW: (solvers.group_lasso_vjp(F, Y, lam, W, dW, loss)[0], {}),
-                   F, Y, lam, n_support, params, smoothing, loss)
-
-
-def svm_episode(F, Y, lam, n_support, params, smoothing=0.0):
-    """The group-Lasso multiclass SVM; lam = (lam1, lam2). lam1 = 0 is the dense SVM of MetaOptNet.        [L23, Sec. 5.2]
-
-    If params holds "log_lam1" or "log_lam2", these multiply lam1 and lam2 by their exponential and are learned too.
-    """
-    xp = array_namespace(F)
-    learned = [name for name in ("log_lam1", "log_lam2") if name in params]
-    zero = xp.zeros(F.shape[0], dtype=F.dtype, device=device(F))
-    lams = [a * xp.exp(params[name]) + zero if name in params else a for a, name in zip(lam, ("log_lam1", "log_lam2"))]
-
-    def fit(F, Y, lams):
-        W, Lam, info = solvers.group_svm(F, Y, *lams)
-        return W, {"Lam": Lam, **info}
-
-    def fit_vjp(F, Y, lams, W, info, dW):
-        dF, *dlams = solvers.group_svm_vjp(F, Y, *lams, W, info["Lam"], dW)
-        dlog = {name: xp.sum(d * a) for name, d, a in zip(("log_lam1", "log_lam2"), dlams, lams)}
-        return dF, {name: dlog[name] for name in learned}
-    return episode(fit, fit_vjp, F, Y, lams, n_support, params, smoothing)
-
-
-def ridge_episode(F, Y, lam, n_support, params, smoothing=0.0):
-    """Ridge regression on the one-hot labels.                                               [Bertinetto et al. 2019]"""
-    return episode(lambda F, Y, lam: (solvers.ridge_classes(F, Y, lam), {}),
-                   lambda F, Y, lam, W, info, dW: (solvers.ridge_classes_vjp(F, Y, lam, W, dW), {}),
-                   F, Y, lam, n_support, params, smoothing)
-
-
-def prototypes_episode(F, Y, lam, n_support, params, smoothing=0.0):
-    """Prototypical networks: the logit of a class is -||F_i - its support samples' mean||^2 / m.     [Snell et al. 2017]"""
-    xp = array_namespace(F)
-    fit_on, score_on = halves(n_support, F.shape[1])
-    Fs, Ys, Fq, m = F[:, fit_on, :], Y[:, fit_on, :], F[:, score_on, :], F.shape[2]
-    share = transpose(Ys / xp.sum(Ys, axis=1, keepdims=True))                           # (T, k, n)
-    C = xp.matmul(share, Fs)                                                            # (T, k, m)
-    Z = (2 * xp.matmul(Fq, transpose(C)) - xp.sum(C * C, axis=2)[:, None, :] - xp.sum(Fq * Fq, axis=2, keepdims=True)) / m
-    loss, dZ = score_loss(params["scale"] * Z, Y[:, score_on, :], smoothing)
-    dscale, dZ = xp.sum(dZ * Z), 2 * params["scale"] / m * dZ
-    dC = xp.matmul(transpose(dZ), Fq) - xp.sum(dZ, axis=1)[..., None] * C
-    dFq = xp.matmul(dZ, C)                                                              # softmax does not see ||F_i||^2
-    return loss, xp.concat([xp.matmul(transpose(share), dC), dFq], axis=1), {"scale": dscale}, {"w": C, "logits": Z}
-
-
-def sharing_episode(F, Y, lam, n_support, params, smoothing=0.0, pooled=True, one_step=False):
-    """Sparse heads fitted jointly, which share features; lam = (alpha, beta), Y (T, n, 1) for binary tasks. Our reading of [F23]."""
-    return episode(lambda F, Y, lam: solvers.sparse_sharing(F, Y, *lam, pooled),
-                   lambda F, Y, lam, W, info, dW: (solvers.sparse_sharing_vjp(F, Y, *lam, W, dW, pooled, one_step)[0], {}),
-                   F, Y, lam, n_support, params, smoothing)
-
-
-EPISODE_HEADS = {"svm": svm_episode, "ridge": ridge_episode, "logistic": functools.partial(inner_group_lasso, loss="logistic", max_iter=200),
-                 "prototypes": prototypes_episode}
-HEADS = {"inner-lasso": (inner_lasso, solvers.lasso_lambda_max), "inner-ridge": (inner_ridge, lambda F, y: solvers.ridge_lambda_max(F)),
-         "outer-lasso": (outer_lasso, solvers.lasso_lambda_max), "outer-ridge": (outer_ridge, lambda F, y: solvers.ridge_lambda_max(F)),
-         "inner-group-lasso": (inner_group_lasso, solvers.group_lasso_lambda_max),
-         "inner-group-logistic": tuple(functools.partial(f, loss="logistic") for f in (inner_group_lasso, solvers.group_lasso_lambda_max))}
-
-
-def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm_axis=1):
-    """A head on G image sets that K tasks share: F (G, n, m), y (G, K, n) or (G, K, n, k) -> loss, dF (G, n, m), info.
-
-    Normalise each set's features, repeat them for its K tasks, fit and score, and add the K gradients up. Predictors have no intercept:
-    under Problem (6) the mean of y stays in the loss but has no gradient. Under Problem (7) all samples of a set normalise it.
-    """
-    xp = array_namespace(F)
-    (G, n, m), K = F.shape, y.shape[1]
-    features, cache = normalise(F, norm_axis)
-    F_k, y_k = xp.repeat(features, K, axis=0), xp.reshape(y, (G * K, *y.shape[2:]))     # one row per task
-    lam = eps * lambda_max(F_k[:, :n_support, :], y_k[:, :n_support, ...])              # [L23, App. D.2.3]
-    loss, dF_k, _, info = head(F_k, y_k, lam, n_support)
-    dF = xp.sum(xp.reshape(dF_k, (G, K, n, m)), axis=1)
-    return loss, normalise_backward(dF, cache)[0], info
-
-
-# ------------------------------------------------------------------------------------------------- training
-
-
-def adam(params, grads, opt, lr, beta1=0.9, beta2=0.999, tiny=1e-8):
-    """One step of Adam (Kingma and Ba 2015, Algorithm 1). opt is None at first, then (step, first and second moments)."""
-    xp = array_namespace(*grads.values())
-    t, mean, square = opt or (0, {k: 0 * p for k, p in params.items()}, {k: 0 * p for k, p in params.items()})
-    t = t + 1
-    mean = {k: beta1 * mean[k] + (1 - beta1) * g for k, g in grads.items()}
-    square = {k: beta2 * square[k] + (1 - beta2) * g * g for k, g in grads.items()}
-    scale, unbias = lr / (1 - beta1 ** t), 1 / math.sqrt(1 - beta2 ** t)
-    params = {k: p - scale * mean[k] / (xp.sqrt(square[k]) * unbias + tiny) for k, p in params.items()}
-    return params, (t, mean, square)
-
-
-def sgd(params, grads, opt, lr, momentum=0.9, weight_decay=5e-4):
-    """One step of SGD with Nesterov's momentum and weight decay; opt is None at first, then (step, velocity, {})."""
-    t, velocity, _ = opt or (0, {k: 0 * p for k, p in params.items()}, {})
-    grads = {k: g + weight_decay * params[k] for k, g in grads.items()}
-    velocity = {k: momentum * velocity[k] + g for k, g in grads.items()}
-    return {k: p - lr * (grads[k] + momentum * velocity[k]) for k, p in params.items()}, (t + 1, velocity, {})
-
-
-def cosine(lr, progress):
-    """From lr to 0 along half a cosine, progress from 0 to 1."""
-    return lr * (1 + math.cos(math.pi * progress)) / 2
-
-
-def stairs(lr, progress):
-    """MetaOptNet's schedule of 60 epochs: lr, then 0.06, 0.012 and 0.0024 of it from epochs 20, 40 and 50 on. [Lee et al. 2019]"""
-    return lr * (1 if progress < 20 / 60 else 0.06 if progress < 40 / 60 else 0.012 if progress < 50 / 60 else 0.0024)
-
-
-OPTIMISERS = {"adam": (adam, cosine), "sgd": (sgd, stairs)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What `train` needs.
-
-    sample(step) -> batches of images and labels y, on the device of the parameters
-    objective(progress, [F, ...], y, params) -> loss, [dF, ...], dparams, info, for the features of each batch in float64
-    """
-    encoder: Encoder
-    sample: object
-    objective: object
-    steps: int = 1000
-    lr: float = 1e-3
-    optimiser: str = "adam"
-
-
-def train(config, start, report=None):
-    """Minimise the objective from start = (params, state, opt, step); report(start, loss, info) hears of every step.
-
-    Batches of a step pass the encoder one by one, each normalised by its own moments where it has batch norms. The inner
-    problems are solved in double precision whatever the encoder's. Returns the last (params, state, opt, step). Raises
-    FloatingPointError when the features, the loss or a gradient is no longer finite.
-    """
-    params, state, opt, first = start
-    optimise, schedule = OPTIMISERS[config.optimiser]
-    for step in range(first, config.steps):
-        progress = step / config.steps
-        batches, y = config.sample(step)
-        features, caches = [], []
-        for x in batches:
-            F, cache, state = config.encoder.forward(params, state, x)
-            features.append(F)
-            caches.append(cache)
-        refuse_non_finite("features", {f"batch {i}": F for i, F in enumerate(features)}, step)
-        xp = array_namespace(F)
-        loss, dFs, grads, info = config.objective(progress, [xp.astype(F, xp.float64) for F in features], y, params)
-        parts = [config.encoder.backward(cache, xp.astype(dF, F.dtype)) for cache, dF in zip(caches, dFs)]
-        grads = {**add_up(parts), **{name: xp.astype(g, F.dtype) for name, g in grads.items()}}
-        refuse_non_finite("gradient", {"loss": loss, **grads}, step)
-        params, opt = optimise(params, grads, opt, schedule(config.lr, progress))
-        if report:
-            report((params, state, opt, step + 1), float(loss), info)
-    return params, state, opt, config.steps
-
-
-def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm_axis=1):
-    """[L23, Problem (6)] on one batch of images, y (G, K, n): a head of HEADS on G image sets of K tasks; n_support: Problem (7).
-    eps rises from 0 over the share `warmup` of the steps (0: constant, as in the paper); norm_axis: see normalise."""
-    def objective(progress, features, y, params):
-        F, = features
-        now = eps * min(1, progress / warmup) if warmup else eps
-        F_sets = array_namespace(F).reshape(F, (y.shape[0], y.shape[2], -1))            # (G, n, m)
-        loss, dF, info = head_on_sets(*HEADS[head], F_sets, y, now, n_support, norm_axis)
-        return loss, [array_namespace(F).reshape(dF, F.shape)], {}, {"eps": now, **info}
-    return objective
-
-
-def episode_objective(head, lam, smoothing=0.0):
-    """Few-shot episodes, Y (T, n, k), on two batches, of support and of query images.                     [L23, Sec. 5.2]
-
-    lam(F_support, Y_support) -> the head's lam; the head's own parameters are those named "head.NAME".
-    """
-    def objective(progress, features, Y, params):
-        xp, T = array_namespace(Y), Y.shape[0]
-        F = xp.concat([xp.reshape(F, (T, F.shape[0] // T, -1)) for F in features], axis=1)          # support, query
-        n_support = features[0].shape[0] // T
-        own = {name[5:]: xp.astype(a, F.dtype) for name, a in params.items() if name.startswith("head.")}
-        lams = lam(F[:, :n_support, :], Y[:, :n_support, :])
-        loss, dF, dparams, info = EPISODE_HEADS[head](F, Y, lams, n_support, own, smoothing)
-        dFs = [xp.reshape(part, f.shape) for part, f in zip((dF[:, :n_support, :], dF[:, n_support:, :]), features)]
-        return loss, dFs, {f"head.{name}": g for name, g in dparams.items()}, info
-    return objective
-
-
-def binary_objective(method, alpha, beta, eps, ramp, n_support, **how):
-    """Binary tasks on one batch of images, y = Y (T, n, 1) and the tasks' numbers (T,), features normalised by each task's support.
-
-    sharing  sparse heads fitted on the support, cross-entropy of the others; lasso: a Lasso on labels -1 and 1, squared error
-    erm      plain cross-entropy of all samples, a task's head being a row of the learned params["head.W"]
-    alpha (from a tenth on), beta and eps rise over the share `ramp` of the steps.               [F23]; [L23, Problem (7)]
-    """
-    def objective(progress, features, y, params):
-        (F,), (Y, tasks), now = features, y, min(1, progress / ramp) if ramp else 1.0
-        xp = array_namespace(F)
-        F_t, cache = normalise(xp.reshape(F, (*Y.shape[:2], -1)), n_support=n_support)             # (T, n, m)
-        grads, info = {}, {}
-        if method == "sharing":
-            loss, dF, _, info = sharing_episode(F_t, Y, (alpha * max(now, 0.1), beta * now), n_support, {"scale": 1.0}, **how)
-        elif method == "lasso":
-            y = 2 * Y[..., 0] - 1
-            loss, dF, _, info = inner_lasso(F_t, y, eps * now * solvers.lasso_lambda_max(F_t[:, :n_support, :], y[:, :n_support]), n_support)
-        else:
-            picked = xp.astype(xp.arange(params["head.W"].shape[0], device=device(F)) == tasks[:, None], F.dtype)   # (T, tasks)
-            W = (picked @ xp.astype(params["head.W"], F.dtype))[:, None, :]
-            loss, dZ = score_loss(xp.matmul(F_t, transpose(W)), Y)
-            grads, dF, info = {"head.W": picked.T @ xp.matmul(transpose(dZ), F_t)[:, 0, :]}, xp.matmul(dZ, W), {"w": W}
-        return loss, [xp.reshape(normalise_backward(dF, cache)[0], F.shape)], grads, info
-    return objective
-
-
-def plain_objective(progress, features, Y, params):
-    """Cross-entropy of what the encoder puts out, logits F (n, k), with Y (n, k) one-hot: empirical risk minimisation."""
-    loss, dZ = score_loss(features[0][None, ...], Y[None, ...])
-    return loss, [dZ[0, ...]], {}, {}
-
-
-def refuse_non_finite(what, arrays, step):
-    """Raise FloatingPointError where an array holds a value that is not finite."""
-    xp = array_namespace(*arrays.values())
-    bad = [name for name, a in arrays.items() if not bool(xp.all(xp.isfinite(a)))]
-    if bad:
-        raise FloatingPointError(f"the {what} is no longer finite at step {step} (in {', '.join(bad)})")
+def build(spec):
+    """The encoder of a Spec."""
+    if spec.name not in ENCODERS:
+        raise ValueError(f"encoder: found {spec.name}, expected one of {', '.join(ENCODERS)}")
+    return ENCODERS[spec.name](**spec.sizes)

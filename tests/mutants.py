@@ -1,11 +1,13 @@
-"""Single-token mutants of solvers.py, sparsedis.py and metrics.py: would the tests notice?
+"""Single-token mutants of the code: would the tests notice?
 
-    python tests/mutants.py [--count 66] [--seed 0] [--jobs 2] [--modules solvers,sparsedis,metrics]
+    python tests/mutants.py [--count 66] [--seed 0] [--jobs 2] [--files solvers,sparsedis,metrics]
 
-Draws mutations (sign, factor, comparison, index or axis, transpose, max and min) from the code of functions, runs the tests of each
-mutant's module in a copy of the project until one fails, and prints caught and survived. Not part of the default suite. EQUIVALENT holds
-those looked at and found to change nothing that could be told apart, with the reason.
+Draws mutations (sign, factor, comparison, index or axis, transpose, max and min) from the functions
+of each file, runs that file's tests in a copy of the project until one fails, and prints caught and
+survived. Not part of the default suite. EQUIVALENT holds those looked at and found to change
+nothing that could be told apart, with the reason.
 """
+
 import argparse
 import ast
 import io
@@ -20,59 +22,65 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = {"solvers": ["tests/test_sparsedis.py::test_gradient", "tests/test_solvers.py", "tests/test_errata.py", "tests/test_properties.py",
-                     "tests/test_sharing.py::test_binary_heads_are_stationary_from_five_starts", "tests/test_sharing.py::test_a_head_that_is_zero_takes_no_part",
-                     "tests/test_sharing.py::test_without_sharing_binary_heads_are_those_of_scikit_learn",
-                     "tests/test_sharing.py::test_one_logit_is_two_classes_with_a_reference"],
-         "sparsedis": ["tests/test_sparsedis.py", "tests/test_sharing.py::test_a_tiny_run_of_every_method",
-                       "tests/test_experiments.py::test_lam1_as_a_number_makes_features_switch_off", "tests/test_run.py::test_two_threads_and_a_kill_change_no_bit"],
-         "metrics": ["tests/test_metrics.py", "tests/test_properties.py", "tests/test_sparsedis.py::test_gradient",
-                     "tests/test_sparsedis.py::test_the_gradient_check_can_fail", "tests/test_sharing.py::test_failures_are_named",
-                     *(f"tests/test_experiments.py::test_{name}" for name in (
-                         "a_bound_that_is_too_low_fails", "every_claim_of_the_theory_holds", "the_assumptions_are_told_apart", "support_variability_by_hand", "block_share_by_hand",
-                         "udr_prefers_models_that_agree", "accuracy_interval_by_hand")),
-                     "tests/test_run.py::test_a_run_leaves_scores_figures_and_a_checkpoint", "tests/test_run.py::test_encode_writes_the_encoders_features"]}
-SWAPS = {"+": "-", "-": "+", "*": "/", "/": "*", "<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "!=", "!=": "==", "maximum": "minimum",
-         "minimum": "maximum", "transpose": "", "max": "min", "min": "max", "0": "1", "1": "2", "2": "1", "any": "all", "argmax": "argmin", "sum": "mean"}
-EQUIVALENT = {                                                              # (module, start of the line, old, new): reason
-    ("sparsedis", "F_t, cache = normalise(xp.reshape(F, (*Y.shape[:2], -1))", "1", "2"): "reshape takes any negative number for -1",
-    ("metrics", "weight = total if weighted and total.sum() > 0", "sum", "mean"): "positive together",
-    ("metrics", "L = np.eye(m)[rng.permutation(m)] + ", "*", "/"): "another random sparse matrix",
-    ("metrics", "L = np.eye(m)[rng.permutation(m)] + ", "+", "-"): "another random sparse matrix",
-    ("sparsedis", "(qq, C, O), q = V.shape, W.shape[0] // stride", "0", "1"): "kernels are square",
-    ("metrics", "labels = rng.random(len(F)) < 1 / (1 + np.exp(-F @ w))", "-", "+"): "labels of another random task",
-    ("metrics", "labels = rng.random(len(F)) < 1 / (1 + np.exp(-F @ w))", "1", "2"): "labels of another random task",
-    ("metrics", "m, S, rng = W.shape[1], W != 0", "0", "1"): "another seed",
-    ("metrics", "g.append(grads[name].reshape(-1)[i])", "1", "2"): "reshape takes any negative number for -1",
-    ("solvers", "B = xp.stack([b, zero + xp.cos(i ** 2), zero + xp.cos(i ** 3)]", "+", "-"): "another probe",
-    ("solvers", "if now <= J + 1e-13 * abs(J) and (now < J", "-", "+"): "steps at equal J are taken a little sooner",
-    ("sparsedis", "return dF + 2e-7 / F.shape[1] * d_ridge", "*", "/"): "a term of 1e-7, below what differences resolve",
-    ("sparsedis", "return dF + 2e-7 / F.shape[1] * d_ridge", "+", "-"): "a term of 1e-7, below what differences resolve"}
+GRADIENTS = "tests/test_gradcheck.py"
+TESTS = {  # file: the tests that should notice, the quick ones first
+    "solvers": [GRADIENTS, "tests/test_solvers.py", "tests/test_errata.py"],
+    "sparsedis": [GRADIENTS, "tests/test_sparsedis.py", "tests/test_fewshot.py"],
+    "data": ["tests/test_data.py"],
+    "metrics": ["tests/test_metrics.py", "tests/test_errata.py", "tests/test_results.py"],
+    "experiments/theory": ["tests/test_theory.py"],
+    "experiments/episodes": ["tests/test_episodes.py"],
+    "experiments/sharing": [GRADIENTS, "tests/test_sharing.py"],
+    "experiments/sweeps": ["tests/test_sweeps.py"],
+    "experiments/gradcheck": [GRADIENTS],
+    "experiments/bench": ["tests/test_bench.py"],
+}
+TESTS["sparsedis"] += ["tests/test_results.py", "tests/test_disentangle.py"]
+SWAPS = {
+    **{"+": "-", "-": "+", "*": "/", "/": "*"},
+    **{"<": ">", ">": "<", "<=": ">=", ">=": "<=", "==": "!=", "!=": "=="},
+    **{"maximum": "minimum", "minimum": "maximum", "max": "min", "min": "max", "any": "all"},
+    **{"0": "1", "1": "2", "2": "1", "transpose": "", "argmax": "argmin", "sum": "mean"},
+}
+DRAWN = ("draw_", "print_", "tell", "save_", "write_")  # functions that are looked at, not tested
+EQUIVALENT = {  # (file, start of the line, old, new): reason
+    ("experiments/theory", "L = L + (rng.random", "*", "/"): "another random sparse matrix",
+    ("experiments/theory", "L = L + (rng.random", "+", "-"): "another random sparse matrix",
+    ("experiments/theory", "positive = rng.random", "-", "+"): "labels of another random task",
+    ("experiments/theory", "positive = rng.random", "1", "2"): "labels of another random task",
+    ("solvers", "return zero + xp.cos(i ** 2)", "+", "-"): "another probe",
+    ("sparsedis", "return dF + 2e-7 / F.shape[1] * d_r", "*", "/"): "below what differences see",
+    ("sparsedis", "return dF + 2e-7 / F.shape[1] * d_r", "+", "-"): "below what differences see",
+}
 
 
-def sites(module):
-    """(line, column, old, new) of every place that may be mutated: in functions, outside docstrings, messages and drawings."""
-    source = (ROOT / f"{module}.py").read_text()
-    skip = set()
+def sites(file):
+    """(line, column, old, new) of every place that may be mutated: in functions, outside
+    docstrings, messages and drawings."""
+    source = (ROOT / f"{file}.py").read_text()
+    inside, skip = set(), set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Raise) or (isinstance(node, ast.FunctionDef) and node.name.startswith(("draw_", "print_", "figure", "save_", "write_"))):
-            skip.update(range(node.lineno, node.end_lineno + 1))
-    inside = {line for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) for line in range(node.lineno + 1, node.end_lineno + 1)}
+        lines = range(getattr(node, "lineno", 0), getattr(node, "end_lineno", 0) + 1)
+        if isinstance(node, ast.FunctionDef):
+            (skip if node.name.startswith(DRAWN) else inside).update(lines)
+        elif isinstance(node, ast.Raise):
+            skip.update(lines)
     found, before = [], ""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         line, column = token.start
-        unpacks = token.string == "*" and before in ("(", ",", "=", "[", "return", "*", "for", "**")
-        if token.string in SWAPS and line in inside - skip and not unpacks and token.type in (tokenize.OP, tokenize.NUMBER, tokenize.NAME):
+        unpacks = token.string == "*" and before in ("(", ",", "=", "[", "return", "for", "**")
+        kinds = (tokenize.OP, tokenize.NUMBER, tokenize.NAME)
+        if token.string in SWAPS and line in inside - skip and not unpacks and token.type in kinds:
             found.append((line, column, token.string, SWAPS[token.string]))
         before = token.string
     return found
 
 
-def mutated(module, line, column, old, new):
+def mutated(file, line, column, old, new):
     """The source with one token changed; None where it no longer parses."""
-    lines = (ROOT / f"{module}.py").read_text().splitlines(keepends=True)
+    lines = (ROOT / f"{file}.py").read_text().splitlines(keepends=True)
     text = lines[line - 1]
-    lines[line - 1] = text[:column] + new + text[column + len(old):]
+    lines[line - 1] = text[:column] + new + text[column + len(old) :]
     try:
         ast.parse("".join(lines))
     except SyntaxError:
@@ -80,53 +88,69 @@ def mutated(module, line, column, old, new):
     return "".join(lines)
 
 
-def run_tests(copy, module):
-    """Whether the tests of a module fail in a copy of the project; too long counts as failing."""
+def tests_fail(copy, file):
+    """Whether the tests of a file fail in a copy of the project; too long counts as failing."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS[file]]
     try:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(t for t in TESTS[module] if (copy / t.split("::")[0]).exists())]
-        return subprocess.run(command, cwd=copy, capture_output=True, timeout=600).returncode != 0
+        return subprocess.run(command, cwd=copy, capture_output=True, timeout=900).returncode != 0
     except subprocess.TimeoutExpired:
         return True
 
 
+def choose(args):
+    """The mutants (file, site, source), drawn from each file in turn."""
+    rng, chosen, files = random.Random(args.seed), {}, args.files.split(",")
+    everything = {file: sites(file) for file in files}
+    while len(chosen) < args.count:
+        file = files[len(chosen) % len(files)]
+        site = rng.choice(everything[file])
+        source = mutated(file, *site)
+        if source:
+            chosen.setdefault((file, site), source)
+    return [(file, site, source) for (file, site), source in chosen.items()]
+
+
+def attempt(mutant, copies):
+    """Run a mutant's tests in one of the copies; prints and returns what came of it."""
+    file, (line, column, old, new), source = mutant
+    copy = copies.get()
+    try:
+        (copy / f"{file}.py").write_text(source)
+        caught = tests_fail(copy, file)
+    finally:
+        shutil.copy(ROOT / f"{file}.py", copy / f"{file}.py")
+        copies.put(copy)
+    text = (ROOT / f"{file}.py").read_text().splitlines()[line - 1].strip()
+    reasons = [
+        why
+        for (name, start, a, b), why in EQUIVALENT.items()
+        if (name, a, b) == (file, old, new) and text.startswith(start)
+    ]
+    told = "caught" if caught else "equal" if reasons else "SURVIVED"
+    where = f"{file}.py:{line}:{column} {old!r} -> {new!r}"
+    print(f"{told:<9}{where}   {text[:90]}   {'; '.join(reasons)}", flush=True)
+    return told
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=how)
     parser.add_argument("--count", type=int, default=66)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--modules", default="solvers,sparsedis,metrics")
+    parser.add_argument("--files", default="solvers,sparsedis,metrics")
     args = parser.parse_args()
-    rng, chosen, modules = random.Random(args.seed), [], args.modules.split(",")
-    everything = {module: sites(module) for module in modules}
-    while len(chosen) < args.count:
-        module = modules[len(chosen) % len(modules)]
-        site = rng.choice(everything[module])
-        source = mutated(module, *site)
-        if source and (module, site) not in [(m, s) for m, s, _ in chosen]:
-            chosen.append((module, site, source))
-    folders = queue.Queue()
+    chosen, copies = choose(args), queue.Queue()
     with tempfile.TemporaryDirectory() as top, ThreadPoolExecutor(args.jobs) as pool:
         for i in range(args.jobs):
-            shutil.copytree(ROOT, Path(top) / str(i), ignore=shutil.ignore_patterns(".git", "results", "__pycache__"))
-            folders.put(Path(top) / str(i))
-
-        def attempt(mutant):
-            module, (line, column, old, new), source = mutant
-            copy = folders.get()
-            try:
-                (copy / f"{module}.py").write_text(source)
-                caught = run_tests(copy, module)
-            finally:
-                shutil.copy(ROOT / f"{module}.py", copy)
-                folders.put(copy)
-            text = (ROOT / f"{module}.py").read_text().splitlines()[line - 1].strip()
-            reason = [why for (m, start, a, b), why in EQUIVALENT.items() if (m, a, b) == (module, old, new) and text.startswith(start)]
-            told = "caught  " if caught else "equal   " if reason else "SURVIVED"
-            print(f"{told} {module}.py:{line}:{column} {old!r} -> {new!r}   {text[:100]}   {'; '.join(reason)}", flush=True)
-            return told.strip()
-        told = list(pool.map(attempt, chosen))
+            copy = Path(top) / str(i)
+            shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "results"))
+            copies.put(copy)
+        told = list(pool.map(lambda mutant: attempt(mutant, copies), chosen))
     caught, equal = told.count("caught"), told.count("equal")
-    print(f"{caught} of {len(chosen)} caught, {equal} change nothing that could be told: {100 * caught / max(len(chosen) - equal, 1):.0f} % of the others")
+    share = 100 * caught / max(len(chosen) - equal, 1)
+    print(f"{caught} of {len(chosen)} caught, {equal} change nothing that could be told: ", end="")
+    print(f"{share:.0f} % of the others")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The README's equation map, commands and figures exist; public functions cite their source; files stay within their size."""
+"""The README's equation map, commands and figures exist; public functions cite their source; the
+core stands alone; lines end at column 100."""
+
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -6,50 +9,72 @@ from pathlib import Path
 import pytest
 
 import run
+from experiments import settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MAP = README.split("## Equation map")[1].split("\n## ")[0]
 ENTRIES = sorted(set(re.findall(r"`([^`]+)`", MAP)))
-CITES = re.compile(r"\[(L23|F23|EW18|docs/derivations\.md|[A-Z][\w ]+ \d{4})|[A-Z]\w+ and \w+ \d{4}|EW18\)|et al\. \d{4}")
-PUBLIC = {"solvers": """soft_threshold block_soft_threshold project_simplex lasso_lambda_max ridge_lambda_max lasso lasso_vjp ridge ridge_vjp group_lasso
-                        group_lasso_vjp group_lasso_lambda_max group_svm group_svm_vjp svm_lambda_max sparse_sharing sparse_sharing_vjp sharing_entropy""",
-          "sparsedis": """cnn conv4 resnet12 normalise inner_lasso inner_ridge outer_lasso outer_ridge svm_episode ridge_episode prototypes_episode
-                          sharing_episode adam task_objective episode_objective binary_objective""",
-          "data": "latents sample_tasks Tasks gaussian_task BinaryTasks ShapesEpisodes omniglot",
-          "metrics": "mcc r_score dci ica udr block_share assumptions supports_are_sufficient theory"}
+CORE = ("solvers", "sparsedis", "data", "metrics")
+ROOMS = sorted(path.stem for path in (ROOT / "experiments").glob("[a-z]*.py"))
+SOURCE = r"\[(L23|F23|EW18|docs/derivations\.md|[A-Z][\w ]+ \d{4})|[A-Z]\w+ and \w+ \d{4}"
+CITES = re.compile(SOURCE + r"|EW18\]|et al\. \d{4}")
+PUBLIC = {
+    "solvers": """soft_threshold block_soft_threshold project_simplex lasso_lambda_max lasso
+        ridge_lambda_max lasso_vjp ridge ridge_vjp group_lasso group_lasso_vjp group_svm
+        group_lasso_lambda_max group_svm_vjp svm_lambda_max sparse_sharing sparse_sharing_vjp
+        sharing_entropy""",
+    "sparsedis": """cnn conv4 resnet12 normalise inner_lasso inner_ridge outer_lasso outer_ridge
+        svm_episode ridge_episode prototypes_episode sharing_episode adam task_objective
+        episode_objective""",
+    "data": "latents sample_tasks Tasks BinaryTasks",
+    "metrics": "mcc r_score dci ica udr block_share assumptions supports_are_sufficient",
+    "regression": "gaussian_task",
+    "episodes": "ShapesEpisodes omniglot ImageEpisodes",
+    "sharing": "binary_objective",
+}
+
+
+def room(name):
+    """A module of the core or of experiments/."""
+    return importlib.import_module(name if name in CORE else f"experiments.{name}")
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_entry_of_the_equation_map_resolves(entry):
     if not entry.startswith("run.py "):
         module, name = entry.split(".")
-        assert callable(getattr(importlib.import_module(module), name))
+        assert callable(getattr(room(module), name))
         return
     _, command, *rest = entry.split()
-    top, commands = run.parser()
-    assert command in commands
+    parser, _, _ = run.parser_of(command)
     flags = [word for word in rest if word.startswith("--")]
-    assert all(flag in commands[command]._option_string_actions for flag in flags)
+    assert all(flag in parser._option_string_actions for flag in flags)
     if command in ("figure", "sweep"):
-        top.parse_args([command, rest[0]])
+        parser.parse_args([rest[0]])
 
 
-@pytest.mark.parametrize("module, name", [(module, name) for module, names in PUBLIC.items() for name in names.split()])
+NAMED = [(module, name) for module, names in PUBLIC.items() for name in names.split()]
+
+
+@pytest.mark.parametrize("module, name", NAMED)
 def test_public_functions_cite_their_source(module, name):
-    assert CITES.search(getattr(importlib.import_module(module), name).__doc__), f"{module}.{name}"
+    assert CITES.search(getattr(room(module), name).__doc__), f"{module}.{name}"
 
 
-@pytest.mark.parametrize("module", PUBLIC)
+@pytest.mark.parametrize("module", [*CORE, "theory", "regression", "fewshot"])
 def test_the_map_names_all_that_cite_an_equation(module):
-    """Whatever cites an equation, problem, proposition, lemma, theorem or figure of [L23] is in the map."""
-    for name, thing in vars(importlib.import_module(module)).items():
-        if callable(thing) and getattr(thing, "__module__", "") == module:
-            if re.search(r"\[L23, (Problem|Eq|Prop|Lemma|Theorem)|^(Proposition|Lemma|Theorem|Equations)", thing.__doc__ or ""):
-                assert f"`{module}.{name}`" in MAP or name in ("draw_bound",), f"{module}.{name}"
+    """Whatever cites an equation, proposition, lemma, theorem or problem of [L23] is in the map."""
+    names = r"\[L23, (Problem|Eq|Prop|Lemma|Theorem)|^(Proposition|Lemma|Theorem|Equations) "
+    for name, thing in vars(room(module)).items():
+        own = getattr(thing, "__module__", "").rpartition(".")[2] == module
+        if callable(thing) and own and re.search(names, thing.__doc__ or ""):
+            assert f"`{module}.{name}`" in MAP, f"{module}.{name}"
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/results.md", "docs/derivations.md", "docs/errata.md"])
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/results.md", "docs/derivations.md", "docs/errata.md"]
+)
 def test_links_and_figures_exist(path):
     text = (ROOT / path).read_text()
     for link in re.findall(r"\]\(([^)#]+?)\)|src=\"([^\"]+)\"", text):
@@ -59,25 +84,76 @@ def test_links_and_figures_exist(path):
 
 
 def test_commands_of_the_readme_are_accepted():
-    top, commands = run.parser()
     for line in re.findall(r"`python run\.py ([^`]+)`", README):
-        words = [word for word in line.replace("[", " ").replace("]", " ").split() if word.isupper() is False]
+        words = line.replace("[", " ").replace("]", " ").split()
+        words = [word for word in words if not word.isupper()]
         if words and not words[0].startswith("-"):
-            assert words[0] in commands, line
+            assert words[0] in run.COMMANDS, line
+        command = words[0] if words and words[0] in run.COMMANDS else "disentangle"
+        parser, _, _ = run.parser_of(command)
         for flag in (word for word in words if word.startswith("--")):
-            command = words[0] if words[0] in commands else "disentangle"
-            assert flag in commands[command]._option_string_actions, line
+            assert flag in parser._option_string_actions, line
 
 
-def test_no_file_is_beyond_900_lines():
-    for name in ("sparsedis", "solvers", "data", "metrics", "run"):
-        assert len((ROOT / f"{name}.py").read_text().splitlines()) <= 900
-    assert {path.stem for path in ROOT.glob("*.py")} == {"sparsedis", "solvers", "data", "metrics", "run"}
+OURS = {*CORE, "run", "experiments", *ROOMS}
+TESTS = {path.stem for path in (ROOT / "tests").glob("*.py")}
+CODE = [*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")]
+LAYERS = [  # of experiments/: a room imports rooms of the lines above its own, never below
+    ["settings"],
+    ["results"],
+    ["plots"],
+    ["apply", "episodes", "render", "regression", "theory", "bench"],
+    ["disentangle"],
+    ["fewshot", "sharing"],
+    ["sharing_features"],
+    ["sweeps", "gradcheck"],
+    ["figures"],
+]
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/results.md", "docs/derivations.md", "docs/errata.md"])
+def imports_of(path):
+    """The modules of ours that a file imports anywhere, also inside its functions."""
+    return set(settings.imported_names(ast.parse(path.read_text()))) & (OURS | TESTS)
+
+
+def test_solvers_data_and_metrics_import_nothing_of_ours():
+    for name in ("solvers", "data", "metrics"):
+        assert not imports_of(ROOT / f"{name}.py"), name
+
+
+def test_the_core_stands_alone():
+    """sparsedis -> solvers, and run.py reaches experiments by settings and by name alone."""
+    assert imports_of(ROOT / "sparsedis.py") == {"solvers"}
+    assert imports_of(ROOT / "run.py") == {"experiments", "settings"}
+
+
+def test_nothing_but_tests_imports_tests_or_the_command_line():
+    for path in [*CODE, *(ROOT / "docs" / "examples").glob("*.py")]:
+        assert not imports_of(path) & (TESTS - OURS), path
+        assert "run" not in imports_of(path), path
+
+
+def test_experiments_import_in_one_direction():
+    assert sorted(name for layer in LAYERS for name in layer) == ROOMS
+    for i, layer in enumerate(LAYERS):
+        above = {name for rooms in LAYERS[:i] for name in rooms}
+        for name in layer:
+            rooms = imports_of(ROOT / "experiments" / f"{name}.py") & set(ROOMS)
+            assert rooms <= above, f"{name} imports {rooms - above}"
+
+
+def test_no_line_is_beyond_column_100():
+    for folder in (".", "experiments", "tests", "docs/examples"):
+        for path in (ROOT / folder).glob("*.py"):
+            for number, line in enumerate(path.read_text().splitlines(), start=1):
+                assert len(line) <= 100, f"{path}:{number}"
+
+
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/results.md", "docs/derivations.md", "docs/errata.md"]
+)
 def test_inline_mathematics_survives_markdown(path):
-    """GitHub's Markdown eats a backslash before punctuation in $...$, but not in $`...`$ and in blocks."""
+    """Markdown eats a backslash before punctuation in $...$, but not in $`...`$ and in blocks."""
     text = re.sub(r"```.*?```", "", (ROOT / path).read_text(), flags=re.S)
     for inline in re.findall(r"(?<![`$\\w])\$([^$`\n]+)\$(?!`)", text):
         assert not re.search(r"\\[^a-zA-Z]", inline), inline

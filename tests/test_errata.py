@@ -1,4 +1,5 @@
 """docs/errata.md, shown on numbers."""
+
 import numpy as np
 import pytest
 
@@ -21,12 +22,15 @@ def svm(F, Y, lam1, lam2):
 def primal(F, Y, W, lam1, lam2, sign=1):
     Z = F @ W.T
     hinge = (1 - Y + sign * (Z - (Z * Y).sum(axis=1, keepdims=True))).max(axis=1).sum()
-    return hinge + lam1 * np.linalg.norm(W, axis=0).sum() + lam2 / 2 * (W ** 2).sum()
+    return hinge + lam1 * np.linalg.norm(W, axis=0).sum() + lam2 / 2 * (W**2).sum()
 
 
 def dual(F, Y, Lam, lam1, lam2, factor):
     V = (Y - Lam).T @ F
-    return factor / lam2 * (np.maximum(np.linalg.norm(V, axis=0) - lam1, 0) ** 2).sum() + (Y * Lam).sum()
+    return (
+        factor / lam2 * (np.maximum(np.linalg.norm(V, axis=0) - lam1, 0) ** 2).sum()
+        + (Y * Lam).sum()
+    )
 
 
 def test_the_dual_has_a_half():
@@ -42,18 +46,27 @@ def test_the_sign_inside_the_max():
     W, Lam = svm(F, Y, 2.0, 1.5)
     optimum = len(Y[0]) - dual(F[0], Y[0], Lam, 2.0, 1.5, 0.5)
     assert abs(primal(F[0], Y[0], W, 2.0, 1.5) - optimum) < 1e-7 * optimum
-    assert primal(F[0], Y[0], W, 2.0, 1.5, sign=-1) > 1.2 * optimum         # as printed, a good classifier is punished:
-    assert abs(primal(F[0], Y[0], -W, 2.0, 1.5, sign=-1) - optimum) < 1e-7 * optimum        # the best one is -W
+    # as printed, a good classifier is punished, and the best one is -W
+    assert primal(F[0], Y[0], W, 2.0, 1.5, sign=-1) > 1.2 * optimum
+    assert abs(primal(F[0], Y[0], -W, 2.0, 1.5, sign=-1) - optimum) < 1e-7 * optimum
     Z = F[0] @ W.T
-    without = (-Y[0] + Z - (Z * Y[0]).sum(axis=1, keepdims=True)).max(axis=1).sum() + 2 * np.linalg.norm(W, axis=0).sum() + 0.75 * (W ** 2).sum()
-    assert abs(without - optimum) > 1                                       # without the 1, the optimum is another
+    without = (
+        (-Y[0] + Z - (Z * Y[0]).sum(axis=1, keepdims=True)).max(axis=1).sum()
+        + 2 * np.linalg.norm(W, axis=0).sum()
+        + 0.75 * (W**2).sum()
+    )
+    assert abs(without - optimum) > 1  # without the 1, the optimum is another
 
 
 def test_rows_of_factors_are_completeness():
     rng = np.random.default_rng(0)
     z = rng.standard_normal((4000, 3))
-    z_hat = np.stack([z[:, 0] + 0.01 * z[:, 1], z[:, 1], z[:, 2], z[:, 2] + rng.standard_normal(4000)], axis=1)
-    B = np.abs(np.linalg.lstsq(metrics.standardise(z_hat), metrics.standardise(z), rcond=None)[0].T)    # factors in rows
+    z_hat = np.stack(
+        [z[:, 0] + 0.01 * z[:, 1], z[:, 1], z[:, 2], z[:, 2] + rng.standard_normal(4000)], axis=1
+    )
+    B = np.abs(
+        np.linalg.lstsq(metrics.standardise(z_hat), metrics.standardise(z), rcond=None)[0].T
+    )  # factors in rows
     shares = B / B.sum(axis=1, keepdims=True)
     by_rows = np.mean(1 + (shares * np.log(shares)).sum(axis=1) / np.log(4))
     d, c = metrics.dci(z, z_hat)
@@ -63,10 +76,13 @@ def test_rows_of_factors_are_completeness():
 def test_filling_columns_makes_supports_dense():
     rng = np.random.default_rng(0)
     S = rng.random((1000, 6)) < 0.5
-    published, meant = S.copy(), S.copy()                                   # of a batch of 1,000: a smaller one has fewer empty supports
+    published, meant = (
+        S.copy(),
+        S.copy(),
+    )  # of a batch of 1,000: a smaller one has fewer empty supports
     empty = ~S.any(axis=1)
     columns = rng.integers(6, size=empty.sum())
-    published[:, columns] = 1                                               # as published: all rows
+    published[:, columns] = 1  # as published: all rows
     meant[np.flatnonzero(empty), columns] = 1
     assert published.mean() > 0.9 and abs(meant.mean() - 0.5) < 0.02
 
@@ -76,23 +92,34 @@ def test_a_loose_inner_solve_is_a_wrong_gradient():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         F = rng.standard_normal((1, 50, 6)) @ np.linalg.cholesky(0.05 * np.eye(6) + 0.95).T
-        y = F @ (rng.standard_normal(6) * (rng.random(6) < 0.6)) + 0.1 * rng.standard_normal((1, 50))
+        y = F @ (rng.standard_normal(6) * (rng.random(6) < 0.6)) + 0.1 * rng.standard_normal(
+            (1, 50)
+        )
         lam, dw = 0.01 * solvers.lasso_lambda_max(F, y), rng.standard_normal((1, 6))
         exact = solvers.lasso_vjp(F, y, lam, solvers.lasso(F, y, lam)[0], dw)[0]
         G, c = F[0].T @ F[0] / 50, F[0].T @ y[0] / 50
         for tol in errors:
             w, change = np.zeros(6), 1.0
-            while change > tol:                                             # cyclic coordinate descent
+            while change > tol:  # cyclic coordinate descent
                 before = w.copy()
                 for j in range(6):
-                    w[j] = solvers.soft_threshold(c[j] - G[j] @ w + G[j, j] * w[j], lam[0]) / G[j, j]
+                    w[j] = (
+                        solvers.soft_threshold(c[j] - G[j] @ w + G[j, j] * w[j], lam[0]) / G[j, j]
+                    )
                 change = np.abs(w - before).max()
-            errors[tol].append(np.linalg.norm(solvers.lasso_vjp(F, y, lam, w[None], dw)[0] - exact) / np.linalg.norm(exact))
-    assert 0.005 < np.median(errors[1e-3]) < 0.05 and max(errors[1e-3]) > 0.1 and max(errors[1e-12]) < 1e-6
+            errors[tol].append(
+                np.linalg.norm(solvers.lasso_vjp(F, y, lam, w[None], dw)[0] - exact)
+                / np.linalg.norm(exact)
+            )
+    assert (
+        0.005 < np.median(errors[1e-3]) < 0.05
+        and max(errors[1e-3]) > 0.1
+        and max(errors[1e-12]) < 1e-6
+    )
 
 
 def gap_after(F, Y, lam1, lam2, L, epochs):
-    """The relative duality gap after epochs of proximal block coordinate descent with step 1/L_i."""
+    """The relative duality gap after epochs of block coordinate descent with steps 1/L_i."""
     F, Y = F[0], Y[0]
     Lam = np.full(Y.shape, 1 / Y.shape[1])
     for _ in range(epochs):
@@ -117,7 +144,7 @@ def test_five_steps_are_no_solve():
     W, Lam = svm(F, Y, lam1, 1.0)
     step = np.linalg.norm(F[0], 2) ** 2
     x = np.full(Y[0].shape, 1 / 5)
-    for _ in range(5):                                                      # projected gradient on the dual, step 1/L
+    for _ in range(5):  # projected gradient on the dual, step 1/L
         G = Y[0] - F[0] @ solvers.block_soft_threshold((Y[0] - x).T @ F[0], lam1, axis=0).T
         x = solvers.project_simplex(x - G / step)
     W_five = solvers.block_soft_threshold((Y[0] - x).T @ F[0], lam1, axis=0)
@@ -128,6 +155,7 @@ def test_five_steps_are_no_solve():
 def test_every_named_check_exists(name):
     import re
     from pathlib import Path
+
     here = Path(__file__).parent
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (here.parent / "docs" / name).read_text())
     assert len(named) >= 8

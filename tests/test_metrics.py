@@ -1,10 +1,15 @@
-"""Every score against cases worked out by hand."""
+"""Every score against cases worked out by hand, and what no score may see."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metrics
+from experiments.theory import supports
+
+seeds = st.integers(0, 2**32 - 1)
+quick = settings(max_examples=25, deadline=None)
 
 
 def independent(N, d, seed=0):
@@ -16,12 +21,14 @@ def independent(N, d, seed=0):
 def test_permuted_and_scaled_factors_are_perfect():
     z = independent(100, 5)
     z_hat = z[:, [3, 0, 4, 1, 2]] * [1, -2, 30, 0.1, -5] + 7
-    assert metrics.mcc(z, z_hat) == pytest.approx(1) and metrics.r_score(z, z_hat) == pytest.approx(1)
+    assert metrics.mcc(z, z_hat) == pytest.approx(1) and metrics.r_score(z, z_hat) == pytest.approx(
+        1
+    )
     assert metrics.dci(z, z_hat) == (pytest.approx(1), pytest.approx(1))
 
 
 def test_matching_is_optimal_and_not_greedy():
-    # features a, b with |corr| factor 0: (0.9, 0.8), factor 1: (0.85, 0.1): greedy takes 0.9 + 0.1, the best is 0.8 + 0.85
+    # greedy takes 0.9 + 0.1, the best is 0.8 + 0.85
     C = np.array([[0.9, 0.8], [0.85, 0.1]])
     assert C[metrics.match(C)].mean() == pytest.approx((0.8 + 0.85) / 2)
 
@@ -29,8 +36,13 @@ def test_matching_is_optimal_and_not_greedy():
 def test_mcc_of_a_rotation_by_45_degrees():
     z = independent(50, 2)
     z_hat = z @ np.array([[1, -1], [1, 1]])
-    assert metrics.mcc(z, z_hat) == pytest.approx(np.sqrt(0.5)) and metrics.r_score(z, z_hat) == pytest.approx(1)
-    assert metrics.dci(z, z_hat) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))       # uniform coefficients
+    assert metrics.mcc(z, z_hat) == pytest.approx(np.sqrt(0.5)) and metrics.r_score(
+        z, z_hat
+    ) == pytest.approx(1)
+    assert metrics.dci(z, z_hat) == (
+        pytest.approx(0, abs=1e-9),
+        pytest.approx(0, abs=1e-9),
+    )  # uniform coefficients
 
 
 def test_constant_and_missing_features_score_nothing():
@@ -39,34 +51,43 @@ def test_constant_and_missing_features_score_nothing():
     assert metrics.mcc(z, z[:, :2]) == pytest.approx(2 / 3)
     assert metrics.mcc(z, np.ones((60, 3))) == 0 and metrics.r_score(z, np.ones((60, 3))) == 0
     d, c = metrics.dci(z, np.c_[z[:, :2], np.ones(60)])
-    assert (d, c) == (pytest.approx(2 / 3), pytest.approx(2 / 3))           # a zero column of B, and a zero row
+    assert (d, c) == (
+        pytest.approx(2 / 3),
+        pytest.approx(2 / 3),
+    )  # a zero column of B, and a zero row
 
 
 def test_r_is_the_coefficient_of_multiple_correlation():
     z = independent(80, 2)
     noise = independent(80, 3, seed=1)[:, 2:]
-    noise -= z @ (z.T @ noise) / 80                                         # uncorrelated with both factors
+    noise -= z @ (z.T @ noise) / 80  # uncorrelated with both factors
     noise /= noise.std()
     z_hat = np.c_[z[:, :1], z[:, 1:] + noise]
     assert metrics.r_score(z, z_hat) == pytest.approx((1 + np.sqrt(0.5)) / 2)
 
 
 def test_dci_by_hand():
-    # feature 0 = z0, feature 1 = z1, factors: z0 needs f0 only, z1 needs f1 and f2 alike (f2 = z1's other half)
+    # factor 0 is feature 0; factor 1 needs features 1 and 2 alike
     a = independent(90, 3)
     z = np.c_[a[:, 0], a[:, 1] + a[:, 2]]
     d, c = metrics.dci(z, a)
-    assert d == pytest.approx(1)                                            # each feature serves one factor
-    assert c == pytest.approx((1 + 1 - np.log(2) / np.log(3)) / 2)          # z1 is spread over two of three features
-    d, c = metrics.dci(a, z)                                                # two features, three factors
+    assert d == pytest.approx(1)  # each feature serves one factor
+    assert c == pytest.approx(
+        (1 + 1 - np.log(2) / np.log(3)) / 2
+    )  # z1 is spread over two of three features
+    d, c = metrics.dci(a, z)  # two features, three factors
     assert d == pytest.approx((1 + 1 - np.log(2) / np.log(3)) / 2) and c == pytest.approx(1)
 
 
 def test_concentration_ends_and_weights():
-    assert metrics.concentration(np.eye(4)) == 1 and metrics.concentration(np.ones((3, 5))) == pytest.approx(0)
+    assert metrics.concentration(np.eye(4)) == 1 and metrics.concentration(
+        np.ones((3, 5))
+    ) == pytest.approx(0)
     assert metrics.concentration(np.zeros((3, 5))) == 0
     B = np.array([[1.0, 0.0], [3.0, 3.0]])
-    assert metrics.concentration(B) == pytest.approx(0.5) and metrics.concentration(B, weighted=True) == pytest.approx(1 / 7)
+    assert metrics.concentration(B) == pytest.approx(0.5) and metrics.concentration(
+        B, weighted=True
+    ) == pytest.approx(1 / 7)
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,3 +127,97 @@ def test_ica_of_dependent_or_constant_features_is_finite():
     z = np.random.default_rng(0).uniform(-1, 1, (500, 3))
     for z_hat in (np.ones((500, 3)), z[:, [0, 0, 1]], np.c_[z[:, :2], np.ones(500)]):
         assert np.isfinite(metrics.ica(z_hat)).all()
+
+
+@quick
+@given(seeds, st.integers(2, 6), st.integers(-9, 9))
+def test_scores_do_not_see_permutations_scales_and_shifts(seed, d, exponent):
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal((60, d))
+    z_hat = z @ rng.standard_normal((d, d)) + 0.3 * rng.standard_normal((60, d))
+    changed = (
+        z_hat[:, rng.permutation(d)] * (10.0**exponent * rng.choice([-1, 1], d))
+        + 5 * 10.0**exponent
+    )
+    mine, theirs = metrics.scores(z, z_hat), metrics.scores(z, changed)
+    for name in mine:
+        assert -1e-9 <= mine[name] <= 1 + 1e-9
+        np.testing.assert_allclose(mine[name], theirs[name], atol=1e-5)
+    assert mine["r"] >= mine["mcc"] - 1e-9
+
+
+@quick
+@given(seeds, st.integers(2, 5))
+def test_r_does_not_see_linear_maps(seed, d):
+    rng = np.random.default_rng(seed)
+    z, z_hat = rng.standard_normal((80, d)), rng.standard_normal((80, d))
+    A = np.linalg.qr(rng.standard_normal((d, d)))[0] * rng.uniform(0.5, 2, d)
+    np.testing.assert_allclose(metrics.r_score(z, z_hat @ A), metrics.r_score(z, z_hat), atol=1e-8)
+
+
+def test_the_assumptions_are_told_apart():
+    rng = np.random.default_rng(0)
+    F = rng.standard_normal((100, 6))
+    S = supports(rng, 3000, 6)
+    W = rng.standard_normal((3000, 6)) * S
+    held = lambda W, F=F: {name for name, (holds, _) in metrics.assumptions(F, W).items() if holds}
+    assert held(W) == {"3.2", "3.3", "3.4", "3.5", "3.6"}
+    assert held(np.repeat(W[:, :3], 2, axis=1) * rng.standard_normal(W.shape)) == {
+        "3.2",
+        "3.3",
+        "3.4",
+        "3.5",
+    }  # blocks of 2
+    assert "3.5" not in held(W[rng.integers(8, size=3000)])  # finitely many vectors
+    assert held(W * [1, 1, 1, 1, 1, 0]).isdisjoint({"3.4", "3.6"})
+    assert "3.3" not in held(W, F[:, [0, 1, 2, 3, 4, 4]])
+
+
+def test_support_variability_by_hand():
+    assert metrics.supports_are_sufficient(np.eye(3))
+    assert not metrics.supports_are_sufficient(
+        np.array([[1, 1, 0], [0, 0, 1]])
+    )  # 0 and 1 always together
+    assert metrics.supports_are_sufficient(np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1]]))
+    assert not metrics.supports_are_sufficient(np.ones((4, 2)))
+
+
+def test_block_share_by_hand():
+    z = (
+        np.linalg.qr(np.c_[np.ones(60), np.random.default_rng(0).standard_normal((60, 6))])[0][
+            :, 1:
+        ]
+        * 60**0.5
+    )
+    mix = np.kron(np.eye(3), [[1, 0.5], [-0.5, 1]])  # inside blocks of 2
+    assert metrics.block_share(z, z @ mix, 2) == pytest.approx(1) and metrics.block_share(
+        z, z @ mix, 1
+    ) == pytest.approx(2 / 3)
+    assert metrics.block_share(z, z[:, ::-1] @ mix, 2) == pytest.approx(1)  # in any order
+    rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))[0]
+    assert metrics.block_share(z, z @ rotation, 2) < 0.7
+
+
+def test_udr_prefers_models_that_agree():
+    rng = np.random.default_rng(0)
+    z = rng.uniform(-1, 1, (800, 5))
+    same = [z[:, rng.permutation(5)] * rng.choice([-1, 1], 5) for _ in range(3)]
+    mixed = [z @ np.linalg.qr(rng.standard_normal((5, 5)))[0] for _ in range(3)]
+    assert metrics.udr(same).min() > 0.85 > 0.6 > metrics.udr(mixed).max()
+    assert np.isfinite(metrics.udr([np.ones((800, 5)), z])).all()
+
+
+def test_accuracy_interval_by_hand():
+    mean, interval = metrics.mean_ci(np.array([0.8, 1.0, 0.6, 0.8]))
+    assert (
+        abs(mean - 0.8) < 1e-12
+        and abs(interval - 1.96 * np.std([0.8, 1.0, 0.6, 0.8], ddof=1) / 2) < 1e-12
+    )
+
+
+def test_chance_is_that_of_random_mixings_at_every_shape():
+    rng = np.random.default_rng(0)
+    for d, m in ((6, 6), (6, 10), (4, 4), (5, 3)):
+        z = independent(2000, d)
+        drawn = [metrics.mcc(z, z @ rng.standard_normal((d, m))) for _ in range(200)]
+        assert abs(np.mean(drawn) - metrics.chance(d, m)) < 0.02

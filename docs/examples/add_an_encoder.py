@@ -1,4 +1,4 @@
-"""A new encoder is a list of layers; a new layer is a pair of functions. Both are checked like ours.
+"""A new encoder is a layer made of layers; a new layer is a pair of functions. Both are checked.
 
     python docs/examples/add_an_encoder.py
 """
@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import metrics
 import sparsedis
+from experiments.gradcheck import check_gradient
+from sparsedis import BatchNorm, Encoder, InBlocks, Layer, Residual, Sequential, conv, dense
 
 
 def softplus(x):
@@ -21,17 +22,21 @@ def softplus_backward(dout, cache):
     return (dout / (1 + np.exp(-cache)),)
 
 
-sparsedis.LAYERS["softplus"] = softplus, softplus_backward
+SMOOTH = Layer(softplus, softplus_backward)
 
 
 def small_residual_net(m, channels=3, width=16):
-    """A strided convolution, a residual block with batch norms and softplus, the mean over pixels, a linear layer."""
-    smooth = ("softplus", "softplus", {}, {})
-    block = sparsedis.conv_norm("block.1", 3, width, width) + [smooth] + sparsedis.conv_norm("block.2", 3, width, width)
-    return sparsedis.Encoder([
-        ("stem", "conv2d", {"W": (4, 4, channels, width), "b": (width,)}, {"stride": 2, "pad": 1, "need_dx": False}), smooth,
-        ("block", "residual", {}, {"branch": block, "shortcut": []}), smooth,
-        ("mean", "global_pool", {}, {}), *sparsedis.mlp([width, m]).layers])
+    """A strided convolution, a residual block with batch norms and softplus, the mean over
+    pixels, a linear layer."""
+    branch = Sequential(
+        InBlocks(conv("block1.conv", 3, width, width, bias=False, pad=1), size=10),
+        BatchNorm("block1.norm", width, size=10),
+        InBlocks(SMOOTH, conv("block2.conv", 3, width, width, bias=False, pad=1), size=10),
+        BatchNorm("block2.norm", width, size=10))
+    stem = conv("stem", 4, channels, width, stride=2, pad=1, need_dx=False)
+    return Encoder(Sequential(
+        InBlocks(stem, SMOOTH, size=10), Residual(branch, Sequential()), SMOOTH,
+        sparsedis.MEAN, dense("out", width, m)))
 
 
 encoder = small_residual_net(m=5, width=6)
@@ -45,5 +50,6 @@ def loss(arrays):
     return (R * F).sum() + (F * F).sum() / 2, lambda: encoder.backward(cache, R + F), []
 
 
-print(f"{sum(a.size for a in params.values())} parameters, features {encoder.forward(params, state, x)[0].shape}")
-print(f"gradient error {metrics.check_gradient(loss, params)['error']:.0e}")
+F, _, _ = encoder.forward(params, state, x)
+print(f"{sum(a.size for a in params.values())} parameters, features {F.shape}")
+print(f"gradient error {check_gradient(loss, params).error:.0e}")

@@ -1,0 +1,1 @@
+"""Experiments built on the core: one file each, readable by itself."""

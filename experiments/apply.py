@@ -1,0 +1,159 @@
+"""apply.py -- a trained encoder on the user's own images, and runs side by side.
+
+    encode CHECKPOINT IMAGES.npz       features F (N, m) of images (N, 64, 64, 3)
+    real CHECKPOINT IMAGES.npz         features of real images beside those of renders
+    curves FOLDER ...                  MCC against the step of several finished runs
+
+A checkpoint names its encoder and the sizes to build it (results.Checkpoint).
+"""
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+import data
+import metrics
+import sparsedis
+from experiments import plots, results
+from experiments.settings import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """Features F (N, m) of images: what a trained encoder puts out, before any normalisation."""
+
+    checkpoint: str = option(None, "checkpoint.npz of a run", positional=True)
+    images: str = option(None, "an npz file with images (N, 64, 64, 3)", positional=True)
+    out: str = option("F.npz", "the file to write")
+
+
+def encode(config):
+    """Write the features of an npz file's images."""
+    images, = read_images(config.images)
+    F = encode_images(config.checkpoint, images)
+    results.write_atomically(Path(config.out), lambda file: np.savez(file, F=F))
+    print(f"{config.out}: F {F.shape}")
+
+
+def encode_images(checkpoint, images):
+    """Features (N, m) of images by the encoder of a checkpoint."""
+    snapshot, spec = results.load_checkpoint(checkpoint)
+    encoder = sparsedis.build(spec)
+
+    def some(index):
+        return images[index]
+
+    return encode_in_batches(encoder, snapshot.params, snapshot.state, some, np.arange(len(images)))
+
+
+def encode_in_batches(encoder, params, state, images, index, batch=400):
+    """Features (N, m), as NumPy, of images(index), in evaluation, a batch at a time."""
+    parts = []
+    for i in range(0, len(index), batch):
+        x = images(index[i:i + batch])
+        F, _, _ = encoder.forward(params, state, x, train=False)
+        parts.append(metrics.to_numpy(F))
+    return np.concatenate(parts)
+
+
+def read_images(path, *names):
+    """Images (N, 64, 64, 3) as float32 in [0, 1], and the other arrays named, of an npz file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, *others = (file[name] for name in ("images", *names))
+    except Exception as error:
+        expected = " and ".join(("images", *names))
+        raise ValueError(f"{path}: expected an npz file with {expected} ({error})") from None
+    real = np.issubdtype(x.dtype, np.floating)
+    if x.ndim != 4 or x.shape[1:] != (64, 64, 3) or not (x.dtype == np.uint8 or real):
+        raise ValueError(
+            f"{path}: expected images (N, 64, 64, 3), uint8 or real in [0, 1], "
+            f"found {x.shape} {x.dtype}")
+    scale = 1 if real else 255
+    return x.astype(np.float32) / scale, *others
+
+
+# ------------------------------------------------------------------------------ real images
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """A trained encoder on real images beside renders of the same factors."""
+
+    checkpoint: str = option(None, "checkpoint.npz of a run on 3D Shapes", positional=True)
+    images: str = option(None, "an npz file with images and factors (N, 6)", positional=True)
+    out: str = option("real.png", "the file to write")
+
+
+def real(config):
+    """Draw the features of real images against those of renders, in standard deviations."""
+    x, factors = read_images(config.images, "factors")
+    shapes = data.Shapes3D()
+    rendered = shapes.images(np.ravel_multi_index(factors.T, data.LEVELS))
+    some = np.random.default_rng(0).integers(len(shapes), size=2000)
+    everywhere = encode_images(config.checkpoint, shapes.images(some))
+    mean, deviation = everywhere.mean(axis=0), everywhere.std(axis=0)
+    F_real = (encode_images(config.checkpoint, x) - mean) / deviation
+    F = (encode_images(config.checkpoint, rendered) - mean) / deviation
+    draw_real(F_real, F, Path(config.out))
+    print(config.out)
+
+
+def draw_real(F_real, F, path):
+    """A panel for each feature, real (N, m) against rendered (N, m); prints how they agree."""
+    m = F.shape[1]
+    fig, axes = plots.subplots(1, m, (2.2 * m, 2.5))
+    for j, ax in enumerate(np.atleast_1d(axes)):
+        agreement = np.corrcoef(F_real[:, j], F[:, j])[0, 1]
+        difference = np.sqrt(np.mean((F_real[:, j] - F[:, j]) ** 2))
+        print(
+            f"feature {j}: correlation of real and rendered {agreement:.3f}, "
+            f"root mean square difference {difference:.3f} standard deviations")
+        ax.plot(F[:, j], F_real[:, j], ".")
+        ax.axline((0, 0), slope=1, color="grey", lw=0.5)
+        ax.set(title=f"feature {j}", xlabel="rendered")
+    np.atleast_1d(axes)[0].set_ylabel("real")
+    plots.save(fig, path)
+
+
+# ------------------------------------------------------------------------------ curves
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """MCC against the step of finished runs, in one figure."""
+
+    folders: tuple = option(None, "folders of results", positional=True)
+    out: str = option("curves.png", "the file to write")
+
+
+def curves(config):
+    """Draw the runs, named by the settings in which they differ."""
+    runs = [read_run(Path(folder)) for folder in config.folders]
+    told = [content for content, _ in runs]
+    differ = [key for key in told[0] if differs(key, told)]
+    fig, ax = plots.subplots(1, 1, (5.2, 3.4))
+    for content, rows in runs:
+        label = ", ".join(f"{key.replace('_', ' ')} {content[key]}" for key in differ)
+        ax.plot([row["step"] for row in rows], [row["mcc"] for row in rows], label=label)
+    chance = metrics.chance(len(data.FACTORS), told[0].get("features", len(data.FACTORS)))
+    ax.axhline(chance, color="grey", ls=":", label="random mixing")
+    ax.set(xlabel="step", ylabel="MCC (1,000 images)", ylim=(0.3, 1))
+    ax.legend(fontsize=8, loc="lower right")
+    plots.save(fig, Path(config.out))
+    print(config.out)
+
+
+def read_run(folder):
+    """The settings and the lines of a finished run."""
+    if not (folder / "result.json").exists():
+        raise ValueError(f"{folder}: no finished run (no result.json)")
+    content = json.loads((folder / "config.json").read_text())
+    return content, results.read_lines(folder / "metrics.jsonl")
+
+
+def differs(key, contents):
+    """Whether a setting differs between runs, and tells something of them."""
+    values = {str(content.get(key)) for content in contents}
+    return len(values) > 1 and key not in ("code", "device")

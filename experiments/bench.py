@@ -1,0 +1,470 @@
+"""bench.py -- how fast, beside other libraries in one process, and how seconds grow.
+
+    row       our seconds over the peer's (below 1: ours is faster), what is done, both in ms
+    growth    seconds against tasks T, samples n, features m, images and threads, as a figure
+    timer     a function that does a piece of work and returns its seconds
+
+A row tells medians of repeats that take turns, so that a noisy machine is noisy for both. The peers
+are PyTorch and JAX where they are installed, scikit-learn, and code as one writes it first.
+"""
+import functools
+import importlib.util
+import os
+import time
+import warnings
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import Lasso
+from threadpoolctl import threadpool_info
+
+import data
+import solvers
+import sparsedis
+from experiments import plots
+from experiments.settings import option
+
+# The CNN's convolutions, of stride 2: channels in and out, side of the kernel, padding.
+CONVOLUTIONS = [(3, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time our work beside the same work done by other libraries, and draw how seconds grow.
+
+    Takes five minutes. A row below 1 is where we are faster.
+    """
+
+    out: str = option("bench.png", "the growth curves")
+    threads: int = option(os.cpu_count() or 1, "CPU threads", 1)
+
+
+def bench(config):
+    """Print all rows, and draw how seconds grow."""
+    blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    told = [f"{info['internal_api']} {info.get('architecture', '')}" for info in blas]
+    print(f"BLAS: {', '.join(told)}; {config.threads} threads")
+    bench_networks(config.threads)
+    bench_composition()
+    bench_lasso()
+    bench_conv4(config.threads)
+    bench_svm()
+    render = data.geometry_maps.__wrapped__                         # without its cache
+    tell_alone(f"render all geometries: {timed(render):.2f} s")
+    draw_growth(config.threads, Path(config.out))
+
+
+# ------------------------------------------------------------------------------ timing
+
+
+def timed(function, *args):
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - began
+
+
+def timer(function, *args):
+    """A function that calls and returns the seconds."""
+    return lambda: timed(function, *args)
+
+
+def seconds_of(*timers, repeats=15):
+    """Median seconds of each timer, taking turns; the first two calls of each only warm up."""
+    taken = [[] for _ in timers]
+    for _ in range(repeats + 2):
+        for one, told in zip(timers, taken, strict=True):
+            told.append(one())
+    return [float(np.median(told[2:])) for told in taken]
+
+
+def tell(what, ours, peer, theirs):
+    """A row of the table."""
+    print(
+        f"{ours / theirs:6.2f} x   {what}: {1e3 * ours:.4g} ms, {peer} {1e3 * theirs:.4g} ms",
+        flush=True)
+
+
+def tell_alone(text):
+    """A row without a peer."""
+    print(f"     -     {text}", flush=True)
+
+
+# ------------------------------------------------------------------------------ networks
+
+
+def bench_networks(threads):
+    """An outer step of the paper's size beside the passes of its network; the CNN beside its like.
+
+    PyTorch and JAX do less in the first rows: no images composed, no inner fits, no Adam.
+    """
+    torch_both = functools.partial(torch_cnn, threads)
+    torch_forward = functools.partial(torch_cnn, threads, backward=False)
+    step, forward = "outer step, 400 images", our_cnn(threads, backward=False)
+    beside_torch(step, outer_step(threads), torch_both, " forward + backward")
+    beside_torch("cnn forward, 400 images", forward, torch_forward)
+    beside_torch("cnn forward + backward, 400 images", our_cnn(threads), torch_both)
+    if importlib.util.find_spec("jax"):
+        ours, theirs = seconds_of(outer_step(threads), jax_cnn())
+        tell(step, ours, "JAX forward + backward, compiled", theirs)
+    else:
+        tell_alone(f"{step}: JAX is not installed")
+
+
+def bench_conv4(threads):
+    """conv4 on 28 x 28 images beside PyTorch's."""
+    ours = our_network(threads, sparsedis.conv4(1), random_images(100, 28, 28, 1))
+    theirs = functools.partial(torch_conv4, threads)
+    beside_torch("conv4 forward + backward, 100 images 28 x 28", ours, theirs, repeats=25)
+
+
+def beside_torch(what, ours, torch_timer, does="", repeats=15):
+    """A row for each of PyTorch's memory layouts, torch_timer(layout); ours alone without it."""
+    layouts = torch_layouts()
+    theirs = [torch_timer(layout) for layout in layouts.values()]
+    ours, *theirs = seconds_of(ours, *theirs, repeats=repeats)
+    for name, seconds in zip(layouts, theirs, strict=True):
+        tell(what, ours, name + does, seconds)
+    if not layouts:
+        tell_alone(f"{what}: {1e3 * ours:.4g} ms, PyTorch is not installed")
+
+
+def torch_layouts():
+    """The orders in which PyTorch keeps images: (N, C, H, W), and (N, H, W, C) as we do."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    return {"PyTorch": torch.contiguous_format, "PyTorch, channels_last": torch.channels_last}
+
+
+def outer_step(threads, sets=8, samples=50):
+    """A timer of one whole outer step of the paper's size, K = 1."""
+    shapes, encoder = data.Shapes3D(), sparsedis.cnn(6)
+    tasks = data.Tasks(*data.latents(shapes), sets=sets, samples=samples, per_set=1)
+    params, state = encoder.init(np.random.default_rng(0))
+    now = sparsedis.Snapshot(params, state, None, 0)
+    objective = sparsedis.task_objective("inner-lasso", warmup=0.0)
+
+    def sample(step):
+        index, y = tasks.sample(np.random.default_rng(step))
+        return [shapes.images(index.ravel())], y
+
+    def step():
+        nonlocal now
+        training = sparsedis.Training(encoder, sample, objective, steps=now.step + 1)
+        now = sparsedis.train(training, now)
+
+    return on_threads(threads, step)
+
+
+def on_threads(threads, function):
+    """A timer that calls within sparsedis.cpu_threads."""
+    def run():
+        with sparsedis.cpu_threads(threads):
+            return timed(function)
+
+    return run
+
+
+def our_network(threads, encoder, x, backward=True):
+    """A timer of an encoder's forward pass on images, or of both passes."""
+    params, state = encoder.init(np.random.default_rng(0))
+
+    def step():
+        F, cache, _ = encoder.forward(params, state, x)
+        if backward:
+            encoder.backward(cache, 2 * F / F.size)
+
+    return on_threads(threads, step)
+
+
+def random_images(*shape):
+    """Images of noise, float32."""
+    return np.random.default_rng(0).random(shape).astype(np.float32)
+
+
+def our_cnn(threads, images=400, backward=True):
+    """A timer of cnn(6)."""
+    return our_network(threads, sparsedis.cnn(6), random_images(images, 64, 64, 3), backward)
+
+
+def torch_network(threads, layout, layers, x, backward=True):
+    """A timer of a PyTorch network's forward pass on images x, or of both passes."""
+    import torch
+
+    torch.set_num_threads(threads)
+    network = torch.nn.Sequential(*layers).to(memory_format=layout)
+    x = x.to(memory_format=layout)
+    if not backward:
+        return timer(torch.inference_mode()(network), x)
+    return timer(lambda: network(x).square().mean().backward())
+
+
+def torch_cnn(threads, layout, backward=True, images=400):
+    """A timer of the CNN by PyTorch."""
+    from torch import nn, rand
+
+    layers = []
+    for c, o, k, pad in CONVOLUTIONS:
+        layers += [nn.Conv2d(c, o, k, 2, pad), nn.ReLU()]
+    layers += [nn.Flatten(), nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, 6)]
+    return torch_network(threads, layout, layers, rand(images, 3, 64, 64), backward)
+
+
+def torch_conv4(threads, layout, images=100):
+    """A timer of conv4 by PyTorch."""
+    from torch import nn, rand
+
+    layers = []
+    for c in (1, 64, 64, 64):
+        convolution = nn.Conv2d(c, 64, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)]
+    return torch_network(threads, layout, layers, rand(images, 1, 28, 28))
+
+
+def jax_cnn(images=400):
+    """A timer of both passes of the CNN by JAX, compiled; it chooses its threads itself."""
+    import jax
+
+    rng = np.random.default_rng(0)
+    shapes = [(k, k, c, o) for c, o, k, _ in CONVOLUTIONS] + [(1024, 256), (256, 6)]
+    draws = [0.1 * rng.standard_normal(shape) for shape in shapes]
+    params = [jax.numpy.asarray(draw, jax.numpy.float32) for draw in draws]
+    x = jax.numpy.asarray(random_images(images, 64, 64, 3))
+
+    def loss(params):
+        h = x
+        for W, (_, _, _, pad) in zip(params, CONVOLUTIONS, strict=False):
+            h = jax.lax.conv_general_dilated(
+                h, W, (2, 2), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            h = jax.nn.relu(h)
+        h = jax.nn.relu(h.reshape(images, -1) @ params[4])
+        return ((h @ params[5]) ** 2).mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    return timer(lambda: jax.block_until_ready(gradient(params)))
+
+
+# ------------------------------------------------------------------------------ composition
+
+
+def bench_composition():
+    """400 images of 3D Shapes, 16 at a time in a core's cache, beside one product for all."""
+    shapes, index = data.Shapes3D(), np.random.default_rng(0).integers(data.N_IMAGES, size=400)
+    ours, theirs = seconds_of(timer(shapes.images, index), timer(compose_at_once, shapes, index))
+    tell("composition of 400 images", ours, "one product for all of them", theirs)
+
+
+def compose_at_once(shapes, index):
+    """The same images by one product of all light maps with all colours."""
+    factors = shapes.factors[index].astype(int)
+    colours = np.empty((len(index), 5, 3), np.float32)
+    colours[:, data.SKY_MAP] = data.SKY
+    colours[:, data.FLOOR_MAP:data.OBJECT_MAP + 1] = data.PALETTE[factors[:, :3]]
+    colours[:, data.WHITE_MAP] = data.WHITE
+    geometry = np.ravel_multi_index(tuple(factors[:, 3:].T), data.LEVELS[3:])
+    light = data.geometry_maps()[geometry] @ colours
+    return (np.clip(np.round(light), 0, 255) / 255).reshape(-1, 64, 64, 3)
+
+
+# ------------------------------------------------------------------------------ Lasso
+
+
+def lasso_problem(m, eps, T=1000, n=50, correlation=0.9):
+    """F, y, lam of T tasks with correlated features, half their weights nonzero."""
+    rng = np.random.default_rng(0)
+    mix = np.linalg.cholesky((1 - correlation) * np.eye(m) + correlation)
+    F = rng.standard_normal((T, n, m)) @ mix.T
+    w = rng.standard_normal((T, 1, m)) * (rng.random((T, 1, m)) < 0.5)
+    y = np.vecdot(F, w)
+    y = y + 0.1 * y.std(axis=1, keepdims=True) * rng.standard_normal(y.shape)
+    return F, y, eps * solvers.lasso_lambda_max(F, y)
+
+
+def bench_lasso():
+    """lasso beside a loop over scikit-learn's, lasso_vjp beside a loop over tasks."""
+    for m, eps, repeats in ((6, 0.3, 7), (100, 0.05, 3)):
+        problem = lasso_problem(m, eps)
+        timers = timer(solvers.lasso, *problem), timer(scikit_lasso, *problem)
+        ours, theirs = seconds_of(*timers, repeats=repeats)
+        tell(f"lasso, T = 1000, n = 50, m = {m}, eps {eps}", ours, "scikit-learn", theirs)
+        w, _ = solvers.lasso(*problem)
+        mine, others = violation(*problem, w), violation(*problem, scikit_lasso(*problem))
+        print(
+            f"            lasso: {theirs / ours:.0f} times as fast; largest violation of "
+            f"optimality {mine:.1e}, scikit-learn's {others:.1e}")
+        timers = timer(solvers.lasso_vjp, *problem, w, w), timer(vjp_loop, *problem, w, w)
+        ours, theirs = seconds_of(*timers, repeats=repeats)
+        tell(f"lasso_vjp, the same, m = {m}", ours, "a loop over tasks", theirs)
+
+
+def scikit_lasso(F, y, lam):
+    """The same by a loop over scikit-learn's Lasso at tol 1e-8."""
+    fits = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for X, labels, alpha in zip(F, y, lam, strict=True):
+            fit = Lasso(alpha=alpha, fit_intercept=False, tol=1e-8, max_iter=100_000)
+            fits.append(fit.fit(X, labels).coef_)
+    return np.stack(fits)
+
+
+def violation(F, y, lam, w):
+    """The largest violation of the Lasso's optimality conditions."""
+    q = solvers.correlations(F, y - solvers.matvec(F, w))
+    return solvers.lasso_violation(q, lam, w).max()
+
+
+def vjp_loop(F, y, lam, w, dw):
+    """lasso_vjp's dF by a loop over tasks, as one writes it first."""
+    dF = np.zeros(F.shape)
+    for t, X in enumerate(F):
+        S, u = w[t] != 0, np.zeros(F.shape[2])
+        u[S] = np.linalg.solve(X[:, S].T @ X[:, S] / len(X), dw[t, S])
+        dF[t] = (np.outer(y[t] - X @ w[t], u) - np.outer(X @ u, w[t])) / len(X)
+    return dF
+
+
+# ------------------------------------------------------------------------------ SVM
+
+
+def svm_problem(m, n=25, T=8, k=5, off=0.3):
+    """F, Y, lam1, lam2 of episodes on features of a ReLU network.
+
+    lam1 is found by bisection, so that a share `off` of the first episode's features is off.
+    """
+    rng = np.random.default_rng(0)
+    Y = np.eye(k)[rng.permuted(np.tile(np.arange(n) % k, (T, 1)), axis=1)]
+    F = rng.standard_normal((T, n, m)) + 0.5 * Y @ rng.standard_normal((T, k, m))
+    F, lam2 = np.maximum(F, 0), m / 100
+    top = solvers.svm_lambda_max(F, Y)
+    low, high = 1e-5, 0.3
+    for _ in range(10):
+        share = (low * high) ** 0.5
+        W, _, _ = solvers.group_svm(F[:1], Y[:1], share * top[:1], lam2)
+        fewer = (W == 0).all(axis=1).mean() < off                   # too few are off
+        low, high = (share, high) if fewer else (low, share)
+    return F, Y, share * top, lam2
+
+
+def bench_svm():
+    """group_svm beside block coordinate descent, and how wrong the published shortcut is."""
+    for m, epochs in ((1600, 30), (16_000, 3)):
+        problem = svm_problem(m)
+        ours, = seconds_of(timer(solvers.group_svm, *problem), repeats=3)
+        W, _, info = solvers.group_svm(*problem)
+        began = time.perf_counter()
+        _, _, other = solvers.group_svm(*problem, method="pbcd", max_iter=epochs)
+        theirs = time.perf_counter() - began
+        off = 100 * (W == 0).all(axis=1).mean()
+        what = f"group SVM, 8 tasks, n = 25, k = 5, m = {m}, {off:.0f} % off"
+        tell(what, ours, f"{epochs} epochs of block coordinate descent", theirs)
+        gap, their_gap = info["gap"].max(), other["gap"].max()
+        print(f"            relative duality gap {gap:.1e}, theirs {their_gap:.1e}")
+    for steps, error_W, error_dF in shortcut(*svm_problem(1600)):
+        tell_alone(
+            f"{steps} projected gradient steps instead of a solve (m = 1600): error of W "
+            f"{error_W:.2g}, of dF {error_dF:.2g}")
+
+
+def shortcut(F, Y, lam1, lam2, counts=(5, 50, 500, 5000)):
+    """Rows (steps, error of W, error of dF) of stopping early and differentiating there.
+
+    Errors are relative to the exact W and dF. The outer loss is a random linear function of W, and
+    the implicit system itself is solved exactly in all rows.
+    """
+    lam2 = lam2 + 0 * lam1
+    T, k, m = F.shape[0], Y.shape[2], F.shape[2]
+    dW = np.random.default_rng(1).standard_normal((T, k, m))
+    W, Lam, _ = solvers.group_svm(F, Y, lam1, lam2)
+    dF, _, _ = solvers.group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW)
+    for steps in counts:
+        W_early, Lam_early = projected_gradient(F, Y, lam1, lam2, steps)
+        dF_early, _, _ = solvers.group_svm_vjp(F, Y, lam1, lam2, W_early, Lam_early, dW)
+        yield steps, relative_error(W_early, W), relative_error(dF_early, dF)
+
+
+def relative_error(a, exact):
+    """|a - exact| / |exact|."""
+    return float(np.linalg.norm(a - exact) / np.linalg.norm(exact))
+
+
+def projected_gradient(F, Y, lam1, lam2, steps):
+    """W and Lam after so many steps of length 1/L on the dual: the published code takes five."""
+    L = np.linalg.norm(F, ord=2, axis=(1, 2)) ** 2 / lam2
+    Lam = np.full(Y.shape, 1 / Y.shape[2])
+    for _ in range(steps):
+        _, _, dD = solvers.svm_primal(F, Y, Lam, lam1, lam2)
+        Lam = solvers.project_simplex(Lam - dD / L[:, None, None])
+    _, W, _ = solvers.svm_primal(F, Y, Lam, lam1, lam2)
+    return W, Lam
+
+
+# ------------------------------------------------------------------------------ growth
+
+
+# A panel: what grows, its sizes, measure(size) -> the seconds of each of labels.
+Growth = namedtuple("Growth", "name sizes measure labels")
+
+
+def panels(threads):
+    """What is drawn of how seconds grow."""
+    lasso, cnn = ("lasso", "its vjp"), ("cnn, forward + backward",)
+    n_25, m_400 = ("group SVM, n = 25",), ("group SVM, m = 400",)
+    yield Growth("tasks T", (30, 100, 300, 1000, 3000), lambda T: lasso_seconds(T, 50, 10), lasso)
+    yield Growth("samples n", (30, 100, 300, 1000), lambda n: lasso_seconds(100, n, 10), lasso)
+    yield Growth("features m", (6, 12, 25, 50, 100), lambda m: lasso_seconds(100, 200, m), lasso)
+    yield Growth("features m", (100, 400, 1600, 6400), lambda m: svm_seconds(m, 25), n_25)
+    yield Growth("samples n", (10, 25, 50, 75), lambda n: svm_seconds(400, n), m_400)
+    yield Growth("images", (50, 100, 200, 400, 800), lambda N: cnn_seconds(threads, N), cnn)
+    counts = tuple(range(1, threads + 1))
+    yield Growth("threads", counts, lambda k: cnn_seconds(k, 400), ("cnn, 400 images",))
+
+
+def lasso_seconds(T, n, m):
+    """Seconds of a batch of Lassos, and of its adjoint."""
+    problem = lasso_problem(m, 0.2, T, n)
+    w, _ = solvers.lasso(*problem)
+    timers = timer(solvers.lasso, *problem), timer(solvers.lasso_vjp, *problem, w, w)
+    return seconds_of(*timers, repeats=3)
+
+
+def svm_seconds(m, n):
+    """Seconds of a batch of SVMs."""
+    return seconds_of(timer(solvers.group_svm, *svm_problem(m, n)), repeats=1)
+
+
+def cnn_seconds(threads, images):
+    """Seconds of both passes of the CNN."""
+    return seconds_of(our_cnn(threads, images), repeats=5)
+
+
+def draw_growth(threads, path):
+    """A panel for each of panels, both axes logarithmic; prints the exponents."""
+    fig, axes = plots.subplots(2, 4, (15, 6.4))
+    for ax, panel in zip(axes.ravel(), panels(threads), strict=False):
+        seconds = np.array([panel.measure(size) for size in panel.sizes])
+        for label, curve in zip(panel.labels, seconds.T, strict=True):
+            slope = exponent(panel.sizes, curve)
+            pairs = zip(panel.sizes, 1e3 * curve, strict=True)
+            told = ", ".join(f"{size} {ms:.3g}" for size, ms in pairs)
+            tell_alone(f"{label} against {panel.name}: {told} ms; exponent {slope:.2f}")
+            ax.loglog(panel.sizes, 1e3 * curve, "o-", label=f"{label}: exponent {slope:.2f}")
+        ax.set(xlabel=panel.name, ylabel="ms")
+        ax.set_xticks(panel.sizes, panel.sizes)
+        ax.set_xticks([], minor=True)
+        ax.legend(fontsize=8)
+    axes.ravel()[-1].axis("off")
+    plots.save(fig, path)
+    print(path)
+
+
+def exponent(sizes, seconds):
+    """p of seconds ~ size^p, fitted to the upper half of the sizes; NaN for one size."""
+    if len(sizes) < 2:
+        return np.nan
+    half = max(2, len(sizes) // 2 + 1)
+    return np.polyfit(np.log(sizes[-half:]), np.log(seconds[-half:]), 1)[0]

@@ -1,0 +1,213 @@
+"""disentangle.py -- the main job: an encoder trained through many sparse linear fits.
+
+    images of 3D Shapes with correlated factors, sparse tasks on them  ->  MCC, R, DCI
+
+    z (N, 6), p (N,)   standardised factors of all N = 480,000 images; their probabilities
+    G, n, K            image sets per step (2), images per set (50), tasks on each set (16)
+    F (N, m)           features of images, m = 6
+
+[L23, Sec. 5.1]. The method is sparsedis.task_objective; tasks and latents are data.Tasks and
+data.latents; the folder of a run is results.Run. Other experiments use score_features.
+"""
+import dataclasses
+import functools
+import os
+
+import numpy as np
+
+import data
+import metrics
+import sparsedis
+from experiments import plots, results, settings
+from experiments.apply import encode_in_batches
+from experiments.settings import ELSEWHERE, option
+
+HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
+EPS = "strength of the penalty, a fraction of lambda_max; 0 fits without penalty"
+WARMUP = "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper"
+SPLIT = "fit on this many samples and score on the others, Problem (7); 0: both on all, Problem (6)"
+NORM = "features are normalised over a set's samples, or each sample's to a sum of 0"
+SHIFT = "how far a set's images are tilted towards its tasks' factors: p(x | W) differs by task"
+
+
+@dataclasses.dataclass(frozen=True)
+class Disentangle(settings.Training):
+    """Train an encoder through many sparse linear fits and score its features.   [L23, Sec. 5.1]"""
+
+    rho: float = option(0.9, "correlation of the factors in training, 0 <= rho < 1", 0, 0.9999)
+    alpha: float = option(1.0, "noise on the factors, in steps between their levels", 0, 1)
+    tasks: str = option("bernoulli-gauss", f"distribution of the coefficients: {data.TASKS}")
+    outputs: int = option(1, "outputs of a task, or classes", 1)
+    likelihood: str = option(
+        "gaussian", "of the labels; categorical: fitted by group-Lasso logistic regression",
+        choices=("gaussian", "categorical"))
+    shift: float = option(0.0, SHIFT, 0, 5)
+    head: str = option("inner-lasso", "how a task's predictor is fitted", choices=HEADS)
+    eps: float = option(0.3, EPS, 0, 1)
+    warmup: float = option(0.5, WARMUP, 0, 1)
+    steps: int = option(2400, "outer steps", 1)
+    lr: float = option(5e-3, "Adam's learning rate at the start of its cosine decay", 1e-12)
+    image_sets: int = option(2, "image sets per step (the paper's code: 8)", 1)
+    samples: int = option(50, "images per set", 2)
+    tasks_per_set: int = option(16, "tasks that share a set's images (ours; the paper: 1)", 1)
+    split: int = option(0, SPLIT, 0)
+    norm: str = option("batch", NORM, choices=("batch", "layer"))
+    features: int = option(6, "features of the encoder, m", 1)
+    eval_images: int = option(20_000, "images of the final scores, drawn uniformly", 2)
+    data: str = option(
+        "", "the official 3dshapes.h5, or one with fewer rows; rendered when not given",
+        **ELSEWHERE)
+
+
+def command(config):
+    """Run, and tell the scores."""
+    settings.announce(config)
+    result, run = disentangle(config)
+    tell_scores(result)
+    run.tell_files()
+
+
+def tell_scores(result):
+    """The scores of a run's features, in two lines."""
+    told = "   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items())
+    print(f"{told}      {result['steps']} steps in {result['seconds']:.0f} s")
+    matched = [key for key in result if key.startswith("mcc_") and key != "mcc_ica"]
+    told = ", ".join(f"{key[4:]} {result[key]:.3f}" for key in matched)
+    print(f"matched |correlation|: {told}")
+
+
+SCORES = {"mcc": "MCC", "r": "R", "dci_d": "DCI-D", "dci_c": "DCI-C"}
+
+
+def disentangle(config):
+    """Train, score, draw  ->  the content of result.json, and its results.Run."""
+    check(config)
+    xp, device = settings.device_of(config.device)
+    shapes = data.Shapes3D(config.data or None)
+    run = results.Run(config, shapes.fingerprint() if config.data else "rendered")
+    kept = run.kept()
+    if kept:
+        return kept, run
+    z, p = data.latents(shapes, config.alpha, config.rho)
+    tasks = tasks_of(config, z, p)
+    describe(config, z, p)
+    encoder = sparsedis.cnn(config.features)
+    features = functools.partial(features_of, encoder, shapes, config.norm, xp, device)
+
+    def sample(step):
+        index, y = tasks.sample(np.random.default_rng([config.seed, step]))
+        return [shapes.images(index.ravel(), xp, device)], xp.asarray(y, device=device)
+
+    some = min(1000, config.eval_images)
+    on_the_way = np.random.default_rng(1000).integers(len(shapes), size=some)
+
+    def measure(params, state, info):
+        return {"eps": info["eps"], "mcc": metrics.mcc(z[on_the_way], features(params, on_the_way))}
+
+    objective = sparsedis.task_objective(
+        head_of(config), config.eps, config.warmup, config.split or None, config.norm)
+    training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
+    with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
+        end, rows = run.train(training, measure, xp, device)
+        draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
+        trained = functools.partial(features, end.params)
+        result = score_features(trained, shapes, z, p, config.eval_images, run)
+        result |= {key: rows[-1][key] for key in ("seconds", "nonzero")}
+        told = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
+        return run.finish(result | {key: getattr(config, key) for key in told}), run
+
+
+def check(config):
+    """Refuse settings that do not go together, with the flag's name."""
+    if config.split and not config.split < config.samples:
+        raise ValueError(
+            f"--split: found {config.split}, expected less than --samples, {config.samples}")
+    if config.norm == "layer" and config.features == 1:
+        raise ValueError("--features: found 1, expected at least 2 with --norm layer")
+    head_of(config)
+
+
+def head_of(config):
+    """The head that fits the chosen tasks."""
+    if config.outputs == 1 and config.likelihood == "gaussian":
+        return config.head
+    if config.head != "inner-lasso":
+        raise ValueError(
+            f"--head: found {config.head}, expected inner-lasso for tasks of several outputs or "
+            "classes")
+    several = {"gaussian": "inner-group-lasso", "categorical": "inner-group-logistic"}
+    return several[config.likelihood]
+
+
+def tasks_of(config, z, p):
+    """The distribution of tasks that the settings ask for."""
+    return data.Tasks(
+        z, p, config.image_sets, config.samples, config.tasks_per_set, config.tasks,
+        config.outputs, config.likelihood, config.shift)
+
+
+def describe(config, z, p):
+    """Print how many images the weights leave, and which assumptions the tasks meet."""
+    told = [f"{key.replace('_', ' ')} {value:.4g}"
+            for key, value in data.describe_latents(z, p).items()]
+    print("training images: " + ", ".join(told))
+    w = data.sample_tasks(np.random.default_rng(0), 4000, z.shape[1], config.tasks)
+    some = np.random.default_rng(0).integers(len(z), size=1000)
+    verdicts = metrics.assumptions(z[some], w, config.likelihood)
+    met = ", ".join(name for name, (holds, _) in verdicts.items() if holds)
+    missed = [f"; {name} does not: {why}" for name, (holds, why) in verdicts.items() if not holds]
+    print(f"assumptions of [L23]: {met} hold" + "".join(missed))
+
+
+def draw_training(rows, path, chance):
+    """Loss, sparsity and MCC against the step."""
+    titles = {
+        "loss": "outer loss (rises with eps)",
+        "nonzero": "share of weights not zero",
+        "mcc": "MCC (1,000 images)"}
+    plots.draw_training(rows, path, titles, chance)
+
+
+# ------------------------------------------------------------------------------ scores
+
+
+def features_of(encoder, shapes, norm, xp, device, params, index):
+    """Features (N, m), as NumPy, of the images of an index.
+
+    Batch norm, a scale and a shift of each feature, changes no score; layer norm is applied.
+    """
+    def images(i):
+        return shapes.images(i, xp, device)
+
+    F = encode_in_batches(encoder, params, {}, images, index)
+    return F if norm == "batch" else sparsedis.normalise(F[None], "layer")[0][0]
+
+
+def score_features(features, shapes, z, p, count, run):
+    """Scores of features(index) on `count` images drawn uniformly; two figures in a run's folder.
+
+    The scores are also those after linear ICA, fitted on the training distribution p. Per factor:
+    mcc_NAME, the |correlation| with its matched feature, and seen_NAME, the same under p.
+    """
+    index = np.random.default_rng(20_000).integers(len(shapes), size=count)
+    F = features(index)
+    if not np.isfinite(F).all():
+        raise FloatingPointError("the encoder's features are not finite")
+    C = metrics.correlation(z[index], F)
+    matched = metrics.match(C)
+    plots.draw_correlation(C, matched, shapes.names, run.path("correlation.png"))
+    plots.draw_responses(
+        features, shapes.factors, shapes.names, F, matched, run.path("responses.png"))
+    drawn = np.random.default_rng(20_001).choice(len(shapes), min(10_000, count), p=p)
+    F_seen = features(drawn)
+    C_seen = metrics.correlation(z[drawn], F_seen)
+    told = metrics.scores(z[index], F)
+    by_ica = metrics.scores(z[index], metrics.ica(F, F_seen))
+    told |= {f"{name}_ica": value for name, value in by_ica.items()}
+    for size in (1, 2, 3):
+        told[f"block_share_{size}"] = metrics.block_share(z[index], F, size)
+    for factor, feature in zip(*matched, strict=True):
+        told[f"seen_{shapes.names[factor]}"] = float(C_seen[factor, feature])
+    for factor, feature in zip(*matched, strict=True):
+        told[f"mcc_{shapes.names[factor]}"] = float(C[factor, feature])
+    return told

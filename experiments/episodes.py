@@ -1,0 +1,328 @@
+"""episodes.py -- where few-shot episodes come from.                             [L23, Sec. 5.2]
+
+A source has splits "train", "val" and "test", whose classes are disjoint, and
+    sample(rng, split, way, shot, query) -> index (n,), Y (n, way)
+        one-hot labels; the way * shot support samples first, then way * query others
+    images(split, index, xp, device, rng=None) -> x (n, H, W, C) float32 in [0, 1]
+        augmented where rng is given
+    image_shape
+
+Labelled images are a dict split -> (images (N, H, W, C) uint8, class names (N,)): glyphs, omniglot
+and load_splits make one, and ImageEpisodes draws from it. ShapesEpisodes draws from 3D Shapes.
+"""
+import hashlib
+import pickle
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import array_api_compat.numpy
+import numpy as np
+from matplotlib import ft2font, get_data_path
+from PIL import Image
+
+import data
+from data import support_first
+
+
+class ImageEpisodes:
+    """Episodes from labelled images, augmented by shifts of up to `shift` pixels and, where colour
+    is set, flips and jitter of brightness, contrast and saturation.       [Lee et al. 2019]
+    """
+
+    def __init__(self, splits, shift=2, colour=False):
+        self.x = {split: x for split, (x, _) in splits.items()}
+        self.members = {split: rows_of_classes(labels) for split, (_, labels) in splits.items()}
+        self.shift, self.colour = shift, colour
+        self.image_shape = self.x["train"].shape[1:]
+
+    def sample(self, rng, split, way, shot, query):
+        members = [rows for rows in self.members[split] if len(rows) >= shot + query]
+        if len(members) < way:
+            raise ValueError(
+                f"--way, --shot, --query: {way} classes with {shot} + {query} images each are "
+                f"needed, the {split} split has {len(members)}")
+        picked = rng.choice(len(members), way, replace=False)
+        rows = [rng.choice(members[c], shot + query, replace=False) for c in picked]
+        return support_first(np.stack(rows), shot)
+
+    def images(self, split, index, xp=array_api_compat.numpy, device=None, rng=None):
+        x = self.x[split][index]
+        if rng is not None:
+            x = shift_images(rng, x, self.shift)
+            x = jitter_colours(rng, x) if self.colour else x
+        return xp.astype(xp.asarray(x, device=device), xp.float32) / 255
+
+
+def rows_of_classes(labels):
+    """The rows of each class, in the order of the class names."""
+    return [np.flatnonzero(labels == name) for name in np.unique(labels)]
+
+
+def shift_images(rng, x, pad):
+    """Each image of (N, H, W, C) moved by up to `pad` pixels, its border repeated."""
+    N, H, W, _ = x.shape
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
+    down, right = rng.integers(2 * pad + 1, size=(2, N))
+    moved = zip(padded, down, right, strict=True)
+    return np.stack([image[a:a + H, b:b + W] for image, a, b in moved])
+
+
+def jitter_colours(rng, x, strength=0.4):
+    """Half of the images mirrored; brightness, contrast and saturation scaled by 0.6 to 1.4 each.
+
+    In this order (MetaOptNet: in a random order, and borders of zeros).
+    """
+    N = len(x)
+    flip = rng.random(N)[:, None, None, None] < 0.5
+    x = np.where(flip, x, x[:, :, ::-1]).astype(np.float32)
+    factors = rng.uniform(1 - strength, 1 + strength, (3, N, 1, 1, 1)).astype(np.float32)
+    brightness, contrast, saturation = factors
+    x = np.clip(x * brightness, 0, 255)
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    x = np.clip(mean + contrast * (x - mean), 0, 255)
+    grey = x.mean(axis=3, keepdims=True)
+    return np.clip(grey + saturation * (x - grey), 0, 255).astype(np.uint8)
+
+
+def refuse_shared(splits):
+    """The splits, unless two of them share a class, by its name or by any of its images."""
+    for what, pick in (("a class", class_names), ("an image", image_hashes)):
+        found = [value for x, labels in splits.values() for value in pick(x, labels)]
+        if len(set(found)) < len(found):
+            raise ValueError(f"two splits share {what}")
+    return splits
+
+
+def class_names(x, labels):
+    return set(labels.tolist())
+
+
+def image_hashes(x, labels):
+    return {hashlib.sha256(image).digest() for image in x}
+
+
+# ------------------------------------------------------------------------------ glyphs
+
+STYLES = {
+    "Sans": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    "SansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),
+    "Serif": ("", "-Bold", "-Italic", "-BoldItalic")}
+STIX = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta")
+SPLIT_OF_SCRIPT = {"LATIN": "train", "GREEK": "val", "DIGIT": "val", "CYRILLIC": "test"}
+
+
+def glyphs(side=28):
+    """Letters and digits of 16 fonts that matplotlib ships, split by script: Latin to train, Greek
+    and digits to validate, Cyrillic to test.
+
+    A class is a character, its images the fonts; characters of equal outlines are one class.
+    """
+    fonts = load_fonts(0.75 * side)
+    common = sorted(set.intersection(*(set(font.get_charmap()) for font in fonts)))
+    images = {split: [] for split in ("train", "val", "test")}
+    labels = {split: [] for split in images}
+    seen = set()
+    for script, split in SPLIT_OF_SCRIPT.items():
+        for code in (code for code in common if script_of(code) == script):
+            drawn = [draw_glyph(font, code, side) for font in fonts]
+            outlines = {image.tobytes() for image in drawn}
+            if not outlines & seen:
+                seen |= outlines
+                images[split] += drawn
+                labels[split] += [chr(code)] * len(drawn)
+    return refuse_shared({
+        split: (np.stack(images[split])[..., None], np.array(labels[split])) for split in images})
+
+
+def load_fonts(size):
+    """The 16 fonts at a size in pixels."""
+    folder = Path(get_data_path()) / "fonts" / "ttf"
+    names = [f"DejaVu{family}{style}" for family, styles in STYLES.items() for style in styles]
+    fonts = [ft2font.FT2Font(str(folder / f"{name}.ttf")) for name in (*names, *STIX)]
+    for font in fonts:
+        font.set_size(size, 72)
+    return fonts
+
+
+def script_of(code):
+    """LATIN, GREEK, ... of a letter or digit, "" of any other character."""
+    if unicodedata.category(chr(code)) not in ("Lu", "Ll", "Nd"):
+        return ""
+    return unicodedata.name(chr(code), "").split(" ")[0]
+
+
+def draw_glyph(font, code, side):
+    """A character in white on black, centred in (side, side) uint8."""
+    font.set_text(chr(code))
+    font.draw_glyphs_to_bitmap(antialiased=True)
+    bitmap = np.asarray(font.get_image())
+    ink = np.argwhere(bitmap)
+    (top, left), (bottom, right) = ink.min(axis=0), ink.max(axis=0) + 1
+    bitmap = bitmap[top:bottom, left:right][:side, :side]
+    H, W = bitmap.shape
+    row, column = (side - H) // 2, (side - W) // 2
+    out = np.zeros((side, side), np.uint8)
+    out[row:row + H, column:column + W] = bitmap
+    return out
+
+
+# ------------------------------------------------------------------------------ Omniglot
+
+
+def omniglot(paths, side=28, seed=0):
+    """Omniglot's zips as distributed, merged by alphabet and split by alphabet, 5 : 1 : 2.
+
+    Training characters turned by 90, 180 and 270 degrees are classes of their own.
+    ValueError names a zip of another form.       [Lake et al. 2015; Santoro et al. 2016]
+    """
+    alphabets = {}
+    for path in paths:
+        read_omniglot(path, alphabets, side)
+    names = np.random.default_rng(seed).permutation(sorted(alphabets))
+    count = len(names)
+    if count < 3:
+        told = ", ".join(map(str, paths))
+        raise ValueError(f"{told}: at least 3 alphabets are needed to split by, found {count}")
+    train = max(1, round(count * 5 / 8))
+    val = train + max(1, round(count / 8))
+    parts = {"train": names[:train], "val": names[train:val], "test": names[val:]}
+    splits = {split: labelled(alphabets, own) for split, own in parts.items()}
+    splits["train"] = with_rotations(*splits["train"])
+    return refuse_shared(splits)
+
+
+def read_omniglot(path, alphabets, side):
+    """Adds the images of a zip to alphabets, a dict alphabet -> character -> drawer -> image."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            for name in sorted(file.namelist()):
+                if name.endswith(".png"):
+                    _, alphabet, character, drawer = name.split("/")
+                    picture = Image.open(file.open(name)).convert("L")
+                    picture = picture.resize((side, side), Image.Resampling.BOX)
+                    drawers = alphabets.setdefault(alphabet, {}).setdefault(character, {})
+                    drawers[drawer] = 255 - np.asarray(picture)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: expected a zip of ALPHABET/CHARACTER/DRAWER.png as Omniglot's ({error})"
+        ) from None
+
+
+def labelled(alphabets, names):
+    """Images (N, side, side, 1) and class names ALPHABET/CHARACTER (N,) of some alphabets."""
+    images, labels = [], []
+    for alphabet in names:
+        for character, drawers in alphabets[alphabet].items():
+            images += drawers.values()
+            labels += [f"{alphabet}/{character}"] * len(drawers)
+    return np.stack(images)[..., None], np.array(labels)
+
+
+def with_rotations(x, labels):
+    """Images turned four times, each turn a class of its own."""
+    turned = [np.rot90(x, k, axes=(1, 2)) for k in range(4)]
+    names = [np.char.add(labels, f"/{90 * k}") for k in range(4)]
+    return np.concatenate(turned), np.concatenate(names)
+
+
+# ------------------------------------------------------------------------------ MetaOptNet's files
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Unpickles dicts, lists, numbers, strings, NumPy arrays; refuses all else before it runs."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"), ("numpy", "dtype")}
+
+    def find_class(self, module, name):
+        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes Python 2's bytes
+            return lambda text, encoding: text.encode("latin1")
+        if (module, name) not in self.ALLOWED:
+            raise ValueError(f"a pickle may hold arrays only, found {module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def load_split(path):
+    """data (N, H, W, 3) uint8 and labels (N,) of one of MetaOptNet's pickles.
+
+    Of NAME_labels.pkl the data are in NAME_images.npz. ValueError names a file of another form.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = ArraysOnly(file, encoding="latin1").load()
+        labels = np.asarray(content["labels"])
+        if path.name.endswith("_labels.pkl"):
+            x = np.load(str(path).replace("_labels.pkl", "_images.npz"))["images"]
+        else:
+            x = np.asarray(content["data"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename}: no such file") from None
+    except Exception as error:
+        raise ValueError(f"{path}: not a pickle with data and labels ({error})") from None
+    if x.ndim != 4 or x.shape[3] != 3 or x.dtype != np.uint8 or labels.shape != (len(x),):
+        raise ValueError(
+            f"{path}: expected data (N, H, W, 3) uint8 and labels (N,), "
+            f"found {x.shape} {x.dtype} and {labels.shape}")
+    return x, labels
+
+
+PATTERNS = {
+    "train": ("*_phase_train.pickle", "*_train.pickle", "train_labels.pkl"),
+    "val": ("*_val.pickle", "val_labels.pkl"),
+    "test": ("*_test.pickle", "test_labels.pkl")}
+
+
+def load_splits(folder):
+    """The three splits of a folder of MetaOptNet's files: miniImageNet, CIFAR-FS and FC100 as
+    pickles, tieredImageNet as npz and pkl."""
+    splits = {}
+    for split, patterns in PATTERNS.items():
+        files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
+        if split != "train":  # miniImageNet has parts of the training classes under such names
+            files = [path for path in files if "_train_phase_" not in path.name]
+        if not files:
+            expected = " or ".join(patterns)
+            raise ValueError(f"{folder}: no {split} split, expected a file like {expected}")
+        x, labels = load_split(files[0])
+        splits[split] = x, np.char.add(f"{split}/", labels.astype(str))  # each counts from 0
+    return splits
+
+
+# ------------------------------------------------------------------------------ 3D Shapes
+
+
+class ShapesEpisodes:
+    """Episodes of 3D Shapes whose classes are sparse linear functions of the standardised factors
+    z, what [L23] assumes of its tasks: argmax_l W_l.z, W (way, 6) Gaussian on one to three factors.
+
+    Training, validation and test have 70, 10 and 20 % of the images.
+    """
+
+    def __init__(self, shapes, seed=0):
+        self.shapes, self.image_shape = shapes, (data.SIDE, data.SIDE, 3)
+        self.z, _ = data.latents(shapes, alpha=0.0, rho=0.0)
+        N = len(shapes)
+        order = np.random.default_rng(seed).permutation(N)
+        train, val, test = np.split(order, [7 * N // 10, 8 * N // 10])
+        self.members = {"train": train, "val": val, "test": test}
+
+    def sample(self, rng, split, way, shot, query):
+        size = shot + query
+        for _ in range(100):                                        # until every class has enough
+            on = rng.choice(6, rng.integers(1, 4), replace=False)
+            drawn = rng.choice(self.members[split], 60 * way * size // 10)
+            W = rng.standard_normal((len(on), way))
+            label = (self.z[drawn][:, on] @ W).argmax(axis=1)
+            classes = [np.unique(drawn[label == c]) for c in range(way)]
+            if min(map(len, classes)) >= size:
+                rows = [rng.permutation(members)[:size] for members in classes]
+                return support_first(np.stack(rows), shot)
+        raise ValueError(
+            f"--way, --shot, --query: {way} linear classes with {shot} + {query} images each were "
+            "not found in 100 draws; 2 or 3 ways are easy")
+
+    def images(self, split, index, xp=array_api_compat.numpy, device=None, rng=None):
+        return self.shapes.images(index, xp, device)

@@ -1,0 +1,118 @@
+"""plots.py -- what several experiments draw: a run's training, correlations and latent responses.
+
+    C (d, m)     |correlation| of factors and features       matched   metrics.match(C)
+    F (N, m)     features of many images                     features(index) -> (len(index), m)
+
+Figures are written as PNG, whole or not at all. Those of the paper are in figures.py.
+"""
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+from matplotlib import pyplot
+
+from experiments.results import write_atomically
+
+CHANCE = {"color": "grey", "ls": ":", "label": "random mixing"}
+
+
+def subplots(rows, columns, size):
+    """A figure and its axes, size in inches."""
+    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
+
+
+def save(fig, path):
+    """Write a figure and close it."""
+    write_atomically(path, lambda file: fig.savefig(file, dpi=130, format="png"))
+    pyplot.close(fig)
+
+
+def draw_line(ax, xs, groups, label, color, style="o-"):
+    """Mean and deviation of each group of values against x; a gap where a group is empty."""
+    filled = [group or [np.nan] for group in groups]
+    means = [np.mean(group) for group in filled]
+    spreads = [np.std(group) for group in filled]
+    ax.errorbar(xs, means, spreads, fmt=style, color=color, capsize=3, label=label)
+
+
+def draw_training(rows, path, titles, chance=None):
+    """Three keys of metrics.jsonl against the step, titles key -> title; eps beside the second,
+    and chance in the third."""
+    fig, axes = subplots(1, 3, (10, 2.8))
+    steps = [row["step"] for row in rows]
+    for ax, (key, title) in zip(axes, titles.items(), strict=True):
+        ax.plot(steps, [row[key] for row in rows])
+        ax.set(xlabel="step", title=title)
+        ax.set_ylim(0, None if key == "loss" else 1.02)
+    if "eps" in rows[0]:
+        axes[1].plot(steps, [row["eps"] for row in rows], "--")
+        axes[1].legend(["nonzero", "eps"])
+    if chance is not None:
+        axes[2].axhline(chance, **CHANCE)
+        axes[2].legend(["features", "random mixing"], loc="lower right")
+    save(fig, path)
+
+
+def draw_correlation(C, matched, names, path):
+    """C with factors as rows, the matched features in their factor's place."""
+    rest = [j for j in range(C.shape[1]) if j not in matched[1]]
+    order = [*matched[1], *rest]
+    fig, ax = subplots(1, 1, (4.6, 3.8))
+    image = ax.imshow(C[:, order], vmin=0, vmax=1, cmap="viridis")
+    for (i, j), value in np.ndenumerate(C[:, order]):
+        color = "black" if value > 0.6 else "white"
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
+    mcc = C[matched].sum() / len(C)
+    ax.set(xticks=range(len(order)), xticklabels=order, yticks=range(len(names)))
+    ax.set(yticklabels=names, xlabel="feature", title=f"|correlation|, MCC {mcc:.3f}")
+    fig.colorbar(image)
+    save(fig, path)
+
+
+def draw_responses(features, factors, names, F, matched, path, bases=6):
+    """Every feature's response (row) to one factor varied at a time (column), from a few images.
+
+    The other factors stay as they are; responses are in standard deviations of the feature over F.
+    [L23, App. D.2.6, Fig. 11]
+    """
+    order = [int(j) for j in matched[1]]
+    some = np.random.default_rng(0).integers(len(factors), size=bases)
+    mean, deviation = F.mean(axis=0), np.maximum(F.std(axis=0), 1e-12)
+    rows_of = Grid(factors)
+    fig, axes = subplots(len(order), len(names), (10, 1.35 * len(order) + 0.6))
+    axes = np.reshape(axes, (len(order), len(names)))
+    for k, name in enumerate(names):
+        axes[0, k].set_title(name, fontsize=10)
+        for base in factors[some]:
+            levels, index = rows_of.varied(base, k)
+            response = (features(index) - mean) / deviation
+            for ax, j in zip(axes[:, k], order, strict=True):
+                ax.plot(levels, response[:, j], lw=1)
+    for i, k in np.ndindex(axes.shape):
+        axes[i, k].set(ylim=(-2.7, 2.7), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
+        if k == matched[0][i]:
+            axes[i, k].set_facecolor("#eef4ff")
+    for ax, j in zip(axes[:, 0], order, strict=True):
+        ax.set_ylabel(f"feature {j}", fontsize=9)
+    fig.supxlabel("level of the factor varied; shaded: the matched factor", fontsize=9)
+    save(fig, path)
+
+
+class Grid:
+    """Which row of factors (N, d) holds a combination; a data file may have gaps."""
+
+    def __init__(self, factors):
+        self.levels = factors.max(axis=0).astype(int) + 1
+        self.rows = None
+        if len(factors) < self.levels.prod():
+            self.rows = {tuple(row): i for i, row in enumerate(factors.tolist())}
+
+    def varied(self, base, k):
+        """The levels of factor k that exist with base's other factors, and their rows."""
+        combinations = np.repeat(base[None].astype(int), self.levels[k], axis=0)
+        combinations[:, k] = np.arange(self.levels[k])
+        if self.rows is None:
+            return combinations[:, k], np.ravel_multi_index(combinations.T, self.levels)
+        found = [self.rows.get(tuple(row), -1) for row in combinations.tolist()]
+        levels = [level for level, row in enumerate(found) if row >= 0]
+        return levels, np.asarray(found)[levels]

@@ -1,0 +1,190 @@
+"""settings.py -- a frozen dataclass of settings becomes flags, bounds and the name of a result.
+
+    @dataclass(frozen=True)
+    class Disentangle(Training):
+        rho: float = option(0.9, "correlation of the factors", 0, 0.9999)        # --rho RHO
+
+    add_flags(parser, Disentangle)       a flag for every field, none for a positional one
+    read(Disentangle, args)              the settings of a command line, within their bounds
+    identify(config, data="rendered")    what determines a result, and the ten digits that name it
+
+Every command of run.py has such a class, with its help texts. Folders and files: results.py.
+"""
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+ROOT = Path(__file__).resolve().parents[1]
+ELSEWHERE = {"in_hash": False}  # marks settings that do not change the result
+
+
+def option(default, help, low=None, high=None, choices=None, **marks):
+    """A field of a settings class: its default, its help text, and what values it takes.
+
+    marks: positional=True (no flag, and required where the default is None), in_hash=False.
+    """
+    meta = {"help": help, "low": low, "high": high, "choices": choices, **marks}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What every command that trains has.
+
+    `version` is part of a result's name: it is raised when a setting or a default changes its
+    meaning, so that an old result is never taken for a new one.
+    """
+
+    version: ClassVar[int] = 1
+    seed: int = option(0, "seed of parameters, images and tasks", 0)
+    device: str = option("cpu", "where to compute", choices=("cpu", "gpu"), **ELSEWHERE)
+    threads: int = option(0, "CPU threads; 0: one per core", 0, **ELSEWHERE)
+    results: str = option("results", "folder of the results", **ELSEWHERE)
+    force: bool = option(False, "run again even if the result exists", **ELSEWHERE)
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+def flag_of(name):
+    """tasks_per_set -> --tasks-per-set."""
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser, settings):
+    """Add a flag, or a positional argument, for every field of a settings class."""
+    for field in dataclasses.fields(settings):
+        meta = field.metadata
+        if field.type is bool:
+            parser.add_argument(flag_of(field.name), action="store_true", help=meta["help"])
+        elif meta.get("positional"):
+            add_positional(parser, field)
+        else:
+            parser.add_argument(
+                flag_of(field.name), type=field.type, default=field.default,
+                choices=meta["choices"], metavar=field.name.upper(), help=help_of(field),
+                required=field.default is None)
+
+
+def add_positional(parser, field):
+    """A positional argument; a tuple takes one or more words."""
+    meta = field.metadata
+    if field.type is tuple:
+        parser.add_argument(field.name, nargs="+", help=meta["help"])
+    else:
+        parser.add_argument(field.name, type=field.type, choices=meta["choices"], help=meta["help"])
+
+
+def help_of(field):
+    """A flag's help text with its default and its choices."""
+    text = field.metadata["help"]
+    if field.default is None:
+        return text
+    told = f"default: {field.default}" if field.default != "" else ""
+    if field.metadata["choices"]:
+        told += "; one of " + ", ".join(field.metadata["choices"])
+    return f"{text} ({told})" if told else text
+
+
+def read(settings, args):
+    """The settings of a parsed command line; ValueError names a flag that is out of bounds."""
+    fields = dataclasses.fields(settings)
+    config = settings(**{field.name: getattr(args, field.name) for field in fields})
+    for field in fields:
+        check_bounds(field, getattr(config, field.name))
+    return config
+
+
+def check_bounds(field, value):
+    """Refuse a number outside the bounds of its field, and NaN."""
+    low, high = field.metadata["low"], field.metadata["high"]
+    if low is None or value is None:
+        return
+    top = float("inf") if high is None else high
+    if not low <= value <= top:
+        expected = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{flag_of(field.name)}: found {value}, expected {expected}")
+
+
+def announce(config):
+    """Print the experiment and all its settings in one line."""
+    told = dataclasses.asdict(config)
+    words = [f"{name}={value}" for name, value in told.items() if value != ""]
+    print(experiment_of(config), *words)
+
+
+# ------------------------------------------------------------------------------ naming a result
+
+
+def experiment_of(config):
+    """The name of the experiment that a settings object belongs to: its class, in small letters."""
+    return type(config).__name__.lower()
+
+
+def identify(config, **more):
+    """What determines a result, as a dict, and a short name for it."""
+    fields = [f for f in dataclasses.fields(config) if f.metadata.get("in_hash", True)]
+    content = {f.name: getattr(config, f.name) for f in fields} | more
+    named = {"experiment": experiment_of(config), "version": config.version, **content}
+    text = json.dumps(named, sort_keys=True)
+    return content, hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def sources(path):
+    """The files of ours that a file imports, directly or not, itself included."""
+    found, left = set(), [path]
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        found.add(path)
+        names = imported_names(ast.parse(path.read_text()))
+        files = [folder / f"{name}.py" for name in names for folder in (ROOT, ROOT / "experiments")]
+        left.extend(file for file in files if file.exists())
+    return sorted(found)
+
+
+def imported_names(tree):
+    """The names of all modules that a parsed file imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").rpartition(".")[2]                # experiments.plots
+            yield from (alias.name for alias in node.names)
+
+
+@functools.cache
+def code_digest(settings, file=None):
+    """A digest of the code of an experiment, that of its settings class or a file, and of all that
+    it imports, so that a result made by other code can be told."""
+    path = Path(file or sys.modules[settings.__module__].__file__).resolve()
+    code = b"".join(source.read_bytes() for source in sources(path))
+    return hashlib.sha256(code).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------ the device
+
+
+def device_of(name):
+    """The array library and the device of --device; ValueError where there is no GPU."""
+    if name == "cpu":
+        import array_api_compat.numpy as xp
+
+        return xp, "cpu"
+    try:
+        import cupy
+    except ImportError:
+        raise ValueError(
+            "--device gpu: CuPy is not installed (pip install cupy-cuda13x, or cupy-cuda12x)"
+        ) from None
+    if not cupy.is_available():
+        raise ValueError("--device gpu: CuPy finds no GPU on this machine")
+    import array_api_compat.cupy as xp
+
+    return xp, cupy.cuda.Device()

@@ -1,0 +1,280 @@
+"""sweeps.py -- the runs behind the figures: which they are, on how many processes or machines.
+
+    run.py sweep NAME --scale quick|paper      runs what is missing, writes RESULTS/NAME-SCALE.csv
+    run.py choose-eps                          eps without ground truth, from the runs of `main`
+
+    sweep     a list of settings of one experiment: Disentangle, FewShot or Sharing
+    cell      the settings that vary in a sweep besides head, eps and seed, as a dict
+    table     a row for each finished run: its settings, its scores, the digest of its code
+
+A run is kept as soon as it is finished: whatever interrupts a sweep, the same command goes on.
+figures.py draws from read_table.
+"""
+import contextlib
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import joblib
+import numpy as np
+
+import data
+import metrics
+from experiments import apply, disentangle, fewshot, results, settings, sharing
+from experiments.settings import option
+
+# ------------------------------------------------------------------------------ which runs
+
+INNER, OUTER = ("inner-lasso", "inner-ridge"), ("outer-lasso", "outer-ridge")
+
+# Settings of all runs of a scale; how many seeds; eps by sweep, "other" for those not named.
+Scale = namedtuple("Scale", "fixed seeds eps")
+QUICK = {"steps": 800}
+PAPER = {"steps": 20_000, "image_sets": 8, "tasks_per_set": 1, "lr": 1e-3, "warmup": 0.0}
+SCALES = {
+    "quick": Scale(QUICK, 2, {"main": (0.01, 0.1, 0.3), "rho": (0.3,), "other": (0.1, 0.3)}),
+    "paper": Scale(PAPER, 10, {"other": (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)})}
+
+QUICK_MAIN = [{"rho": 0.0}, {"rho": 0.9}, {"rho": 0.0, "alpha": 0.0}]
+PAPER_MAIN = [{"rho": rho} for rho in (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)]
+PAPER_MAIN += [{"rho": 0.0, "alpha": alpha} for alpha in (0.0, 0.25, 0.5, 0.75)]
+BLOCKS = [{"rho": 0.0, "tasks": f"blocks-{size}"} for size in (2, 3, 6)]
+LAPLACE = [{"rho": 0.9, "tasks": "laplace"}]
+BY_RHO = [{"rho": rho} for rho in (0.0, 0.5, 0.8, 0.9, 0.95)]
+
+# The heads of a sweep of Disentangle, and its cells at either scale.
+Grid = namedtuple("Grid", "heads quick paper")
+SWEEPS = {
+    "main": Grid(INNER, QUICK_MAIN, PAPER_MAIN),
+    "blocks": Grid(INNER, BLOCKS, BLOCKS),
+    "laplace": Grid(INNER, LAPLACE, LAPLACE),
+    "outer": Grid(OUTER, [{"rho": 0.9}], [{"rho": 0.9}]),
+    "rho": Grid(INNER, BY_RHO, BY_RHO)}
+
+# A sweep of FewShot over eps: its settings, and its steps at quick scale.
+Episodes = namedtuple("Episodes", "cell steps eps")
+SHAPES = {"source": "shapes", "encoder": "cnn", "lr": 5e-3, "way": 2, "shot": 15, "episodes": 16}
+EPISODE_SWEEPS = {
+    "glyphs": Episodes({"source": "glyphs"}, 400, (0.0, 0.003, 0.01, 0.02, 0.05)),
+    "shapes": Episodes(SHAPES, 400, (0.0, 0.03, 0.1, 0.3))}
+
+# The cells of the sweep of Sharing: seeds; alpha and beta; factors per task; beside [L23].
+SHARING_SWEEP = [
+    *({"method": method, "seed": seed} for seed in range(5) for method in ("sharing", "erm")),
+    *({"alpha": alpha, "beta": beta}
+      for alpha in (0.03, 0.1, 0.2) for beta in (0.0, 0.02, 0.05, 0.1)),
+    {"factors": 1, "pool": 30, "test_tasks": 18},
+    *({"factors": factors} for factors in (3, 4, 5)),
+    *({"method": method, "rho": rho, "seed": seed}
+      for seed in (0, 1) for rho in (0.0, 0.9) for method in sharing.METHODS)]
+
+NAMES = (*SWEEPS, *EPISODE_SWEEPS, "sharing")
+FIGURES_OF = {  # sweep: the figures that are drawn from its table
+    "main": ("fig4", "fig6", "fig7", "fig11", "fig12", "fig13", "fig14", "fig15"),
+    "glyphs": ("fig5",), "blocks": ("fig8",), "laplace": ("fig9",), "outer": ("fig10",),
+    "rho": ("rho",), "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
+SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in figures}
+
+
+def sweep_configs(name, scale, folder):
+    """The settings of a sweep's runs, in order: all cells of one seed, then of the next."""
+    elsewhere = {"threads": 1, "results": folder}                   # no part of a result's name
+    if name == "sharing":
+        steps = 600 if scale == "quick" else 20_000
+        configs = [sharing.Sharing(steps=steps, **elsewhere, **cell) for cell in SHARING_SWEEP]
+        return list(dict.fromkeys(configs))                         # some cells come twice
+    if name in EPISODE_SWEEPS:
+        cell, quick_steps, values = EPISODE_SWEEPS[name]
+        steps, seeds = (quick_steps, 1) if scale == "quick" else (20_000, 5)
+        return [fewshot.FewShot(eps=eps, seed=seed, steps=steps, **elsewhere, **cell)
+                for seed in range(seeds) for eps in values]
+    fixed, seeds, eps_of = SCALES[scale]
+    grid, values = SWEEPS[name], eps_of.get(name, eps_of["other"])
+    runs = itertools.product(range(seeds), getattr(grid, scale), grid.heads, values)
+    return [disentangle.Disentangle(head=head, eps=eps, seed=seed, **elsewhere, **cell, **fixed)
+            for seed, cell, head, eps in runs]
+
+
+# ------------------------------------------------------------------------------ running them
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Run what is missing of a sweep, on processes of this machine or on a Dask cluster."""
+
+    name: str = option(
+        None, "a sweep, or a figure that is drawn from it", positional=True,
+        choices=tuple(dict.fromkeys((*NAMES, *SWEEP_OF))))
+    scale: str = option(
+        "quick", "quick: minutes a run; paper: the paper's steps and seeds", choices=tuple(SCALES))
+    jobs: int = option(1, "processes; 1: one, with all cores", 1)
+    dask: str = option("", "address of a Dask scheduler, tcp://HOST:PORT; workers see this folder")
+    index: int = option(-1, "only this run of the sweep, for SLURM arrays; -1: all", -1)
+    results: str = option("results", "folder of the results")
+
+
+def sweep(config):
+    """Run the sweep and write its table."""
+    name = SWEEP_OF.get(config.name, config.name)
+    configs = sweep_configs(name, config.scale, config.results)
+    if config.index >= len(configs):
+        raise ValueError(f"--index: found {config.index}, expected -1 to {len(configs) - 1}")
+    chosen = configs if config.index < 0 else [configs[config.index]]
+    missing = [own for own in chosen if results.Run(own).result() is None]
+    there = len(chosen) - len(missing)
+    print(f"sweep {name}, {config.scale}: {len(chosen)} runs, {there} there already", flush=True)
+    run_all(missing, config, f"sweep {name}")
+    rows = read_table(configs)
+    if rows:
+        write_table(rows, Path(config.results) / f"{name}-{config.scale}.csv", type(configs[0]))
+
+
+def run_all(configs, config, what):
+    """Run settings side by side, on all cores together.
+
+    A worker gets plain values and a local function, which joblib sends as code: a machine of a
+    cluster need not know where this project lies before that function tells it.
+    """
+    root = str(settings.ROOT)
+    threads = max(1, os.cpu_count() // config.jobs)
+    elsewhere = {"threads": threads, "results": str(Path(config.results).resolve())}
+
+    def run_there(experiment, values):
+        sys.path.insert(0, root)
+        from experiments.sweeps import run_quietly
+
+        run_quietly(experiment, values)
+
+    one = joblib.delayed(run_there)
+    tasks = [one(type(own).__name__, dataclasses.asdict(own) | elsewhere) for own in configs]
+    try:
+        with backend_of(config.dask):
+            parallel = joblib.Parallel(n_jobs=config.jobs, return_as="generator_unordered")
+            for _ in results.progress(parallel(tasks), what, len(tasks)):
+                continue
+    except joblib.externals.loky.process_executor.TerminatedWorkerError:
+        raise ValueError(
+            "a worker was killed; finished runs are kept, the same command goes on") from None
+
+
+def backend_of(address):
+    """Where joblib runs: on processes of this machine, or on the workers of a Dask scheduler."""
+    if not address:
+        return contextlib.nullcontext()
+    try:
+        import distributed
+
+        client = distributed.Client(address, timeout=10)
+    except (ImportError, OSError) as error:
+        raise ValueError(f"--dask {address}: {error}") from None
+    return joblib.parallel_config("dask", client=client)
+
+
+EXPERIMENTS = {"Disentangle": disentangle, "FewShot": fewshot, "Sharing": sharing}
+
+
+def run_quietly(experiment, values):
+    """A run of the experiment whose settings class has that name; what it prints is dropped."""
+    module = EXPERIMENTS[experiment]
+    config = getattr(module, experiment)(**values)
+    run = getattr(module, settings.experiment_of(config))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        run(config)
+
+
+# ------------------------------------------------------------------------------ the table
+
+
+def read_table(configs):
+    """The rows of a sweep's table: of every finished run its settings and scores, the digest of
+    the code that made it, and its folder."""
+    rows = []
+    for config in configs:
+        run = results.Run(config)
+        scores = run.result()
+        if scores is not None:
+            code = json.loads(run.path("config.json").read_text())["code"]
+            rows.append(run.content | scores | {"code": code, "folder": str(run.folder)})
+    return rows
+
+
+def where(rows, cell):
+    """The rows whose settings are those of a cell."""
+    return [row for row in rows if all(row[key] == value for key, value in cell.items())]
+
+
+# Settings that tell a table's rows apart; the others are the same in all of them.
+TOLD = {"steps", "seed", "rho", "alpha", "head", "eps", "tasks", "method", "beta", "factors"}
+
+
+def write_table(rows, path, settings_class):
+    """Rows as CSV, without folders and without the settings that are not TOLD."""
+    hidden = {field.name for field in dataclasses.fields(settings_class)} - TOLD
+    columns = dict.fromkeys(itertools.chain.from_iterable(rows))    # in the order of the rows
+    columns = [key for key in columns if key not in hidden | {"folder"}]
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    results.write_text(path, text.getvalue())
+    print(path)
+
+
+# ------------------------------------------------------------------------------ choosing eps
+
+
+@dataclasses.dataclass(frozen=True)
+class ChooseEps:
+    """Choose eps without ground truth: the one whose seeds agree most, by UDR.
+
+    Tells how far its MCC, which needs the ground truth, is from the best.
+    """
+
+    rho: float = option(0.9, "correlation of the factors", 0, 0.9999)
+    head: str = option("inner-lasso", "how predictors were fitted", choices=INNER)
+    scale: str = option("quick", "of the sweep main", choices=tuple(SCALES))
+    results: str = option("results", "folder of the results")
+
+
+def choose_eps(config):
+    """Compare the finished runs of the sweep main, by their features of 2,000 images."""
+    wanted = {"rho": config.rho, "alpha": 1.0, "head": config.head}
+    rows = where(read_table(sweep_configs("main", config.scale, config.results)), wanted)
+    index = np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
+    images = data.Shapes3D().images(index)
+
+    def features(row):
+        return apply.encode_images(Path(row["folder"]) / "checkpoint.npz", images)
+
+    tell_agreement(rows, features)
+
+
+# How well the runs of one eps, a seed each, agree by UDR, and their mean MCC.
+Agreement = namedtuple("Agreement", "udr mcc")
+
+
+def tell_agreement(rows, features):
+    """Print UDR and MCC of each eps with two seeds or more, and which of them UDR chooses.
+
+    features(row) -> features of a run, of the same images for all.    [Duan et al. 2020]
+    """
+    told = {}
+    for eps in sorted({row["eps"] for row in rows}):
+        same = [row for row in rows if row["eps"] == eps]
+        if len(same) > 1:
+            agreement = np.median(metrics.udr([features(row) for row in same]))
+            told[eps] = Agreement(agreement, np.mean([row["mcc"] for row in same]))
+    if not told:
+        raise ValueError("at least two finished seeds per eps are needed: run.py sweep main")
+    for eps, (agreement, mcc) in told.items():
+        print(f"eps {eps:<6} UDR {agreement:.3f}   MCC {mcc:.4f}")
+    chosen = max(told, key=lambda eps: told[eps].udr)
+    best = max(told, key=lambda eps: told[eps].mcc)
+    mcc, below = told[chosen].mcc, told[best].mcc - told[chosen].mcc
+    print(f"UDR chooses eps {chosen}: MCC {mcc:.4f}, {below:.4f} below the best, eps {best}")

@@ -1,0 +1,315 @@
+"""theory.py -- every formal claim of [L23], Sections 2, 3 and B, tried on numbers.
+
+    F (N, m)   factors f(x), m = 6, N = 400       W (T, m)   coefficients of tasks, T = 300
+    L (m, m)   F_hat = F L' are other features, f_hat = L f, so that predictors become W L^-1
+               (the convention of [L23, Sec. 2]; its App. B has f = L f_hat and W L)
+    S (T, m)   supports of tasks
+
+Also Figs. 2 and 3, what the assumptions mean, and the bound of Proposition B.7 as a figure.
+The checks of Assumptions 3.2 to 3.6 on samples are in metrics.py.
+"""
+import itertools
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+import data
+import metrics
+from experiments import plots
+from experiments.settings import option
+
+# What is claimed, what was computed, and whether it holds.
+Claim = namedtuple("Claim", "text computed holds")
+
+
+@dataclass(frozen=True)
+class Theory:
+    """Check the formal claims of [L23] on numbers, and draw the bound of Proposition B.7."""
+
+    out: str = option("theory.png", "the picture of Proposition B.7")
+
+
+def command(config):
+    """Print every claim and what was computed; 1 where one fails."""
+    failed = False
+    for claim in theory():
+        verdict = "holds" if claim.holds else "FAILS"
+        print(f"{verdict}  {claim.text}\n         {claim.computed}", flush=True)
+        failed |= not claim.holds
+    draw_bound(Path(config.out))
+    print(config.out)
+    return int(failed)
+
+
+def theory(m=6, N=400, T=300, seed=0):
+    """All claims, one after another."""
+    rng = np.random.default_rng(seed)
+    F, L = rng.standard_normal((N, m)), rng.standard_normal((m, m))
+    order, signs = rng.permutation(m), rng.uniform(0.5, 2, m)[:, None]
+    scaling = np.eye(m)[order] * signs * rng.choice([-1, 1], (m, 1))        # a permutation-scaling
+    W = rng.standard_normal((T, m)) * supports(rng, T, m)
+    yield from predictions_do_not_see_L(rng, F, L)
+    yield from population_predictor(rng, W, L)
+    yield from sparse_estimators(F[:60], W[:40], L, scaling)
+    yield from permutation_in_every_invertible_matrix(rng, m)
+    yield from linear_identifiability(rng, F, W)
+    yield from sparsity_prefers_scalings(rng, m, scaling)
+    yield from support_variability_bound(rng)
+    yield from ridge_under_batch_norm(rng, m)
+
+
+def supports(rng, T, m, p=0.5):
+    """Supports (T, m) of independent entries, an empty one given one entry."""
+    return data.nonempty(rng, rng.random((T, m)) < p)
+
+
+# ------------------------------------------------------------------------------ Section 2
+
+
+def predictions_do_not_see_L(rng, F, L):
+    """Proposition 2.2: the maximum-likelihood predictions are the same on f and on L f.  [L23]"""
+    w = rng.standard_normal(F.shape[1])
+    y = F @ w + 0.5 * rng.standard_normal(len(F))
+    positive = rng.random(len(F)) < 1 / (1 + np.exp(-F @ w))
+
+    def squared(X):
+        return X @ np.linalg.lstsq(X, y)[0]
+
+    def logistic(X):
+        fit = LogisticRegression(
+            C=np.inf, fit_intercept=False, tol=1e-12, max_iter=1000, solver="newton-cholesky")
+        return fit.fit(X, positive).decision_function(X)
+
+    for predict in (squared, logistic):
+        change = np.abs(predict(F @ L.T) - predict(F)).max()
+        yield Claim(
+            f"Prop. 2.2, {predict.__name__} loss: an invertible L leaves the MLE's predictions as "
+            "they are", f"largest change {change:.1e}", change < 1e-6)
+
+
+def population_predictor(rng, W, L):
+    """Proposition 2.4: on L f the population predictor is W L^-1.  [L23]"""
+    A = rng.standard_normal(L.shape)
+    Sigma = A @ A.T                                                         # any covariance of f
+    W_hat = np.linalg.solve(L @ Sigma @ L.T, L @ Sigma @ W.T).T             # least squares on L f
+    error = np.abs(W_hat - W @ np.linalg.inv(L)).max()
+    before = (W != 0).sum(axis=1).mean()
+    after = (np.abs(W_hat) > 1e-9).sum(axis=1).mean()
+    yield Claim(
+        "Prop. 2.4: on features L f the population predictor is W L^-1, whatever the covariance",
+        f"error {error:.1e}", error < 1e-8)
+    yield Claim(
+        "          ... and a sparse W becomes dense",
+        f"{before:.2f} coefficients a task become {after:.2f}", after == L.shape[0] > before)
+
+
+def best_subset(F, y, size):
+    """The l0-constrained estimator: least mean squared error over all supports of a size."""
+    errors = []
+    for support in itertools.combinations(range(F.shape[1]), size):
+        X = F[:, list(support)]
+        errors.append(np.mean((y - X @ np.linalg.lstsq(X, y)[0]) ** 2))
+    return min(errors)
+
+
+def fewest_features(F, y):
+    """The size of the smallest support that fits exactly."""
+    sizes = range(1, F.shape[1] + 1)
+    return next(size for size in sizes if best_subset(F, y, size) < 1e-18)
+
+
+def sparse_estimators(F, W, L, scaling):
+    """Problems (2), (4) and (55), by enumeration of supports.  [L23]"""
+    sizes = (W != 0).sum(axis=1)
+    mixings = {
+        "the factors": np.eye(len(L)), "a permutation-scaling": scaling,
+        "a rotation": np.linalg.qr(L)[0], "a random L": L}
+    loss, need = {}, {}
+    for name, M in mixings.items():
+        X = F @ M.T
+        tasks = zip(W, sizes, strict=True)
+        loss[name] = np.mean([best_subset(X, F @ w, size) for w, size in tasks])
+        need[name] = np.mean([fewest_features(X, F @ w) for w in W])
+    mixed = min(loss["a rotation"], loss["a random L"])
+    told = ", ".join(f"{name} {value:.3g}" for name, value in loss.items())
+    scaled = loss["a permutation-scaling"]
+    yield Claim(
+        "Problems (2), (4): with ||w||_0 as in the truth, only permutation-scalings fit exactly",
+        "mean squared error: " + told, scaled < 1e-18 and mixed > 1e-4)
+    mixed = min(need["a rotation"], need["a random L"])
+    told = ", ".join(f"{name} {value:.2f}" for name, value in need.items())
+    scaled = need["a permutation-scaling"]
+    yield Claim(
+        "Problem (55): the fewest features that fit exactly are attained by permutation-scalings",
+        "mean ||w||_0: " + told, scaled == need["the factors"] < mixed)
+
+
+# ------------------------------------------------------------------------------ Section 3, App. B
+
+
+def permutation_in_every_invertible_matrix(rng, m, trials=500):
+    """Lemma B.1.  [L23]"""
+    found = tried = 0
+    while tried < trials:
+        L = rng.standard_normal((m, m)) * (rng.random((m, m)) < 0.4)
+        if np.linalg.matrix_rank(L) == m:
+            tried += 1
+            found += bool((L[metrics.match(1.0 * (L != 0))] != 0).all())
+    yield Claim(
+        "Lemma B.1: an invertible L has a permutation s with L_i,s(i) != 0 for all i",
+        f"{found} of {tried} sparse matrices", found == tried)
+
+
+def linear_identifiability(rng, F, W):
+    """Theorem B.4, and a counterexample where its assumption fails.  [L23]"""
+    m = F.shape[1]
+    U, s, _ = np.linalg.svd(F @ W.T, full_matrices=False)                   # another exact fit of
+    F_hat = U[:, :m] * s[:m] @ rng.standard_normal((m, m))                  # the same predictions
+    left = not_linear(F, F_hat) / np.abs(F_hat).max()
+    yield Claim(
+        "Thm. B.4: exact fits with coefficients that span R^m make f_hat linear in f",
+        f"not explained linearly: {left:.1e}", left < 1e-10)
+    thin = W @ (np.eye(m) - np.ones((m, m)) / m)                            # misses (1, ..., 1),
+    other = F + np.sin(3 * F[:, :1])                                        # along which this moves
+    same = np.abs(other @ thin.T - F @ thin.T).max()
+    left = not_linear(F, other)
+    yield Claim(
+        "          counterexample: coefficients that miss a direction fit exactly with a nonlinear "
+        "f_hat", f"predictions differ by {same:.1e}, not explained linearly: {left:.2f}",
+        same < 1e-12 and 0.1 < left < 1.5)
+
+
+def not_linear(F, F_hat):
+    """The largest part of F_hat that no linear function of F explains."""
+    return np.abs(F_hat - F @ np.linalg.lstsq(F, F_hat)[0]).max()
+
+
+def sparsity_prefers_scalings(rng, m, scaling, T=2000, k=3):
+    """Theorem B.5, in the convention f = L f_hat.  [L23]"""
+    W = rng.standard_normal((T, k, m)) * supports(rng, T, m)[:, None, :]
+
+    def used(L):                                                            # E ||W L||_2,0
+        return (np.abs(W @ L) > 1e-9).any(axis=1).sum(axis=1).mean()
+
+    true, scaled = used(np.eye(m)), used(scaling)
+    others = []
+    while len(others) < 200:
+        L = np.eye(m)[rng.permutation(m)]
+        L = L + (rng.random((m, m)) < 0.1) * rng.standard_normal((m, m))
+        if np.linalg.matrix_rank(L) == m and (L != 0).sum() > m:
+            others.append(used(L))
+    yield Claim(
+        "Thm. B.5: E||W L||_2,0 >= E||W||_2,0, with equality only for permutation-scalings",
+        f"W {true:.3f}, permutation-scaling {scaled:.3f}, least of 200 others {min(others):.3f}",
+        scaled == true < min(others))
+
+
+def variability_bound(m, p, T):
+    """Proposition B.7: Assumption 3.6 fails with at most this probability, of supports of T tasks
+    that hold each feature with probability p.  [L23]"""
+    return np.minimum(1, m * (m - 1) * (1 - p * (1 - p)) ** np.asarray(T, dtype=float))
+
+
+def variability_violated(rng, m, p, T, trials=400):
+    """The same probability, by drawing."""
+    drawn = [metrics.supports_are_sufficient(rng.random((T, m)) < p) for _ in range(trials)]
+    return 1 - np.mean(drawn)
+
+
+def support_variability_bound(rng):
+    """Proposition B.7.  [L23]"""
+    worst, told = 0.0, []
+    for m, p, T in ((6, 0.5, 10), (6, 0.5, 20), (6, 0.2, 40), (20, 0.5, 25), (20, 0.2, 60)):
+        bound, drawn = float(variability_bound(m, p, T)), variability_violated(rng, m, p, T)
+        worst = max(worst, drawn - bound)
+        told.append(f"{drawn:.3f} <= {bound:.3f}")
+    yield Claim(
+        "Prop. B.7: P(Assumption 3.6 fails) <= m(m-1)(1-p(1-p))^T",
+        "drawn and bound: " + ", ".join(told), worst < 0.03)
+
+
+# ------------------------------------------------------------------------------ ours
+
+
+def ridge_under_batch_norm(rng, m, sets=2000, n=50, K=4, eps=0.3):
+    """Ours: why a strong inner-Ridge finds independent factors that are not Gaussian."""
+    W = rng.standard_normal((sets, K, m))
+    W = (W * supports(rng, sets * K, m).reshape(W.shape)).swapaxes(1, 2)    # (sets, m, K)
+    noise = 0.1 * rng.standard_normal((sets, n, K))
+
+    def loss(features, y):                                                  # of ridge, under norm
+        deviation = features.std(axis=1, keepdims=True)
+        F = (features - features.mean(axis=1, keepdims=True)) / deviation
+        A = F.swapaxes(1, 2) @ F / n + eps * m * np.eye(m)
+        return np.mean((y - F @ np.linalg.solve(A, F.swapaxes(1, 2) @ y / n)) ** 2)
+
+    drawn = {
+        "uniform": rng.uniform(-3 ** 0.5, 3 ** 0.5, (sets, n, m)),
+        "Gaussian": rng.standard_normal((sets, n, m)),
+        "Laplace": rng.laplace(scale=0.5 ** 0.5, size=(sets, n, m))}
+    gain = {}
+    for name, z in drawn.items():
+        y = z @ W + noise
+        rotations = [np.linalg.qr(rng.standard_normal((m, m)))[0] for _ in range(4)]
+        rotated = np.mean([loss(z @ rotation, y) for rotation in rotations])
+        gain[name] = 100 * (rotated / loss(z, y) - 1)
+    told = ", ".join(f"{name} {value:+.2f}" for name, value in gain.items())
+    holds = gain["uniform"] > 0.25 > abs(gain["Gaussian"])
+    holds = holds and gain["Laplace"] < -0.25
+    yield Claim(
+        "Ours: batch norm and a strong ridge prefer uniform factors to their rotations, Laplace's "
+        "rotations to them",
+        f"loss of a rotation, in %: {told}", holds)
+
+
+# ------------------------------------------------------------------------------ figures
+
+
+def draw_bound(path):
+    """The bound of Proposition B.7 beside what is drawn."""
+    fig, axes = plots.subplots(1, 2, (8.5, 3.2))
+    rng, T = np.random.default_rng(0), np.arange(2, 81, 6)
+    by_m = [(m, 0.5) for m in (3, 6, 12, 24)]
+    by_p = [(6, p) for p in (0.1, 0.2, 0.5)]
+    for ax, cells in zip(axes, (by_m, by_p), strict=True):
+        for k, (m, p) in enumerate(cells):
+            ax.plot(T, variability_bound(m, p, T), color=f"C{k}", label=f"m = {m}, p = {p}")
+            drawn = [variability_violated(rng, m, p, t) for t in T]
+            ax.plot(T, drawn, "o", ms=3, color=f"C{k}")
+        ax.set(xlabel="tasks T", ylabel="P(Assumption 3.6 fails)")
+        ax.set_title("line: bound of Prop. B.7; dots: drawn")
+        ax.legend(fontsize=8)
+    plots.save(fig, path)
+
+
+def draw_fig2(path):
+    """[L23, Fig. 2]: coefficients of tasks on one support of two features, and what the checker of
+    Assumption 3.5 says."""
+    rng = np.random.default_rng(0)
+    few = rng.standard_normal((300, 1)) * [1, 0.6]
+    dense = rng.standard_normal((300, 2))
+    finite = rng.standard_normal((4, 2))[rng.integers(4, size=300)]
+    cases = {"Gaussian": dense, "on a line": few, "finitely many": finite}
+    fig, axes = plots.subplots(1, 3, (9, 3))
+    for ax, (name, w) in zip(axes, cases.items(), strict=True):
+        holds, why = metrics.assumptions(rng.standard_normal((50, 2)), w)["3.5"]
+        ax.plot(*w.T, ".", ms=4)
+        ax.set(xlabel="$w_1$", ylabel="$w_2$", xlim=(-3, 3), ylim=(-3, 3))
+        ax.set_title(f"{name}: {'holds' if holds else 'violated'}\n{why}", fontsize=8)
+    plots.save(fig, path)
+
+
+def draw_fig3(path):
+    """[L23, Fig. 3]: supports of tasks of several kinds, and what the checker of Assumption 3.6
+    says."""
+    kinds = ("bernoulli-gauss", "blocks-2", "fixed-1")
+    fig, axes = plots.subplots(1, len(kinds), (3 * len(kinds), 2.6))
+    for ax, kind in zip(axes, kinds, strict=True):
+        S = data.sample_tasks(np.random.default_rng(0), 24, 6, kind) != 0
+        verdict = "holds" if metrics.supports_are_sufficient(S) else "violated"
+        ax.imshow(S.T, cmap="Greys", aspect="auto")
+        ax.set(title=f"{kind}: {verdict}", xlabel="task", ylabel="feature")
+    plots.save(fig, path)

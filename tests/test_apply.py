@@ -1,0 +1,54 @@
+"""A trained encoder on images of the user's, and runs side by side."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, arrays_of, result_of
+
+import run
+from experiments import apply
+
+
+@pytest.fixture
+def checkpoint(finished, tmp_path, monkeypatch):
+    """The path of a finished run's checkpoint, in a new folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return str(result_of(finished[0])[1] / "checkpoint.npz")
+
+
+def test_encode_writes_the_encoders_features(checkpoint):
+    images = np.random.default_rng(0).integers(256, size=(7, 64, 64, 3)).astype(np.uint8)
+    np.savez("images.npz", images=images)
+    np.savez("real.npz", images=images / np.float32(255))
+    assert run.main(["encode", checkpoint, "images.npz", "--out", "F.npz"]) == 0
+    assert run.main(["encode", checkpoint, "real.npz", "--out", "G.npz"]) == 0
+    F, G = arrays_of("F.npz")["F"], arrays_of("G.npz")["F"]
+    assert F.shape == (7, 6) and np.isfinite(F).all()
+    np.testing.assert_allclose(F, G, rtol=1e-5, atol=1e-5)
+
+
+def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
+    assert run.main([*TINY, "--warmup", "0"]) == 0
+    folders = [str(result_of(folder)[1]) for folder in (finished[0], tmp_path)]
+    assert run.main(["curves", *folders, "--out", "c.png"]) == 0
+    assert Path("c.png").read_bytes()[:4] == b"\x89PNG"
+    assert run.main(["curves", "nowhere"]) == 2
+
+
+def test_real_images_beside_their_renders(checkpoint, capsys, real_data):
+    assert run.main(["real", checkpoint, str(real_data("3dshapes_real_images.npz"))]) == 0
+    assert Path("real.png").exists()
+    assert capsys.readouterr().out.count("correlation of real and rendered") == 6
+    assert run.main(["real", checkpoint, checkpoint]) == 2
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((2, 64, 64)), np.zeros((2, 32, 32, 3)), np.zeros((2, 64, 64, 3), int)]
+)
+def test_images_of_another_form_are_refused(images, tmp_path):
+    np.savez(tmp_path / "a.npz", images=images)
+    with pytest.raises(ValueError, match="expected images"):
+        apply.read_images(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="images and factors"):
+        apply.read_images(tmp_path / "a.npz", "factors")

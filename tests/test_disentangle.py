@@ -1,0 +1,56 @@
+"""The main job: every setting reaches the training, and a short data file trains too."""
+
+import pytest
+from conftest import TINY, result_of
+
+import run
+from experiments import disentangle, plots
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--head inner-ridge",
+        "--split 11",
+        "--norm layer",
+        "--features 8",
+        "--warmup 0",
+        "--tasks laplace",
+        "--outputs 3",
+        "--outputs 3 --likelihood categorical",
+        "--shift 2",
+        "--head outer-lasso",
+        "--alpha 0 --rho 0",
+        "--lr 0.01",
+        "--eps 0",
+        "--seed 1",
+    ],
+)
+def test_settings_reach_the_training(finished, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for draw in ("draw_training", "draw_correlation", "draw_responses"):  # drawn in `finished`
+        monkeypatch.setattr(plots, draw, lambda *args: None)
+    assert run.main([*TINY, *line.split()]) == 0
+    assert result_of(tmp_path)[0]["mcc"] != result_of(finished[0])[0]["mcc"]
+
+
+def test_a_data_file_with_few_rows_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["render", "--out", "few.h5", "--limit", "150"]) == 0
+    assert "150" in capsys.readouterr().out
+    # at rho 0.9 the weights would leave one of the 150
+    assert run.main([*TINY, "--rho", "0", "--data", "few.h5"]) == 0
+    assert result_of(tmp_path)[0]["mcc"] > 0
+
+
+@pytest.mark.parametrize(
+    "settings, head",
+    [
+        ({}, "inner-lasso"),
+        ({"head": "outer-ridge"}, "outer-ridge"),
+        ({"outputs": 3}, "inner-group-lasso"),
+        ({"outputs": 3, "likelihood": "categorical"}, "inner-group-logistic"),
+    ],
+)
+def test_the_head_follows_the_tasks(settings, head):
+    assert disentangle.head_of(disentangle.Disentangle(**settings)) == head

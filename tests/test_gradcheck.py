@@ -1,0 +1,101 @@
+"""Every gradient against finite differences, the checker itself, and the command."""
+
+import numpy as np
+import pytest
+
+import run
+import sparsedis
+from experiments import gradcheck
+
+CASES = {case.name: case for case in gradcheck.cases()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient(name):
+    case = CASES[name]
+    entries = 5 if len(case.arrays) > 20 else 20  # of the many arrays of an encoder
+    found = gradcheck.check_gradient(case.f, case.arrays, entries=entries)
+    assert found.same, "a support or mask changed at every step tried"
+    assert found.error <= 1e-6, found.norms
+    assert found.rate >= 1.9, found
+
+
+def test_the_gradient_check_can_fail():
+    control = gradcheck.wrong_on_purpose()
+    found = gradcheck.check_gradient(control.f, control.arrays)
+    assert found.error > 1e-5 and not gradcheck.passes(found)
+
+
+def test_every_head_layer_and_encoder_has_a_case():
+    names = " ".join(CASES)
+    assert all(f"head {name}, Problem (6)" in names for name in sparsedis.HEADS)
+    assert all(f"head {name}, Problem (7)" in names for name in sparsedis.HEADS)
+    assert all(f"episode {name}" in names for name in sparsedis.EPISODE_HEADS)
+    assert all(f"encoder {name}" in names for name in sparsedis.ENCODERS)
+    pairs = [name.removesuffix("_backward") for name in vars(sparsedis) if "_backward" in name]
+    for name in pairs:
+        assert name in names.replace("leaky relu", "leaky_relu"), name
+
+
+def test_the_error_is_relative_and_on_each_array():
+    def f(arrays):
+        a, b = arrays["a"], arrays["b"]
+        return (a**2).sum() + b.sum(), lambda: {"a": 2 * a, "b": 1.5 + 0 * b}, []
+
+    found = gradcheck.check_gradient(f, {"a": np.arange(1.0, 4.0), "b": np.ones(2)})
+    assert found.errors["a"] < 1e-9 and found.error == found.errors["b"]
+    np.testing.assert_allclose(found.errors["b"], 0.5 / 1.5, rtol=1e-6)
+    np.testing.assert_allclose(found.norms["b"], (1.5 * 2**0.5, 2**0.5), rtol=1e-6)
+
+
+def test_the_rate_tells_a_right_gradient_from_a_wrong_one():
+    def cubic(arrays, factor=1.0):
+        x = arrays["x"]
+        return (x**3).sum(), lambda: {"x": factor * 3 * x**2}, []
+
+    x = {"x": np.arange(1.0, 5.0)}
+    assert abs(gradcheck.check_gradient(cubic, x).rate - 2) < 0.01
+    wrong = gradcheck.check_gradient(lambda arrays: cubic(arrays, 1.2), x)
+    assert wrong.rate < 1.2
+
+
+def test_a_kink_that_no_step_avoids_is_told():
+    def f(arrays):
+        x = arrays["x"]
+        return np.abs(x).sum(), lambda: {"x": np.sign(x)}, [x > 0]
+
+    assert not gradcheck.check_gradient(f, {"x": np.zeros(2)}).same
+    near = {"x": np.array([2e-3, 1.0])}  # a smaller step stays on one side
+    assert gradcheck.check_gradient(f, near).same
+
+
+@pytest.mark.parametrize(
+    "encoder, shape, masks",
+    [
+        (sparsedis.mlp([5, 7, 6, 3]), (6, 5), 2),
+        (sparsedis.conv4(2, 4), (3, 16, 16, 2), 4 * (4 + 1)),  # a pool has four masks
+        # of each residual block two in its branch, one and a pool behind it, image by image
+        (sparsedis.resnet12(2, (3, 4, 5, 6)), (3, 16, 16, 2), 4 * 3 * (2 + 1 + 4)),
+    ],
+)
+def test_the_masks_of_an_encoder_are_found_wherever_they_lie(encoder, shape, masks):
+    params, state = encoder.init(np.random.default_rng(0))
+    x = np.random.default_rng(1).random(shape)
+    _, cache, _ = encoder.forward(params, state, x)
+    assert len(list(gradcheck.masks(encoder.layer, cache))) == masks
+
+
+def test_the_command_prints_its_table_and_fails_on_a_wrong_gradient(monkeypatch, capsys):
+    few = [CASES["linear"], CASES["lasso"]]
+    monkeypatch.setattr(gradcheck, "cases", lambda: iter(few))
+    assert run.main(["gradcheck"]) == 0
+    out = capsys.readouterr().out
+    assert "caught" in out and out.count("pass") == 2
+    control = gradcheck.wrong_on_purpose()
+    few.insert(0, control._replace(name="broken"))
+    assert run.main(["gradcheck"]) == 1
+    assert "FAIL" in capsys.readouterr().out
+    few.pop(0)
+    monkeypatch.setattr(gradcheck, "wrong_on_purpose", lambda: CASES["lasso"])
+    assert run.main(["gradcheck"]) == 1
+    assert "NOT CAUGHT" in capsys.readouterr().out

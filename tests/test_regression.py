@@ -1,0 +1,23 @@
+"""Fig. 1: sparse linear tasks on disentangled and entangled features."""
+
+import numpy as np
+
+from experiments import regression
+
+
+def test_fig1_draws_four_estimators(tmp_path):
+    scores = regression.draw_fig1(
+        "identity", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50)
+    )
+    assert scores.shape == (1, 2, 2, 4) and (tmp_path / "f.png").exists()
+    np.testing.assert_allclose(
+        scores[..., 2], scores[..., 3], atol=1e-6
+    )  # a rotation changes nothing for ridge
+    assert scores[0, 0, :, 0].mean() > 0.5 > scores[0, 0, :, 1].mean()
+
+
+def test_a_gaussian_task_is_as_described():
+    rng = np.random.default_rng(0)
+    z, y, w = regression.gaussian_task(rng, 20_000, m=10, active=3, covariance="ar")
+    np.testing.assert_allclose(np.cov(z.T)[0, :3], [1, 0.9, 0.81], atol=0.05)
+    assert np.count_nonzero(w) == 3 and abs((y - z @ w).var() - 0.04) < 0.003

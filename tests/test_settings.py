@@ -1,0 +1,84 @@
+"""Settings become flags, bounds, and the name of a result."""
+
+import argparse
+import dataclasses
+import math
+
+import pytest
+
+from experiments import disentangle, settings
+from experiments.settings import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Example(settings.Training):
+    """An experiment of no use."""
+
+    source: str = option(None, "a word", positional=True)
+    rate: float = option(0.5, "a share", 0, 1)
+    kind: str = option("a", "a kind", choices=("a", "b"))
+    out: str = option(None, "a file that has to be named", **settings.ELSEWHERE)
+
+
+def parse(*words):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    settings.add_flags(parser, Example)
+    return settings.read(Example, parser.parse_args(words))
+
+
+def test_flags_fill_the_settings():
+    config = parse("word", "--rate", "0.25", "--out", "x", "--force")
+    assert (config.source, config.rate, config.kind, config.out) == ("word", 0.25, "a", "x")
+    assert config.force and settings.flag_of("tasks_per_set") == "--tasks-per-set"
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "nan"])
+def test_numbers_outside_their_bounds_are_refused(value):
+    with pytest.raises(ValueError, match="--rate: found .*, expected 0 to 1"):
+        parse("word", "--out", "x", "--rate", value)
+
+
+@pytest.mark.parametrize("words", [[], ["word"], ["word", "--out", "x", "--kind", "c"]])
+def test_what_is_required_is_required(words, capsys):
+    with pytest.raises((SystemExit, argparse.ArgumentError)):
+        parse(*words)
+
+
+def test_a_name_depends_on_what_determines_the_result_alone():
+    config = parse("word", "--out", "x")
+    _, name = settings.identify(config)
+    assert len(name) == 10
+    for same in ({"threads": 3}, {"device": "gpu"}, {"out": "y"}, {"results": "z"}):
+        assert settings.identify(dataclasses.replace(config, **same))[1] == name
+    for other in ({"seed": 1}, {"rate": 0.25}, {"source": "other"}):
+        assert settings.identify(dataclasses.replace(config, **other))[1] != name
+    assert settings.identify(config, data="a file")[1] != name
+
+    @dataclasses.dataclass(frozen=True)
+    class Raised(Example):
+        version = 2
+
+    assert settings.identify(Raised(**dataclasses.asdict(config)))[1] != name
+
+
+def test_the_digest_is_of_the_code_behind_an_experiment():
+    files = settings.sources(settings.ROOT / "experiments/disentangle.py")
+    names = {str(path.relative_to(settings.ROOT)) for path in files}
+    assert {"sparsedis.py", "solvers.py", "experiments/results.py", "experiments/apply.py"} <= names
+    assert not names & {"run.py", "experiments/sweeps.py", "experiments/bench.py"}
+    digest = settings.code_digest(disentangle.Disentangle)
+    assert len(digest) == 16 and digest == settings.code_digest(disentangle.Disentangle)
+
+
+def test_gpu_without_a_gpu_says_so():
+    cupy = pytest.importorskip("cupy", reason="no GPU (CuPy is not installed)")
+    if not cupy.is_available():
+        with pytest.raises(ValueError, match="no GPU"):
+            settings.device_of("gpu")
+
+
+def test_a_bound_is_told_as_a_number():
+    field = next(f for f in dataclasses.fields(disentangle.Disentangle) if f.name == "steps")
+    with pytest.raises(ValueError, match="--steps: found 0, expected at least 1"):
+        settings.check_bounds(field, 0)
+    settings.check_bounds(field, math.inf)

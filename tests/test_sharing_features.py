@@ -1,0 +1,189 @@
+"""Sparse heads that share, on precomputed features."""
+
+import json
+
+import numpy as np
+import pytest
+
+import run
+from experiments.sharing_features import FeatureTasks
+
+
+def spurious(path, kind, N=3000, d=20, seed=0):
+    """Labels that one direction of x tells with 89 %, and a second one, of less noise, wherever the
+    spurious attribute agrees with the label: for 95 % of the training rows and half of the test
+    rows, or for 95, 60 and 10 % in three domains."""
+    rng = np.random.default_rng(seed)
+    y, domain, test = rng.integers(2, size=N), rng.integers(3, size=N), np.arange(N) < N // 3
+    agree = np.where(test, 0.5, 0.95) if kind == "group" else np.array([0.95, 0.6, 0.1])[domain]
+    a = np.where(rng.random(N) < agree, y, 1 - y)
+    x = rng.standard_normal((N, d))
+    x[:, 0], x[:, 1] = (
+        2 * y - 1 + 0.8 * rng.standard_normal(N),
+        1.5 * (2 * a - 1) + 0.4 * rng.standard_normal(N),
+    )
+    x = x @ np.linalg.qr(rng.standard_normal((d, d)))[0]
+    np.savez(
+        path,
+        x=x,
+        y=y,
+        **(
+            {"group": 2 * y + a, "split": np.where(test, "test", "train")}
+            if kind == "group"
+            else {"domain": domain}
+        ),
+    )
+
+
+def test_tasks_whose_queries_are_even_over_groups_beat_erm_on_the_worst_group(tmp_path, capsys):
+    spurious(tmp_path / "x.npz", "group")
+    args = [
+        "sharing",
+        "--features",
+        str(tmp_path / "x.npz"),
+        "--steps",
+        "60",
+        "--m",
+        "8",
+        "--threads",
+        "1",
+        "--results",
+        str(tmp_path / "r"),
+    ]
+    assert run.main(args) == 0
+    out = capsys.readouterr().out
+    result = json.loads(next((tmp_path / "r").rglob("result.json")).read_text())
+    assert (
+        result["sharing_worst_group"] > result["erm_worst_group"] + 0.1
+    )  # the best possible is near 0.89
+    assert (
+        result["sharing_worst_group"] > result["erm_refit_worst_group"] + 0.05
+    )  # with the same head: the encoder is better
+    assert (
+        result["sharing_worst_group"] > 0.7
+        and result["sharing_few_shot"] > result["erm_few_shot"]
+        and "worst group" in out
+    )
+    assert run.main(args) == 0 and "already there" in capsys.readouterr().out
+
+
+def test_every_domain_is_left_out_in_turn(tmp_path, capsys):
+    spurious(tmp_path / "x.npz", "domain", N=600)
+    assert (
+        run.main(
+            [
+                "sharing",
+                "--features",
+                str(tmp_path / "x.npz"),
+                "--steps",
+                "5",
+                "--m",
+                "4",
+                "--threads",
+                "1",
+                "--results",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert (
+        all(f"domain {i} left out" in out for i in range(3))
+        and sum(line.startswith("  erm-even") for line in out.splitlines()) == 4
+    )
+
+
+def test_feature_tasks_cross_domains_and_spread_over_groups():
+    rng = np.random.default_rng(0)
+    y, place = rng.integers(3, size=900), rng.integers(4, size=900)
+    rows = np.flatnonzero(place != 3)
+    tasks = FeatureTasks(y, place, "domain", rows)
+    index, Y = tasks.sample(rng, 6, 5, 7)
+    assert Y.shape == (6, 24, 1) and (place[index] != 3).all()
+    for i, t in zip(index, Y[..., 0]):
+        home = set(place[i[:10]])
+        assert len(home) == 1 and home.isdisjoint(place[i[10:]]) and set(i[:10]).isdisjoint(i[10:])
+        assert (
+            len(set(y[i[t == 1]])) == 1
+            and len(set(y[i[t == 0]])) == 1
+            and set(y[i[t == 1]]) != set(y[i[t == 0]])
+        )
+    lone = np.where(
+        (y == 2) & (place != 1), -1, y
+    )  # class 2 only in domain 1: no other domain for its queries
+    tasks = FeatureTasks(lone, place, "domain", np.flatnonzero((place != 3) & (lone >= 0)))
+    for i in tasks.sample(rng, 60, 5, 7)[0]:
+        classes = lone[i]
+        assert set(i[:10]).isdisjoint(i[10:]) and (2 not in classes or set(place[i[:10]]) == {1})
+    group = np.where(rng.random(900) < 0.95, 0, 1)
+    tasks = FeatureTasks(y % 2, group, "group", np.arange(900))
+    index, _ = tasks.sample(rng, 40, 5, 20)
+    assert abs(group[index[:, 10:]].mean() - 0.5) < 0.05 and group[index[:, :10]].mean() < 0.15
+    assert (
+        abs(group[tasks.rows(rng, 4000, True)].mean() - 0.5) < 0.05
+        and group[tasks.rows(rng, 4000, False)].mean() < 0.1
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        ({"x": None}, "x.npz"),
+        ({"domain": None}, "x.npz"),
+        ({"split": np.full(9, "test")}, "no split"),
+        ({"group": np.zeros(9)}, "no group"),
+        ({"x": np.full((9, 2), np.nan)}, "finite"),
+        ({"y": np.zeros(8, int)}, "x.npz"),
+        ({"y": np.zeros(9, int)}, "two classes"),
+        ({"domain": np.zeros(9, int)}, "two domains"),
+        ({"x": np.zeros((9, 2), int)}, "finite"),
+    ],
+)
+def test_damaged_features_are_refused_in_one_line(spoil, said, tmp_path, capsys):
+    good = {
+        "x": np.random.default_rng(0).standard_normal((9, 2)),
+        "y": np.arange(9) % 2,
+        "domain": np.arange(9) % 3,
+    }
+    np.savez(tmp_path / "x.npz", **{k: v for k, v in {**good, **spoil}.items() if v is not None})
+    assert (
+        run.main(
+            ["sharing", "--features", str(tmp_path / "x.npz"), "--results", str(tmp_path / "r")]
+        )
+        == 2
+    )
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "r").exists()
+
+
+def test_several_classes_and_labels_of_text(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(4, size=400)
+    x = np.eye(4)[y] * 3 + rng.standard_normal((400, 4))
+    np.savez(
+        tmp_path / "x.npz",
+        x=x,
+        y=np.array(["cat", "cow", "dog", "elk"])[y],
+        domain=np.array(["art", "photo"])[rng.integers(2, size=400)],
+    )
+    assert (
+        run.main(
+            [
+                "sharing",
+                "--features",
+                str(tmp_path / "x.npz"),
+                "--steps",
+                "40",
+                "--m",
+                "4",
+                "--threads",
+                "1",
+                "--results",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
+    result = json.loads(next(tmp_path.rglob("result.json")).read_text())
+    assert result["sharing_accuracy"] > 0.8 and result["erm_accuracy"] > 0.8

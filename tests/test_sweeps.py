@@ -1,0 +1,157 @@
+"""Sweeps at tiny settings: which runs, the table, workers, interruptions, the choice of eps."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import run
+from experiments import disentangle, settings, sweeps
+
+ONE_HEAD = sweeps.Grid(("inner-lasso",), [{"rho": 0.9}], [])
+
+
+@pytest.fixture
+def one_head(tiny_sweeps, monkeypatch):
+    """A sweep `main` of one head and one cell, two eps and two seeds."""
+    scale = sweeps.SCALES["quick"]._replace(seeds=2, eps={"other": (0.1, 0.3)})
+    monkeypatch.setitem(sweeps.SCALES, "quick", scale)
+    monkeypatch.setitem(sweeps.SWEEPS, "main", ONE_HEAD)
+
+
+def finished():
+    return sorted(Path("results").glob("disentangle/*/result.json"))
+
+
+def test_a_sweep_fills_its_table_and_resumes(tiny_sweeps, capsys):
+    assert run.main(["sweep", "blocks", "--index", "3"]) == 0
+    assert len(finished()) == 1
+    assert run.main(["sweep", "fig8"]) == 0  # by its figure's name
+    assert len(finished()) == 3 * 2
+    assert "6 runs, 1 there already" in capsys.readouterr().out
+    times = [path.stat().st_mtime_ns for path in finished()]
+    assert run.main(["sweep", "blocks"]) == 0
+    assert [path.stat().st_mtime_ns for path in finished()] == times
+    with open("results/blocks-quick.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {"mcc", "r", "mcc_ica", "block_share_2", "tasks", "seed", "code"}
+    assert len(rows) == 6 and names <= rows[0].keys()
+    assert not {"folder", "samples", "threads"} & rows[0].keys()
+
+
+def test_the_table_tells_what_each_run_is_and_which_code_made_it(one_head):
+    assert run.main(["sweep", "main", "--index", "0"]) == 0
+    (path,) = finished()
+    (row,) = sweeps.read_table(sweeps.sweep_configs("main", "quick", "results"))
+    content = json.loads(path.read_text())
+    assert row["folder"] == str(path.parent) and content.items() <= row.items()
+    assert row["code"] == settings.code_digest(disentangle.Disentangle)
+    with open("results/main-quick.csv", newline="") as file:
+        (told,) = csv.DictReader(file)
+    assert float(told["mcc"]) == row["mcc"]  # all digits
+    assert (told["head"], told["code"]) == ("inner-lasso", row["code"])
+    made_by = json.loads((path.parent / "config.json").read_text()) | {"code": "other"}
+    (path.parent / "config.json").write_text(json.dumps(made_by))
+    (row,) = sweeps.read_table(sweeps.sweep_configs("main", "quick", "results"))
+    assert row["code"] == "other"  # of the result, not of what is here now
+
+
+def test_texts_with_commas_survive_the_table(tmp_path):
+    rows = [{"seed": 0, "note": 'a, "b"', "mcc": 1 / 3}, {"seed": 1, "more": 2}]
+    sweeps.write_table(rows, tmp_path / "t.csv", settings.Training)
+    with open(tmp_path / "t.csv", newline="") as file:
+        told = list(csv.DictReader(file))
+    assert told[0] == {"seed": "0", "note": 'a, "b"', "mcc": repr(1 / 3), "more": ""}
+    assert told[1] == {"seed": "1", "note": "", "mcc": "", "more": "2"}
+
+
+QUICK = {"main": 36, "blocks": 24, "laplace": 8, "outer": 8, "rho": 20, "glyphs": 5, "shapes": 4}
+PAPER = {"main": 1200, "blocks": 360, "laplace": 120, "outer": 120, "rho": 600, "glyphs": 25}
+PAPER |= {"shapes": 20}
+
+
+@pytest.mark.parametrize("scale, counts", [("quick", QUICK), ("paper", PAPER)])
+def test_the_runs_of_a_sweep_differ_and_come_seed_by_seed(scale, counts):
+    for name, expected in counts.items():
+        configs = sweeps.sweep_configs(name, scale, "results")
+        seeds = [config.seed for config in configs]
+        assert len(configs) == len(set(configs)) == expected and seeds == sorted(seeds)
+    configs = sweeps.sweep_configs("sharing", scale, "results")
+    assert len(configs) == len(set(configs)) == 33
+
+
+def test_two_workers_fill_the_same_table(one_head):
+    assert run.main(["sweep", "main", "--jobs", "2"]) == 0
+    contents = [json.loads(path.read_text()) for path in finished()]
+    cells = sorted((content["eps"], content["seed"]) for content in contents)
+    assert cells == [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
+
+
+def test_an_interrupted_sweep_goes_on(one_head, monkeypatch):
+    plain, count = disentangle.disentangle, []
+
+    def stop_at_the_third(config):
+        count.append(config)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return plain(config)
+
+    monkeypatch.setattr(disentangle, "disentangle", stop_at_the_third)
+    assert run.main(["sweep", "main"]) == 130 and len(finished()) == 2
+    assert run.main(["sweep", "main"]) == 0 and len(finished()) == 4
+
+
+def test_a_run_of_a_sweep_prints_nothing(capsys, monkeypatch):
+    def loud(config):
+        print("training", config.seed)
+        return {}, None
+
+    monkeypatch.setattr(disentangle, "disentangle", loud)
+    sweeps.run_quietly("Disentangle", {"seed": 3})
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", sweeps.EXPERIMENTS)
+def test_every_experiment_of_a_sweep_has_its_function(name):
+    module = sweeps.EXPERIMENTS[name]
+    config = getattr(module, name)()
+    assert callable(getattr(module, settings.experiment_of(config)))
+
+
+def test_an_unreachable_scheduler_is_one_line(tiny_sweeps, capsys):
+    assert run.main(["sweep", "main", "--dask", "tcp://127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [["--jobs", "0"], ["--index", "99"], ["--index", "-2"]])
+def test_a_sweep_refuses_impossible_numbers(tiny_sweeps, capsys, flags):
+    assert run.main(["sweep", "main", *flags]) == 2
+    assert flags[0] in capsys.readouterr().err and not finished()
+
+
+def test_choosing_eps_reads_the_sweep(one_head, capsys):
+    assert run.main(["choose-eps"]) == 2 and "two finished seeds" in capsys.readouterr().err
+    assert run.main(["sweep", "main"]) == 0 and run.main(["choose-eps"]) == 0
+    out = capsys.readouterr().out
+    assert "UDR chooses eps" in out and "below the best" in out
+    assert run.main(["choose-eps", "--rho", "0.5"]) == 2
+
+
+def test_choosing_eps_needs_two_seeds(capsys):
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((300, 4))
+    cells = [(eps, seed) for eps in (0.1, 0.3) for seed in (0, 1)]
+    runs = [{"eps": eps, "mcc": 0.9 - eps, "seed": seed} for eps, seed in cells]
+
+    def features(row):  # at 0.3 the seeds agree
+        if row["eps"] == 0.3:
+            return z[:, :: 1 - 2 * row["seed"]]
+        return z @ np.random.default_rng(row["seed"]).standard_normal((4, 4))
+
+    sweeps.tell_agreement(runs, features)
+    out = capsys.readouterr().out
+    assert "chooses eps 0.3: MCC 0.6000, 0.2000 below the best, eps 0.1" in out
+    with pytest.raises(ValueError, match="two finished seeds"):
+        sweeps.tell_agreement(runs[:1], features)
