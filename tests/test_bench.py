@@ -64,6 +64,7 @@ def test_timers_take_turns_and_medians_leave_out_the_first_two_calls():
     assert turns == ["a", "b"] * 5
 
 
+@pytest.mark.slow
 def test_the_command_prints_rows_and_draws(tmp_path, monkeypatch, capsys):
     """All of it at small sizes, each timer called once."""
     lasso_problem, svm_problem = bench.lasso_problem, bench.svm_problem

@@ -53,6 +53,7 @@ def same_checkpoint(folder, other):
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(whole, tmp_path):
     expected, seconds = whole
     rng, killed = np.random.default_rng(KILLS), 0
@@ -67,6 +68,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(whole, tmp_path)
     assert killed >= KILLS // 2  # else the moments were too late to test anything
 
 
+@pytest.mark.slow
 def test_of_two_processes_the_second_is_told_so(whole, tmp_path, capsys):
     first = subprocess.Popen(words(tmp_path), stdout=subprocess.DEVNULL)
     while not list(tmp_path.rglob("config.json")):

@@ -82,6 +82,7 @@ def test_the_runs_of_a_sweep_differ_and_come_seed_by_seed(scale, counts):
     assert len(configs) == len(set(configs)) == 33
 
 
+@pytest.mark.slow
 def test_two_workers_fill_the_same_table(one_head):
     assert run.main(["sweep", "main", "--jobs", "2"]) == 0
     contents = [json.loads(path.read_text()) for path in finished()]
