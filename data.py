@@ -666,11 +666,13 @@ def cast_room(camera):
 
 
 def floor_light(x, y):
+    """Light on the floor, the polynomial of FLOOR_LIGHT."""
     powers = [(a, b) for a in range(5) for b in range(5 - a)]
     return sum(c * x ** a * y ** b for c, (a, b) in zip(FLOOR_LIGHT, powers, strict=True))
 
 
 def wall_light(c, headlight, u, z):
+    """Light on a wall, of coefficients c as above."""
     flat = c[0] + c[1] * headlight + c[2] * u + c[3] * z
     return flat + c[4] * u * u + c[5] * u * z + c[6] * z * z
 

@@ -123,6 +123,7 @@ def inner_ridge(F, y, lam, n_support=None, params=None):
 
 
 def fit_ridge(F, y, lam):
+    """w (T, m), and no certificate."""
     return solvers.ridge(F, y, lam), {}
 
 
@@ -157,6 +158,7 @@ def fit_least_squares(F, y, lam):
 
 
 def fit_least_squares_vjp(F, y, lam, w, dw, info):
+    """dF of ridge, and 2e-7 F d_ridge/n, for the ridge depends on F."""
     ridge = 1e-7 * solvers.ridge_lambda_max(F)
     dF, _, d_ridge = solvers.ridge_vjp(F, y, ridge, w, dw)
     return dF + 2e-7 / F.shape[1] * d_ridge[:, None, None] * F, {}
@@ -494,6 +496,7 @@ def refuse_non_finite(what, arrays, step):
 
 
 def zeros_like_all(params):
+    """Zeros of the shapes of all parameters."""
     return {name: 0 * p for name, p in params.items()}
 
 
@@ -582,6 +585,7 @@ def flatten(x):
 
 
 def flatten_backward(dout, cache):
+    """dout in the shape of x."""
     return (array_namespace(dout).reshape(dout, cache),)
 
 

@@ -164,7 +164,7 @@ def draw_training(rows, path, chance):
     titles = {
         "loss": "outer loss (rises with eps)",
         "nonzero": "share of weights not zero",
-        "mcc": "MCC (1,000 images)"}
+        "mcc": "MCC (at most 1,000 images)"}
     plots.draw_training(rows, path, titles, chance)
 
 

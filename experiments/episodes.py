@@ -95,10 +95,12 @@ def refuse_shared(splits):
 
 
 def class_names(x, labels):
+    """The names of the classes."""
     return set(labels.tolist())
 
 
 def image_hashes(x, labels):
+    """A digest of every image."""
     return {hashlib.sha256(image).digest() for image in x}
 
 
