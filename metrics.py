@@ -24,12 +24,27 @@ def to_numpy(a):
     """A NumPy array from any library's array, on whatever device it lies."""
     if hasattr(a, "get"):                                               # CuPy
         return np.asarray(a.get())
-    return np.asarray(a.cpu() if hasattr(a, "cpu") else a)
+    if hasattr(a, "detach"):                                            # PyTorch
+        a = a.detach().cpu()
+        return np.asarray(a.float() if str(a.dtype) == "torch.bfloat16" else a)
+    return np.asarray(a)
+
+
+def to_samples(*arrays):
+    """Arrays (N, d) of finite numbers and of one N, as float64; ValueError for anything else."""
+    arrays = [to_numpy(a) for a in arrays]
+    shapes = [a.shape for a in arrays]
+    if any(len(shape) != 2 for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(f"expected samples (N, d) of one N, found {', '.join(map(str, shapes))}")
+    for a in arrays:
+        if a.dtype.kind not in "biuf" or not np.isfinite(a).all():
+            raise ValueError(f"expected finite real numbers, found {a.dtype} or NaN or infinity")
+    return [a.astype(np.float64) for a in arrays]
 
 
 def standardise(a):
     """Columns (N, d) of mean 0 and variance 1; a constant column becomes 0."""
-    a = to_numpy(a).astype(np.float64)
+    a, = to_samples(a)
     a = a - a.mean(axis=0)
     size = np.abs(a).max(axis=0)
     a = a / np.where(size > 0, size, 1)                                 # no overflow in std
@@ -40,6 +55,7 @@ def standardise(a):
 
 def coefficients(x, y):
     """B (d, m): y (N, d) regressed on x (N, m), both standardised, without intercept."""
+    x, y = to_samples(x, y)
     fit = LinearRegression(fit_intercept=False).fit(standardise(x), standardise(y))
     return fit.coef_
 
@@ -49,6 +65,7 @@ def coefficients(x, y):
 
 def correlation(z, z_hat):
     """|Pearson correlation| of each factor with each feature, C (d, m); 0 for a constant column."""
+    z, z_hat = to_samples(z, z_hat)
     return np.abs(standardise(z).T @ standardise(z_hat)) / len(z)
 
 
@@ -83,7 +100,7 @@ def r_score(z, z_hat):
 
     1 where the factors are a linear function of the features; never below MCC. [L23, App. D.2.2]
     """
-    z, z_hat = standardise(z), standardise(z_hat)
+    z, z_hat = (standardise(a) for a in to_samples(z, z_hat))
     fit = LinearRegression(fit_intercept=False).fit(z_hat, z)
     missed = (z - fit.predict(z_hat)).var(axis=0)
     explained = z.var(axis=0) - missed                                  # of 1, or of 0 if constant
@@ -96,10 +113,10 @@ def r_score(z, z_hat):
 def dci(z, z_hat, weighted=False):
     """Disentanglement and completeness from regression coefficients.   [L23, App. D.2.7; EW18]
 
-    D: how far each feature serves one factor: 1 - entropy of its column of B over factors, base d.
-    C: how far each factor needs one feature: 1 - entropy of its row of B over features, base m.
-    A zero row or column scores 0. Means are unweighted, as in [L23], or weighted by the share of B
-    as in [EW18].
+    Disentanglement: how far each feature serves one factor, 1 - entropy (base d) of its column.
+    Completeness: how far each factor needs one feature, 1 - entropy (base m) of its row of B. (The
+    text of D.2.7 has the two the other way round: docs/errata.md.) A zero row or column scores 0.
+    Means are unweighted, as in [L23], or weighted by the share of B as in [EW18].
     """
     B = np.abs(coefficients(z_hat, z))                                  # (d, m)
     return concentration(B.T, weighted), concentration(B, weighted)
@@ -137,9 +154,10 @@ def ica(z_hat, fit_on=None):
     fit_on is of the training distribution. Where ICA does not apply (constant or dependent
     features) it finds fewer components; the rest are 0 and score nothing.
     """
-    fit_on = to_numpy(z_hat if fit_on is None else fit_on)
+    z_hat, = to_samples(z_hat)
+    fit_on = z_hat if fit_on is None else to_samples(fit_on)[0]
     mean, scale = fit_on.mean(axis=0), np.maximum(fit_on.std(axis=0), 1e-12)
-    X, Y = (fit_on - mean) / scale, (to_numpy(z_hat) - mean) / scale
+    X, Y = (fit_on - mean) / scale, (z_hat - mean) / scale
     rank = np.linalg.matrix_rank(X, tol=1e-4 * len(X) ** 0.5)
     if rank == 0:
         return np.zeros(Y.shape)
@@ -197,13 +215,18 @@ def supports_are_sufficient(S):
     return bool((alone + np.eye(S.shape[1], dtype=int) > 0).all())
 
 
+LIKELIHOODS = {  # why Assumption 3.2 holds, or does not
+    "gaussian": "the mean of a Gaussian label determines its distribution",
+    "categorical": "k logits of a softmax may all be shifted: not minimal (k - 1 are)"}
+
+
 def assumptions(F, W, likelihood="gaussian"):
     """What samples tell of [L23, Assumptions 3.2 to 3.6]: name -> (holds, why).
 
     F (N, m) are features and W (T, m) coefficients of tasks. 3.5 is judged by the rank of
     coefficients that share a support: evidence, not proof.
     """
-    F, W = to_numpy(F), to_numpy(W)
+    (F,), (W,) = to_samples(F), to_samples(W)
     m = W.shape[1]
     rank_F, rank_W = np.linalg.matrix_rank(F), np.linalg.matrix_rank(W)
     poor = support_of_low_rank(W)
@@ -215,7 +238,7 @@ def assumptions(F, W, likelihood="gaussian"):
     if not apart:
         told_6 = "some factor never comes without another"
     return {
-        "3.2": (True, f"the mean of a {likelihood} label determines its distribution"),
+        "3.2": (likelihood == "gaussian", LIKELIHOODS[likelihood]),
         "3.3": (rank_F == F.shape[1], f"features of rank {rank_F} of {F.shape[1]}"),
         "3.4": (rank_W == m, f"coefficients of rank {rank_W} of {m}"),
         "3.5": (poor is None, told_5),

@@ -9,11 +9,12 @@
     q  (T, m)     c - G w = F'(y - F w)/n, the correlation of each feature with what is left
     S  (T, m)     the support {j : w_j != 0}, a mask
     dX            dL/dX for a loss L of the solution, with the shape of X
-    u             the adjoint solution: curvature u = dw, the one linear system of every vjp
+    u             the adjoint solution: curvature u = dw (in the dual: what dw becomes there)
 
 An iterative solver returns a certificate with its solution; every vjp pulls dw back to the data of
 the problem. Arrays may come from any library that array-api-compat knows: NumPy, CuPy, PyTorch.
-The derivations are in docs/derivations.md; the heads that use these solvers in sparsedis.py.
+The derivations are in docs/derivations.md; the heads that use these solvers in sparsedis.py; every
+vjp is checked in experiments/gradcheck.py, every certificate in tests/test_solvers.py.
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
 [F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023.
@@ -41,19 +42,24 @@ def tolerance(solver, F):
 def check_problem(F, Y, *lams):
     """Refuse what is no problem: shapes, dtypes, values that are not finite, negative penalties.
 
-    F (T, n, m) and Y (T, n) or (T, n, k), real floating point of one dtype, small enough to be
-    squared; each of lams a number or (T,), which is returned as (T,). Raises ValueError.
+    F (T, n, m) real floating point and Y (T, n) or (T, n, k) of the same dtype (integers and bools
+    are converted), small enough to be squared; each of lams a number or (T,)  ->  Y and each of
+    lams (T,), of F's dtype. Raises ValueError.
     """
     xp = array_namespace(F, Y)
     if not xp.isdtype(F.dtype, "real floating"):
         raise ValueError(f"F: found {F.dtype}, expected real floating point")
+    if xp.isdtype(Y.dtype, ("bool", "integral")):
+        Y = xp.astype(Y, F.dtype)
     if F.ndim != 3 or Y.ndim not in (2, 3) or Y.shape[:2] != F.shape[:2] or Y.dtype != F.dtype:
         found = f"{tuple(F.shape)} {F.dtype} and {tuple(Y.shape)} {Y.dtype}"
         raise ValueError(
             f"expected F (T, n, m) and y (T, n) or Y (T, n, k) of one dtype, found {found}")
+    if 0 in F.shape or 0 in Y.shape:
+        raise ValueError(f"found no samples, features or tasks: F {tuple(F.shape)}")
     if not bool(xp.isfinite(xp.sum(F * F)) & xp.isfinite(xp.sum(Y * Y))):
         raise ValueError("F or y holds values that are not finite (or too large to multiply)")
-    return tuple(per_task(lam, F) for lam in lams)
+    return Y, *(per_task(lam, F) for lam in lams)
 
 
 def per_task(lam, F):
@@ -67,12 +73,22 @@ def per_task(lam, F):
     return lam + xp.zeros(T, dtype=F.dtype, device=device(F))
 
 
-def check_one_hot(Y):
-    """Refuse labels (T, n, k) that are not one-hot over at least two classes."""
+def check_labels(Y, loss):
+    """Refuse labels Y (T, n, k) that the loss does not take: "squared", any; "logistic",
+    probabilities that sum to 1 (k = 1: at most 1); "hinge", one-hot of at least 2 classes."""
     xp = array_namespace(Y)
-    ones = xp.sum(Y, axis=2) == 1
-    if Y.shape[2] < 2 or not bool(xp.all(ones) & xp.all((Y == 0) | (Y == 1))):
-        raise ValueError(f"Y: expected one-hot rows of at least 2 classes, found {tuple(Y.shape)}")
+    total, low = xp.sum(Y, axis=2), xp.min(Y)
+    if loss == "hinge":
+        fits = Y.shape[2] > 1 and bool(xp.all(total == 1) & xp.all((Y == 0) | (Y == 1)))
+        expected = "one-hot rows of at least 2 classes"
+    elif loss == "logistic":
+        near = xp.abs(total - 1) <= xp.finfo(Y.dtype).eps ** 0.5
+        fits = bool((low >= 0) & xp.all(total <= 1 if Y.shape[2] == 1 else near))
+        expected = "probabilities, which sum to 1 (one column: from 0 to 1)"
+    elif loss != "squared":
+        raise ValueError(f"loss: found {loss}, expected squared or logistic")
+    if loss != "squared" and not fits:
+        raise ValueError(f"Y: found a row that is none of {expected}, shape {tuple(Y.shape)}")
 
 
 # ------------------------------------------------------------------------------ notation
@@ -88,7 +104,7 @@ def matvec(A, x):
     return array_namespace(A).matmul(A, x[..., None])[..., 0]
 
 
-def outer(a, b):
+def outer_product(a, b):
     """(T, a) times (T, b) -> (T, a, b)."""
     return a[:, :, None] * b[:, None, :]
 
@@ -108,7 +124,7 @@ def identity(k, like):
     return array_namespace(like).eye(k, dtype=like.dtype, device=device(like))
 
 
-def where_positive(a):
+def safe_divisor(a):
     """a where it is positive and 1 elsewhere: a safe divisor."""
     return array_namespace(a).where(a > 0, a, 1)
 
@@ -129,22 +145,28 @@ def block_soft_threshold(V, tau, axis=-1):
     """
     xp = array_namespace(V)
     size = xp.sqrt(xp.sum(V * V, axis=axis, keepdims=True))
-    return V * xp.maximum(1 - tau / where_positive(size), 0)
+    return V * xp.maximum(1 - tau / safe_divisor(size), 0)
 
 
 def lasso_lambda_max(F, y):
     """||F'y||_inf / n, (T,): from this lam on, the Lasso solution is w = 0.   [L23, App. D.2.3]"""
-    check_problem(F, y)
+    y, = check_problem(F, y)
     xp = array_namespace(F)
     return xp.max(xp.abs(correlations(F, y)), axis=1)
 
 
 def ridge_lambda_max(F, y=None):
     """||F||_F^2 / n, (T,): the scale of the ridge penalty, the trace of G.   [L23, App. D.2.3]"""
+    check_problem(F, F)
     return array_namespace(F).sum(F * F, axis=(1, 2)) / F.shape[1]
 
 
 # ------------------------------------------------------------------------------ linear systems
+
+
+def diagonal(A):
+    """(T, k, k) -> (T, k)."""
+    return array_namespace(A).sum(A * identity(A.shape[-1], A), axis=2)
 
 
 def regularised(A):
@@ -152,29 +174,47 @@ def regularised(A):
     keeps it regular."""
     xp, k = array_namespace(A), A.shape[-1]
     delta = k * xp.finfo(A.dtype).eps * xp.max(xp.abs(A), axis=(1, 2))              # (T,)
-    return A + where_positive(delta)[:, None, None] * identity(k, A)
+    return A + safe_divisor(delta)[:, None, None] * identity(k, A)
+
+
+def with_unit_diagonal(A):
+    """D^-1 A D^-1 of diagonal 1 (or 0), and D (T, k): columns of any units, alike."""
+    D = array_namespace(A).sqrt(safe_divisor(diagonal(A)))
+    return A / D[:, :, None] / D[:, None, :], D
 
 
 def solve_psd(A, b):
     """x with A x = b for symmetric positive semi-definite A (T, k, k), b (T, k).
 
-    A solve and one refinement, as exact as the condition of A allows. Where A is singular, the
-    pseudo-inverse gives, of all least-squares solutions, the one of least norm.
+    A solve and one refinement, as exact as the condition of A, scaled to a diagonal of 1, allows.
+    Where A is singular, of all solutions the one of least norm.
     """
-    xp, k = array_namespace(A), A.shape[-1]
+    xp = array_namespace(A)
+    A, D = with_unit_diagonal(A)
+    b = b / D
     A_regular = regularised(A)
     B = xp.stack([b, *probes(b)], axis=2)                           # (T, k, 3)
     X = xp.linalg.solve(A_regular, B)
     X = X + xp.linalg.solve(A_regular, B - xp.matmul(A, X))
-    alone = singular(A, X, B)
-    if not bool(xp.any(alone)):
-        return X[:, :, 0]
-    rtol = 10 * k * xp.finfo(A.dtype).eps
-    return xp.where(alone[:, None], matvec(xp.linalg.pinv(A, rtol=rtol), b), X[:, :, 0])
+    x, is_singular = X[:, :, 0] / D, singular(A, X, B)
+    if bool(xp.any(is_singular)):
+        x = xp.where(is_singular[:, None], least_norm(A, D, b), x)
+    return x
+
+
+def least_norm(A, D, b):
+    """The x = D^-1 v of least norm with A v = b (in the sense of least squares), for singular A."""
+    xp, k = array_namespace(A), A.shape[-1]
+    size, E = xp.linalg.eigh(A)
+    null = (size <= 10 * k * xp.finfo(A.dtype).eps * size[:, -1:])[:, None, :]      # (T, 1, k)
+    along = matvec(transpose(E), b) / xp.where(null[:, 0, :], 1, size)
+    x = matvec(xp.where(null, 0, E), along) / D
+    N = xp.where(null, E, 0) / D[:, :, None]                        # A D N = 0
+    return x - matvec(N, matvec(xp.linalg.pinv(N), x))
 
 
 def probes(b):
-    """Two more right-hand sides, with a part in every eigenvector that one may meet."""
+    """Two more right-hand sides: fixed, irregular, so that no eigenvector is orthogonal to both."""
     xp = array_namespace(b)
     i = xp.arange(1, b.shape[1] + 1, dtype=b.dtype, device=device(b))
     zero = xp.zeros_like(b)
@@ -190,7 +230,8 @@ def singular(A, X, B):
 
 def solve_once(A, b):
     """As solve_psd, for a step that need not be exact."""
-    return array_namespace(A).linalg.solve(regularised(A), b[..., None])[..., 0]
+    A, D = with_unit_diagonal(A)
+    return array_namespace(A).linalg.solve(regularised(A), (b / D)[..., None])[..., 0] / D
 
 
 def solve_on_support(A, S, b, solve=solve_psd):
@@ -274,10 +315,10 @@ def lasso(F, y, lam, max_iter=None):
     of them is returned. Columns are expected to be of similar scale, as normalised features are.
     Raises ValueError as check_problem does.
     """
-    lam, = check_problem(F, y, lam)
+    y, lam = check_problem(F, y, lam)
     xp = array_namespace(F)
     G, c = gram(F), correlations(F, y)
-    unit = where_positive(xp.max(xp.abs(c), axis=1))
+    unit = safe_divisor(xp.max(xp.abs(c), axis=1))
     max_iter = 100 + 20 * F.shape[2] if max_iter is None else max_iter
     start = xp.zeros_like(c)
     tol = tolerance("lasso", F)
@@ -311,7 +352,7 @@ def coordinate_descent_step(G, lam, w, q, v):
     j = xp.argmax(v, axis=1)[:, None]                               # (T, 1)
     G_j = xp.take_along_axis(G, j[:, :, None], axis=1)[:, 0, :]     # row j
     G_jj, w_j, q_j = (xp.take_along_axis(a, j, axis=1) for a in (G_j, w, q))
-    step = soft_threshold(q_j + G_jj * w_j, lam[:, None]) / where_positive(G_jj) - w_j
+    step = soft_threshold(q_j + G_jj * w_j, lam[:, None]) / safe_divisor(G_jj) - w_j
     is_j = xp.arange(w.shape[1], device=device(w)) == j             # (T, m)
     return xp.where(is_j, w + step, w), q - step * G_j
 
@@ -333,17 +374,20 @@ def newton_step(G, lam, w, q):
 def lasso_vjp(F, y, lam, w, dw):
     """Pull dw back through the solution w(F, y, lam).  [L23, Sec. 3.4; Bertrand et al. 2022]
 
-    On the support S, with s = sign(w_S), it satisfies  R := F_S'(F_S w_S - y)/n + lam s = 0.
+    On the support S (at lam = 0, where nothing is kinked, all features), with s = sign(w_S), it
+    satisfies  R := F_S'(F_S w_S - y)/n + lam s = 0.
       1. curvature   A = dR/dw_S = F_S'F_S/n
       2. adjoint     A u_S = dw_S,  u = 0 off S
       3. pull back   dX = -(dR/dX)' u   for X = F, y, lam
 
     F (T, n, m), y (T, n), lam a number or (T,), w and dw (T, m)  ->  dF (T, n, m), dy (T, n),
-    dlam (T,). Valid where S does not change; where F_S'F_S is singular, u is of least norm.
+    dlam (T,), from above at lam = 0 where no w_j is 0. Valid where S does not change; where F_S'F_S
+    is singular, u is of least norm.
     """
-    check_problem(F, y, lam)
+    y, lam = check_problem(F, y, lam)
     xp = array_namespace(F)
-    u = solve_on_support(gram(F), w != 0, dw)                       # (T, m)
+    S = (w != 0) | (lam == 0)[:, None]
+    u = solve_on_support(gram(F), S, dw)                            # (T, m)
     dF, dy = pull_back(F, y, w, u)
     return dF, dy, -xp.sum(xp.sign(w) * u, axis=1)
 
@@ -353,20 +397,31 @@ def pull_back(F, y, w, u):
     n = F.shape[1]
     r = y - matvec(F, w)                                            # (T, n)
     Fu = matvec(F, u)
-    return (outer(r, u) - outer(Fu, w)) / n, Fu / n
+    return (outer_product(r, u) - outer_product(Fu, w)) / n, Fu / n
 
 
 # ------------------------------------------------------------------------------ ridge
 
 
 def ridge(F, y, lam):
-    """argmin_w  ||y - F w||^2 / (2 n) + lam/2 ||w||^2  for every task.       [L23, App. D.2.3]
+    """argmin_w  ||y - F w||^2 / (2 n) + lam/2 ||w||^2  for every task.            [L23, Sec. 5.1]
 
     (F'F/n + lam I) w = F'y/n. F (T, n, m), y (T, n), lam a number or (T,)  ->  w (T, m). At lam = 0
     with singular F'F, the least-norm solution. Raises ValueError as check_problem does.
     """
-    lam, = check_problem(F, y, lam)
+    y, lam = check_problem(F, y, lam)
     return solve_psd(ridge_curvature(F, lam), correlations(F, y))
+
+
+def ridge_residual(F, y, lam, w):
+    """The certificate of ridge: the largest |F'y/n - (F'F/n + lam I) w|_j over sqrt(A_jj), in units
+    of its value at w = 0, (T,), whatever the columns' units."""
+    y, lam = check_problem(F, y, lam)
+    xp = array_namespace(F)
+    A, c = ridge_curvature(F, lam), correlations(F, y)
+    scale = xp.sqrt(safe_divisor(diagonal(A)))
+    top = xp.max(xp.abs(c) / scale, axis=1)
+    return xp.max(xp.abs(c - matvec(A, w)) / scale, axis=1) / safe_divisor(top)
 
 
 def ridge_curvature(F, lam):
@@ -379,7 +434,7 @@ def ridge_vjp(F, y, lam, w, dw):
 
     dlam = -w'u.                                                    [docs/derivations.md, 3]
     """
-    lam, = check_problem(F, y, lam)
+    y, lam = check_problem(F, y, lam)
     u = solve_psd(ridge_curvature(F, lam), dw)                      # (T, m)
     dF, dy = pull_back(F, y, w, u)
     return dF, dy, -array_namespace(F).sum(w * u, axis=1)
@@ -391,7 +446,7 @@ def ridge_classes(F, Y, lam):
     W = a'F with (F F'/n + lam I) a = Y/n: for few samples and many features.
     F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m).     [docs/derivations.md, 3]
     """
-    lam, = check_problem(F, Y, lam)
+    Y, lam = check_problem(F, Y, lam)
     a = ridge_dual(F, lam, Y / F.shape[1])
     return array_namespace(F).matmul(transpose(a), F)
 
@@ -405,7 +460,7 @@ def ridge_dual(F, lam, B):
 
 def ridge_classes_vjp(F, Y, lam, W, dW):
     """(dF,) of dW: through F in W = a'F, and through a, with (F F'/n + lam I) u = F dW'."""
-    lam, = check_problem(F, Y, lam)
+    Y, lam = check_problem(F, Y, lam)
     xp, n = array_namespace(F), F.shape[1]
     a = ridge_dual(F, lam, Y / n)                                   # (T, n, k)
     u = ridge_dual(F, lam, xp.matmul(F, transpose(dW)))             # (T, n, k)
@@ -460,7 +515,8 @@ def scores(F, W):
 
 def group_lasso_lambda_max(F, Y, loss="squared"):
     """max_j ||F_j' R(0)||, (T,): from this lam on, W = 0.      [docs/derivations.md, 4]"""
-    check_problem(F, Y)
+    Y, = check_problem(F, Y)
+    check_labels(Y, loss)
     xp = array_namespace(F)
     R, _ = loss_gradient(0 * Y, Y, loss)
     return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(R), F), axis=1), axis=1)
@@ -470,13 +526,14 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     """argmin_W (1/n) sum_i loss(W F_i, Y_i) + lam sum_j ||W_j||_2 for every task.
 
     F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m), info as of lasso, gap in units
-    of group_lasso_lambda_max, converged at 1e-10. An iteration is one sweep of proximal block
+    of group_lasso_lambda_max, converged at 1e-10 (float32: 1e-4). An iteration is a sweep of block
     coordinate descent, which finds the support, and a Newton step on it, taken by each task where
-    it helps. Raises ValueError as check_problem does.               [Yuan and Lin 2006]
+    it helps. Raises ValueError as check_problem does.   [L23, Problem (6); Yuan and Lin 2006]
     """
-    lam, = check_problem(F, Y, lam)
+    Y, lam = check_problem(F, Y, lam)
+    check_labels(Y, loss)
     xp = array_namespace(F)
-    unit = where_positive(group_lasso_lambda_max(F, Y, loss))
+    unit = safe_divisor(group_lasso_lambda_max(F, Y, loss))
     W = xp.zeros((F.shape[0], Y.shape[2], F.shape[2]), dtype=F.dtype, device=device(F))
 
     def measure(W, F, Y, lam, unit):
@@ -498,7 +555,7 @@ def data_gradient(F, Y, W, loss):
 def directions(W):
     """W_j/||W_j||, 0 where W_j = 0, and the norms (T, 1, m)."""
     size = array_namespace(W).linalg.vector_norm(W, axis=1, keepdims=True)
-    return W / where_positive(size), size
+    return W / safe_divisor(size), size
 
 
 def group_violation(F, Y, lam, W, loss):
@@ -527,13 +584,13 @@ def block_sweep(F, Y, lam, W, loss):
     xp = array_namespace(F)
     Z, W = scores(F, W), W + 0
     curvature = 1 if loss == "squared" else 1 / 2
-    L = where_positive(xp.sum(F * F, axis=1) / F.shape[1] * curvature)              # (T, m)
+    L = safe_divisor(xp.sum(F * F, axis=1) / F.shape[1] * curvature)              # (T, m)
     for j in range(F.shape[2]):
         F_j, L_j = F[:, :, j], L[:, j, None]
         R, _ = loss_gradient(Z, Y, loss)
         W_j = W[:, :, j] - matvec(transpose(R), F_j) / L_j          # (T, k)
         W_j = block_soft_threshold(W_j, lam[:, None] / L_j)
-        Z += outer(F_j, W_j - W[:, :, j])
+        Z += outer_product(F_j, W_j - W[:, :, j])
         W[:, :, j] = W_j
     return W
 
@@ -568,11 +625,11 @@ def softmax_curvature(F, W):
     return xp.permute_dims(H, (0, 1, 3, 2, 4))
 
 
-def solve_on_columns(H, W, B):
-    """U (T, k, m) with H U = B on the features where W is not 0, U = 0 elsewhere."""
-    xp = array_namespace(W)
-    T, k, m = W.shape
-    on = xp.repeat(xp.any(W != 0, axis=1), k, axis=1)               # (T, m k)
+def solve_on_columns(H, on, B):
+    """U (T, k, m) with H U = B on the features that are on (T, m), U = 0 elsewhere."""
+    xp = array_namespace(B)
+    T, k, m = B.shape
+    on = xp.repeat(on, k, axis=1)                                   # (T, m k)
     U = solve_on_support(H, on, xp.reshape(transpose(B), (T, m * k)))
     return transpose(xp.reshape(U, (T, m, k)))
 
@@ -582,7 +639,7 @@ def newton_group_step(F, Y, lam, W, loss):
     raising the objective."""
     xp = array_namespace(F)
     g = data_gradient(F, Y, W, loss) + lam[:, None, None] * directions(W)[0]
-    d = solve_on_columns(group_curvature(F, lam, W, loss), W, -g)
+    d = solve_on_columns(group_curvature(F, lam, W, loss), xp.any(W != 0, axis=1), -g)
     best, left = W, group_violation(F, Y, lam, W, loss)
     height = group_objective(F, Y, lam, W, loss) * (1 + 1e-14)
     for t in (1.0, 0.5, 0.25, 0.125):
@@ -602,11 +659,12 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
       3. pull back     dF = -(R U + R'[F U'] W)        dlam = -sum_j U_j . W_j/||W_j||
 
     F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the
-    support does not change.
+    support does not change; at lam = 0 it is all features, and dlam is from above where no W_j = 0.
     """
-    lam, = check_problem(F, Y, lam)
+    Y, lam = check_problem(F, Y, lam)
     xp = array_namespace(F)
-    U = solve_on_columns(group_curvature(F, lam, W, loss), W, dW)   # (T, k, m)
+    on = xp.any(W != 0, axis=1) | (lam == 0)[:, None]               # (T, m)
+    U = solve_on_columns(group_curvature(F, lam, W, loss), on, dW)  # (T, k, m)
     R, R_prime = loss_gradient(scores(F, W), Y, loss)
     dF = -(xp.matmul(R, U) + xp.matmul(R_prime(scores(F, U)), W))
     return dF, -xp.sum(directions(W)[0] * U, axis=(1, 2))
@@ -614,10 +672,12 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
 
 # ------------------------------------------------------------------------------ group-Lasso SVM
 # k classes, Y (T, n, k) one-hot, Lam (T, n, k) dual variables, each row in the simplex
-# {Lam_i >= 0, sum_l Lam_il = 1}; V = (Y - Lam)'F (T, k, m); V_j, W_j the columns of feature j.
+# {Lam_i >= 0, sum_l Lam_il = 1}; V = (Y - Lam)'F (T, k, m). F_i is a sample, W_l a class's row;
+# F_j, V_j, W_j are the columns of a feature. As printed, (8) and (81) have W_{y_i} - W_l, (8) no 1
+# and (10) 1/lam2: docs/errata.md.
 # The primal and its dual, with min P = n - min D:
 #     min_W    P = sum_i max_l (1 - Y_il + (W_l - W_{y_i}) . F_i) + lam1 sum_j ||W_j||
-#                  + lam2/2 ||W||^2                                        [L23, Problem (8)]
+#                  + lam2/2 ||W||^2                                       [L23, Problem (81)]
 #     min_Lam  D = 1/(2 lam2) sum_j ||BST(V_j, lam1)||^2 + <Y, Lam>        [L23, Problem (10)]
 # W = BST(V, lam1)/lam2, and dD/dLam = Y - F W', of which the slack S_il = dD_il - min_l dD_il.
 
@@ -640,6 +700,8 @@ def svm_lambda_max(F, Y):
 
     [docs/derivations.md, 5]
     """
+    Y, = check_problem(F, Y)
+    check_labels(Y, "hinge")
     xp = array_namespace(F)
     A = Y - (1 - Y) / (Y.shape[2] - 1)
     return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(A), F), axis=1), axis=1)
@@ -649,14 +711,16 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     """The multiclass SVM whose features are switched on and off as groups, for every task.
 
     F (T, n, m), Y (T, n, k) one-hot, lam1 >= 0 and lam2 > 0 numbers or (T,)  ->  W (T, k, m),
-    Lam (T, n, k), info with n_iter, and per task: gap, the duality gap P + D - n over P;
-    converged, gap <= 1e-8 in float64, 1e-4 in float32.            [L23, Problems (8), (10)]
+    Lam (T, n, k), info with n_iter and, per task,                 [L23, Problems (8), (10)]
+        gap        the duality gap P + D - n over n - P, what W gains over W = 0 (over 1 if nothing)
+        converged  gap <= 1e-8 in float64, 1e-4 in float32, and Lam solves its face
+        strict     no entry of Lam and no feature is about to be switched: derivatives exist
     method  "interior-point", or "pbcd": proximal block coordinate descent in the dual, the paper's
     algorithm [L23, App. D.3], whose n_iter counts epochs. W is unique, Lam need not be.
     Raises ValueError as check_problem does, and for labels that are not one-hot or lam2 = 0.
     """
-    lam1, lam2 = check_problem(F, Y, lam1, lam2)
-    check_one_hot(Y)
+    Y, lam1, lam2 = check_problem(F, Y, lam1, lam2)
+    check_labels(Y, "hinge")
     xp = array_namespace(F)
     if not bool(xp.all(lam2 > 0)):
         raise ValueError("lam2: found 0, expected a positive number")
@@ -664,11 +728,9 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
         raise ValueError(f"method: found {method}, expected {' or '.join(SVM_METHODS)}")
     solve, limit = SVM_METHODS[method]
     svm = SVM(with_fewer_features(F, lam1), Y, lam1, lam2, tangent_basis(Y))
-    tol = tolerance("group_svm", F)
-    Lam, n_iter = solve(svm, tol, limit if max_iter is None else max_iter)
-    _, W, dD = svm_primal(F, Y, Lam, lam1, lam2)
-    gap = svm_gap(Y, Lam, W, dD, lam1, lam2)
-    return W, Lam, {"n_iter": n_iter, "gap": gap, "converged": gap <= tol}
+    Lam, found, n_iter = solve(svm, tolerance("group_svm", F), max_iter or limit)
+    _, W, _ = svm_primal(F, Y, Lam, lam1, lam2)
+    return W, Lam, {"n_iter": n_iter, **found._asdict()}
 
 
 # The problem, and Q (k, c), an orthonormal basis of the vectors that sum to 0, c = k - 1.
@@ -705,13 +767,44 @@ def label_minus_dual(Y, Lam):
 
 
 def svm_gap(Y, Lam, W, dD, lam1, lam2):
-    """The duality gap P + D - n = <Lam, S>, a sum of what is not negative, over P, (T,)."""
+    """The duality gap P + D - n = <Lam, S>, a sum of what is not negative, over n - P, (T,).
+
+    Relative to P, about n whatever W is, it would not see a W that matters little.
+    """
     xp = array_namespace(Lam)
     low = xp.min(dD, axis=2, keepdims=True)
-    hinge = xp.sum(1 - low[..., 0] - xp.sum(Y * (Y - dD), axis=2), axis=1)
     norms = xp.sum(xp.linalg.vector_norm(W, axis=1), axis=1)
-    P = hinge + lam1 * norms + lam2 / 2 * xp.sum(W * W, axis=(1, 2))
-    return xp.sum(Lam * (dD - low), axis=(1, 2)) / P
+    penalty = lam1 * norms + lam2 / 2 * xp.sum(W * W, axis=(1, 2))
+    gain = xp.sum(low[..., 0] + xp.sum(Y * (Y - dD), axis=2), axis=1) - penalty     # n - P
+    rounding = 10 * Y.shape[1] * xp.finfo(Y.dtype).eps
+    return xp.sum(Lam * (dD - low), axis=(1, 2)) / xp.where(gain > rounding, gain, 1)
+
+
+# What is known of a dual point, (T,): see group_svm.
+Certificate = namedtuple("Certificate", "gap converged strict")
+
+
+def svm_certificate(svm, Lam, tol):
+    """What Newton's method would still change says whether Lam solves its face, {Lam_il = 0} and
+    the active features, and whether ten times that would leave it."""
+    F, Y, lam1, lam2, Q = svm
+    xp = array_namespace(F)
+    V, W, dD = svm_primal(F, Y, Lam, lam1, lam2)
+    gap = svm_gap(Y, Lam, W, dD, lam1, lam2)
+    H = svm_curvature(F, xp.matmul(transpose(Q), V), *bst_slopes(V, lam1), lam2)
+    d = solve_on_face(H, Lam > 0, Q, -dD)
+    error = 10 * xp.max(xp.abs(d), axis=(1, 2))
+    settled = error <= xp.finfo(F.dtype).eps ** 0.5
+    clear = error + xp.finfo(F.dtype).eps ** 0.5
+
+    low = xp.min(dD, axis=2, keepdims=True)
+    scale = xp.max(xp.abs(Y - dD), axis=(1, 2))[:, None, None]      # of the scores
+    off = (dD - low) > clear[:, None, None] * scale
+    on = Lam > clear[:, None, None]
+    apart = xp.abs(xp.linalg.vector_norm(V, axis=1) / safe_divisor(lam1)[:, None] - 1)
+    kinked = (apart <= clear[:, None]) & (lam1 > 0)[:, None]
+    strict = xp.all(on | ((Lam == 0) & off), axis=(1, 2)) & ~xp.any(kinked, axis=1)
+    return Certificate(gap, (gap <= tol) & settled, strict)
 
 
 def gap_at(svm, Lam):
@@ -732,14 +825,16 @@ def svm_pbcd(svm, tol, max_iter):
     L = xp.sum(F * F, axis=2) / lam2[:, None]
     L = xp.where(L > 0, L, 1e-12)                                   # F_i = 0: to the least dD_il
     for n_iter in range(max_iter + 1):
+        V, _, dD = svm_primal(F, Y, Lam, lam1, lam2)
         if n_iter == max_iter or bool(xp.all(gap_at(svm, Lam) <= tol)):
-            return Lam, n_iter
-        V, _, _ = svm_primal(F, Y, Lam, lam1, lam2)
+            S = dD - xp.min(dD, axis=2, keepdims=True)
+            Lam = svm_crossover(svm, Lam, S)
+            return Lam, svm_certificate(svm, Lam, tol), n_iter
         for i in range(F.shape[1]):
             W = block_soft_threshold(V, lam1[:, None, None], axis=1) / lam2[:, None, None]
             dD_i = Y[:, i, :] - matvec(W, F[:, i, :])
             Lam_i = project_simplex(Lam[:, i, :] - dD_i / L[:, i, None])
-            V += outer(Lam[:, i, :] - Lam_i, F[:, i, :])
+            V += outer_product(Lam[:, i, :] - Lam_i, F[:, i, :])
             Lam[:, i, :] = Lam_i
 
 
@@ -753,11 +848,13 @@ def even_duals(Y):
 
 
 def bst_slopes(V, lam1):
-    """flat = (1 - lam1/||V_j||)_+ and along = 1 where ||V_j|| > lam1, else 0, (T, m)."""
+    """flat = (1 - lam1/||V_j||)_+ and along = 1 where ||V_j|| > lam1, else 0, (T, m); all 1 where
+    lam1 = 0, for BST is the identity there."""
     xp = array_namespace(V)
     size, lam1 = xp.linalg.vector_norm(V, axis=1), lam1[:, None]
-    on = size > lam1
-    return xp.where(on, 1 - lam1 / xp.where(on, size, 1), 0), xp.astype(on, V.dtype)
+    on = (size > lam1) | (lam1 == 0)
+    flat = xp.where(on, 1 - lam1 / safe_divisor(size), 0)
+    return flat, xp.astype(on, V.dtype)
 
 
 def svm_curvature(F, V, flat, along, lam2):
@@ -789,34 +886,43 @@ Interior = namedtuple("Interior", "Lam S V p s")
 # A step of a point; V moves with Lam.
 Step = namedtuple("Step", "Lam S p s")
 # The linearised conditions at a point: newton_system.
-Newton = namedtuple("Newton", "A scale flat along unit total miss_p miss_dD")
+Newton = namedtuple("Newton", "A D B along unit total miss_p miss_dD")
 
 
 def svm_interior_point(svm, tol, max_iter):
-    """Lam (T, n, k) and the number of Newton steps.
+    """Lam (T, n, k), its certificate, and the number of Newton steps.
 
-    Once every task's gap is about 1e-7, a crossover is tried before each step.
+    Once every task is nearly solved, a crossover is tried before each step.
     """
     xp = array_namespace(svm.F)
     at = interior_start(svm)
     best = even_duals(svm.Y)
-    best_gap = gap_at(svm, best)
+    found = svm_certificate(svm, best, tol)
     for n_iter in range(max_iter + 1):
-        left = gap_estimate(svm, at)
-        near = (left <= max(1e-7, tol)) | (best_gap <= tol)
-        if n_iter == max_iter or bool(xp.all(near)):
-            for Lam in (at.Lam, svm_crossover(svm, at)):
-                gap = gap_at(svm, Lam)
-                best = xp.where((gap < best_gap)[:, None, None], Lam, best)
-                best_gap = xp.minimum(gap, best_gap)
-        going = (best_gap > tol) & (left > 1e-13)
-        if n_iter == max_iter or not bool(xp.any(going)):
-            return best, n_iter
+        left, mu = gap_estimate(svm, at), mean_product(at.Lam, at.S)[:, 0]
+        last = n_iter == max_iter
+        near = (left <= max(1e-7, tol)) | (mu <= 1e-12) | found.converged
+        if last or bool(xp.all(near)):
+            for Lam in (at.Lam, svm_crossover(svm, at.Lam, at.S)):
+                best, found = better_dual(best, found, Lam, svm_certificate(svm, Lam, tol))
+        going = ~found.converged & (left > 1e-15)
+        if last or not bool(xp.any(going)):
+            return best, found, n_iter
         at = mehrotra_step(svm, at, going, careful=n_iter >= 30)
 
 
+def better_dual(best, found, Lam, certificate):
+    """Of two duals, for each task, that which is converged, or has the smaller gap."""
+    xp = array_namespace(Lam)
+    same = found.converged == certificate.converged
+    take = xp.where(same, certificate.gap < found.gap, certificate.converged)
+    pairs = zip(certificate, found, strict=True)
+    found = Certificate(*(xp.where(take, a, b) for a, b in pairs))
+    return xp.where(take[:, None, None], Lam, best), found
+
+
 def interior_start(svm):
-    """The even Lam, slacks moved up by their mean, and p s a small part of Lam S."""
+    """The even Lam, slacks moved up by their mean, or 1, and p s a small part of Lam S."""
     xp = array_namespace(svm.F)
     Lam = even_duals(svm.Y)
     V, _, dD = svm_primal(*svm[:2], Lam, svm.lam1, svm.lam2)
@@ -842,23 +948,22 @@ def complementary_pair(difference, product):
     """p, s >= 0 of a given difference p - s and product p s."""
     xp = array_namespace(difference)
     large = (xp.abs(difference) + xp.sqrt(difference * difference + 4 * product)) / 2
-    small = product / where_positive(large)
+    small = product / safe_divisor(large)
     positive = difference > 0
     return xp.where(positive, large, small), xp.where(positive, small, large)
 
 
 def gap_estimate(svm, at):
-    """<Lam, S> + <p, s>/lam2 over n - D, (T,), with p for lam2 ||W_j||."""
+    """<Lam, S> + <p, s>/lam2 over D, (T,), with p for lam2 ||W_j||; at the optimum D = n - P."""
     xp = array_namespace(at.S)
-    left = xp.sum((1 - svm.Y) * at.Lam, axis=(1, 2))
-    P = left - xp.sum(at.p * at.p, axis=1) / (2 * svm.lam2)         # n - D
+    D = xp.sum(svm.Y * at.Lam, axis=(1, 2)) + xp.sum(at.p * at.p, axis=1) / (2 * svm.lam2)
     gap = xp.sum(at.Lam * at.S, axis=(1, 2)) + xp.sum(at.p * at.s, axis=1) / svm.lam2
-    return xp.where(P > 0, gap / where_positive(P), xp.inf)
+    return gap / safe_divisor(D)
 
 
 def mehrotra_step(svm, at, going, careful):
     """Predictor, corrector, and the longest step that keeps Lam and S positive; `going` (T,) marks
-    the tasks that move. careful: p and s shorten steps too, for hard problems.
+    the tasks that move. p and s fall to a tenth at most; careful: they shorten steps too.
     """
     xp = array_namespace(at.Lam)
     Lam, S, _, p, s = at
@@ -880,7 +985,11 @@ def mehrotra_step(svm, at, going, careful):
     Lam, S = Lam + t[..., None] * d.Lam, S + t[..., None] * d.S
     V = xp.matmul(transpose(label_minus_dual(svm.Y, Lam)), svm.F)   # afresh: sums of steps drift
     V = xp.matmul(transpose(svm.Q), V)
-    return Interior(Lam, S, V, xp.maximum(p + t * d.p, p / 10), xp.maximum(s + t * d.s, s / 10))
+    kinked = svm.lam1[:, None] > 0
+    size = xp.linalg.vector_norm(V, axis=1)
+    p = xp.where(kinked, xp.maximum(p + t * d.p, p / 10), size)
+    s = xp.where(kinked, xp.maximum(s + t * d.s, s / 10), 0)
+    return Interior(Lam, S, V, p, s)
 
 
 def longest_step(x, dx):
@@ -890,9 +999,22 @@ def longest_step(x, dx):
     return xp.min(xp.where(falls, -x / xp.where(falls, dx, 1), xp.inf), axis=(1, 2))
 
 
+def pivot_bases(Lam):
+    """B (T, n, k, c): for each sample the columns e_l - e_r, r the class of its largest Lam.
+
+    There a large S_l/Lam_l stands alone on the diagonal of a Newton system; in the coordinates of Q
+    it would drown the small entries beside it.
+    """
+    xp, k = array_namespace(Lam), Lam.shape[2]
+    rank = xp.argsort(xp.argsort(-Lam, axis=2, stable=True), axis=2)                # r has 0
+    eye = identity(k - 1, Lam)
+    rows = xp.concat([-xp.ones_like(eye[:1, :]), eye], axis=0)      # (k, c)
+    return xp.reshape(xp.take(rows, xp.reshape(rank, (-1,)), axis=0), (*Lam.shape, k - 1))
+
+
 def newton_system(svm, at):
-    """The matrix of a Newton step in d (T, n c), Lam moving by d Q', scaled to a diagonal of 1;
-    the slopes of a BST smoothed by p and s; and by how much p, s and dD miss their definitions.
+    """The matrix of a Newton step in d (T, n c), Lam moving by B d, scaled to a diagonal of 1; the
+    slopes of a BST smoothed by p and s; and by how much p, s and dD miss their definitions.
     """
     F, Y, lam1, lam2, Q = svm
     xp = array_namespace(F)
@@ -900,18 +1022,20 @@ def newton_system(svm, at):
     c = Q.shape[1]
     unit, size = directions(at.V)
     size = size[:, 0, :]
-    total = where_positive(at.p + at.s)
-    flat, along = at.p / xp.maximum(size, total), at.p / total      # W_j = flat V_j/lam2
-    barrier = xp.matmul(transpose(Q) * (at.S / at.Lam)[..., None, :], Q)            # (T, n, c, c)
-    A = svm_curvature(F, at.V, flat, along, lam2)
+    total = safe_divisor(at.p + at.s)
+    kinked = lam1[:, None] > 0
+    flat = xp.where(kinked, at.p / xp.maximum(size, total), 1)      # W_j = flat V_j/lam2
+    along = xp.where(kinked, at.p / total, 1)
+    B = pivot_bases(at.Lam)
+    barrier = xp.matmul(transpose(B) * (at.S / at.Lam)[..., None, :], B)            # (T, n, c, c)
+    H = svm_curvature(F, at.V, flat, along, lam2)
+    A = on_both_sides(xp.matmul(transpose(B), Q), H)
     A = A + barrier[:, :, :, None, :] * identity(n, F)[:, None, :, None]
-    A = xp.reshape(A, (T, n * c, n * c))
-    scale = 1 / xp.sqrt(xp.sum(A * identity(n * c, F), axis=2))
-    A = regularised(A * scale[:, :, None] * scale[:, None, :])
+    A, D = with_unit_diagonal(xp.reshape(A, (T, n * c, n * c)))
     miss_p = at.p - size + lam1[:, None] - at.s
     W = at.V * (flat / lam2[:, None])[:, None, :]
-    miss_dD = xp.matmul(Y - at.S, Q) - xp.matmul(F, transpose(W))
-    return Newton(A, scale, flat, along, unit, total, miss_p, miss_dD)
+    miss_dD = xp.matmul(xp.matmul(F, transpose(W)), transpose(Q)) - (Y - at.S)      # (T, n, k)
+    return Newton(regularised(A), D, B, along, unit, total, miss_p, miss_dD)
 
 
 def newton_direction(svm, at, system, dLamS, dps):
@@ -919,26 +1043,25 @@ def newton_direction(svm, at, system, dLamS, dps):
     F, Y, _, lam2, Q = svm
     xp = array_namespace(F)
     T, n, _ = Y.shape
-    c = Q.shape[1]
     dp = (dps - at.p * system.miss_p) / system.total                # the part that is not through V
     through_p = xp.matmul(F, transpose(system.unit * (dp / lam2[:, None])[:, None, :]))
-    b = through_p + xp.matmul(dLamS / at.Lam, Q) - system.miss_dD
-    b = xp.reshape(b, (T, n * c, 1)) * system.scale[..., None]
-    d = xp.linalg.solve(system.A, b) * system.scale[..., None]
-    d = xp.reshape(d, (T, n, c))
-    dsize = -xp.sum(system.unit * xp.matmul(transpose(d), F), axis=1)             # V falls by d'F
+    b = xp.matmul(through_p, transpose(Q)) + dLamS / at.Lam + system.miss_dD        # (T, n, k)
+    b = xp.reshape(xp.matmul(transpose(system.B), b[..., None]), (T, -1))
+    d = xp.linalg.solve(system.A, (b / system.D)[..., None])[..., 0] / system.D
+    dLam = xp.matmul(system.B, xp.reshape(d, (T, n, -1, 1)))[..., 0]
+    dV = -xp.matmul(transpose(xp.matmul(dLam, Q)), F)               # (T, c, m)
+    dsize = xp.sum(system.unit * dV, axis=1)
     dp = dp + system.along * dsize
-    dLam = xp.matmul(d, transpose(Q))
     return Step(dLam, (dLamS - at.S * dLam) / at.Lam, dp, dp - dsize + system.miss_p)
 
 
-def svm_crossover(svm, at, steps=3):
+def svm_crossover(svm, Lam, S, steps=3):
     """From a nearly optimal point to an exact Lam: entries with Lam < S are zero, Newton's method
     finds the others."""
     F, Y, lam1, lam2, Q = svm
     xp = array_namespace(F)
-    free = (at.Lam > at.S) | (at.Lam >= xp.max(at.Lam, axis=2, keepdims=True))
-    Lam = xp.where(free, at.Lam, 0)
+    free = (Lam > S) | (Lam >= xp.max(Lam, axis=2, keepdims=True))
+    Lam = xp.where(free, Lam, 0)
     for step in range(steps + 1):
         Lam = Lam / xp.sum(Lam, axis=2, keepdims=True)
         if step == steps or bool(xp.all(gap_at(svm, Lam) <= 1e-12)):
@@ -950,24 +1073,28 @@ def svm_crossover(svm, at, steps=3):
         Lam = xp.maximum(Lam + t * d, 0)
 
 
+def on_both_sides(M, H):
+    """M_i H_ii' M_i'' for symmetric H (T, n, c, n, c) and M (T, n, a, c)  ->  (T, n, a, n, a)."""
+    xp = array_namespace(H)
+    T, n, a, c = M.shape
+    A = xp.reshape(xp.matmul(M, xp.reshape(H, (T, n, c, n * c))), (T, n, a, n, c))
+    A = xp.reshape(xp.permute_dims(A, (0, 3, 4, 1, 2)), (T, n, c, n * a))
+    return xp.reshape(xp.matmul(M, A), (T, n, a, n, a))
+
+
 def solve_on_face(H, free, Q, B):
-    """The least-norm u (T, n, k) with P H P u = P B.
+    """The least-norm u (T, n, k) with P H P u = P B, for H (T, n, c, n, c) in the coordinates of Q.
 
     P projects on {u : u = 0 where not free, rows sum to 0}; P H P + (I - P) is regular wherever
     P H P is on the face.
     """
     xp = array_namespace(B)
     T, n, k = B.shape
-    c = Q.shape[1]
     f = xp.astype(free, B.dtype)
     count = xp.sum(f, axis=2)[..., None, None]
     P = f[..., None] * (identity(k, B) - f[:, :, None, :] / count)  # (T, n, k, k)
-    PQ = xp.matmul(P, Q)                                            # (T, n, k, c)
-    A = xp.matmul(PQ, xp.reshape(H, (T, n, c, n * c)))              # left half
-    A = xp.permute_dims(xp.reshape(A, (T, n, k, n, c)), (0, 3, 4, 1, 2))
-    A = xp.matmul(PQ, xp.reshape(A, (T, n, c, n * k)))              # right half
-    A = xp.reshape(A, (T, n, k, n, k))
-    scale = where_positive(xp.max(xp.abs(A), axis=(1, 2, 3, 4)))[:, None, None, None, None]
+    A = on_both_sides(xp.matmul(P, Q), H)                           # (T, n, k, n, k)
+    scale = safe_divisor(xp.max(xp.abs(A), axis=(1, 2, 3, 4)))[:, None, None, None, None]
     rest = (identity(k, B) - P)[:, :, :, None, :] * identity(n, B)[:, None, :, None]
     A = xp.reshape(A + scale * rest, (T, n * k, n * k))
     u = solve_psd(A, xp.reshape(xp.matmul(P, B[..., None]), (T, n * k)))
@@ -989,7 +1116,7 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
     F (T, n, m), Y and Lam (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam1, dlam2 (T,).
     Valid where neither the set of active features nor the zeros of Lam change.
     """
-    lam1, lam2 = check_problem(F, Y, lam1, lam2)
+    Y, lam1, lam2 = check_problem(F, Y, lam1, lam2)
     xp, Q = array_namespace(F), tangent_basis(Y)
     V, _, dD = svm_primal(F, Y, Lam, lam1, lam2)
     flat, along = bst_slopes(V, lam1)
@@ -1016,7 +1143,7 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
 #     min_phi  J = (1/T) sum_t CE(F_t phi_t, y_t) + alpha/T sum |phi| + beta H(p)
 #     H(p) = - sum_j p_j log p_j,    p_j = sum_t |phi_tj| / s,    s = sum_tj |phi_tj|
 # p_j is the importance of feature j; peaked p means shared features. H couples the tasks, is not
-# convex, and does not see the size of phi: dH/d|phi_tj| = -(log p_j + H)/s, so that J's slope is
+# convex, and does not see the size of phi: dH/d|phi_tj| = -(log p_j + H)/s, so that T J's slope is
 # that of a Lasso in which feature j has the weight alpha - T beta (log p_j + H)/s. A feature that
 # no head uses has an infinite weight and stays off.
 
@@ -1025,7 +1152,7 @@ def importances(phi):
     """p (m,), the share of each feature in the sum of all |phi| (0 where that is 0)."""
     xp = array_namespace(phi)
     A = xp.sum(xp.abs(phi), axis=(0, 1))
-    return A / where_positive(xp.sum(A))
+    return A / safe_divisor(xp.sum(A))
 
 
 def sharing_entropy(phi):
@@ -1036,14 +1163,14 @@ def sharing_entropy(phi):
 
 def log_of_positive(p):
     """log p, and 0 where p = 0."""
-    return array_namespace(p).log(where_positive(p))
+    return array_namespace(p).log(safe_divisor(p))
 
 
 def entropy_slopes(phi):
     """dH/d|phi_tj| = -(log p_j + H)/s, (m,): the same for all tasks; infinite where p_j = 0."""
     xp = array_namespace(phi)
     p = importances(phi)
-    slopes = -(log_of_positive(p) + sharing_entropy(phi)) / where_positive(xp.sum(xp.abs(phi)))
+    slopes = -(log_of_positive(p) + sharing_entropy(phi)) / safe_divisor(xp.sum(xp.abs(phi)))
     return xp.where(p > 0, slopes, xp.inf)
 
 
@@ -1053,8 +1180,8 @@ def entropy_curvature(phi):
     p = importances(phi)
     log_p = log_of_positive(p)
     smooth = 1 + log_p[:, None] + log_p + 2 * sharing_entropy(phi)
-    peaks = identity(p.shape[0], phi) / where_positive(p)
-    return (smooth - peaks) / where_positive(xp.sum(xp.abs(phi))) ** 2
+    peaks = identity(p.shape[0], phi) / safe_divisor(p)
+    return (smooth - peaks) / safe_divisor(xp.sum(xp.abs(phi))) ** 2
 
 
 def sharing_weights(alpha, beta, phi):
@@ -1096,17 +1223,18 @@ def sharing_curvature(F, beta, phi):
 
 
 def sparse_sharing(F, Y, alpha, beta, start=None, stages=5, max_iter=1000):
-    """A local minimum of J, from `start` (T, 1, m) (or 0) at beta = 0, then along growing beta.
+    """A stationary point of J, from `start` (T, 1, m) (or 0) at beta = 0, then along growing beta.
 
     F (T, n, m), Y (T, n, 1) of 0 and 1, alpha > 0 and beta >= 0 numbers  ->  phi (T, 1, m) with
     exact zeros, info with n_iter and
-        gap        sharing_violation over that of the data term at 0; converged: at most 1e-12
+        gap        sharing_violation over that of the data term at 0
+        converged  gap <= 1e-12 in float64, 1e-5 in float32
         entropy    H along the path, one for each of the stages of beta, from 0 on
     An iteration fits a Lasso per task with the weights of phi (beta = 0: Newton's method for the
     logistic Lasso), or takes a Newton step of J on the entries that are not 0, where that halves
     the gap. Raises ValueError as check_problem does.             [F23, our reading]
     """
-    check_sharing(F, Y, alpha, beta)
+    Y = check_sharing(F, Y, alpha, beta)
     xp = array_namespace(F)
     zero = xp.zeros((F.shape[0], 1, F.shape[2]), dtype=F.dtype, device=device(F))
     phi = zero if start is None else start + 0
@@ -1129,14 +1257,16 @@ def sparse_sharing(F, Y, alpha, beta, start=None, stages=5, max_iter=1000):
 
 
 def check_sharing(F, Y, alpha, beta):
-    """Refuse a problem of another shape, or penalties that are not alpha > 0 and beta >= 0."""
+    """Refuse other shapes, labels and penalties, which are alpha > 0 and beta >= 0; returns Y."""
     if not (0 < alpha < float("inf") and 0 <= beta < float("inf")):
         raise ValueError(
             f"alpha and beta: found {alpha} and {beta}, expected a positive number and one that "
             "is not negative")
-    check_problem(F, Y)
+    Y, = check_problem(F, Y)
     if Y.ndim != 3 or Y.shape[2] != 1:
         raise ValueError(f"Y: found {tuple(Y.shape)}, expected one column of 0 and 1 a task")
+    check_labels(Y, "logistic")
+    return Y
 
 
 def sharing_step(F, Y, alpha, beta, phi):
@@ -1170,15 +1300,16 @@ def solve_on_entries(A, S, B):
 
 def weighted_lasso_step(F, Y, weight, alpha, phi):
     """A step of Newton's method for min CE + sum_j weight_j |phi_j| in every task: its quadratic
-    model is a Lasso, of columns F_j alpha/weight_j. Each task takes the longest of a few parts of
-    the step that does not raise its objective.                         [Lee et al. 2006]"""
+    model is a Lasso, of columns root F_j alpha/weight_j with root = sqrt(P (1 - P)); a weight below
+    alpha/10 counts as alpha/10. Each task takes the longest of a few parts of the step that does
+    not raise its objective.                                            [Lee et al. 2006]"""
     xp = array_namespace(F)
     weight = xp.maximum(weight, alpha / 10)                         # a slope may be negative
     scale = alpha / weight                                          # (m,), 0: off
     Z = scores(F, phi)                                              # (T, n, 1)
     P = softmax(Z)
-    curve = xp.sqrt(xp.maximum(P * (1 - P), 1e-10))
-    psi, _ = lasso(F * curve * scale, (curve * Z + (Y - P) / curve)[..., 0], alpha)
+    root = xp.sqrt(xp.maximum(P * (1 - P), 1e-10))
+    psi, _ = lasso(F * root * scale, (root * Z + (Y - P) / root)[..., 0], alpha)
     d = psi[:, None, :] * scale - phi
     weight = xp.where(scale > 0, weight, 0)
 
@@ -1206,7 +1337,7 @@ def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, one_step=False):
     F (T, n, m), phi and dphi (T, 1, m)  ->  dF (T, n, m), dalpha, dbeta. Valid where S does not
     change.
     """
-    check_sharing(F, Y, alpha, beta)
+    Y = check_sharing(F, Y, alpha, beta)
     xp = array_namespace(F)
     T, n, _ = F.shape
     S = phi != 0

@@ -36,10 +36,11 @@ from array_api_compat import array_namespace, device, is_numpy_array
 from threadpoolctl import threadpool_limits
 
 import solvers
-from solvers import matvec, outer, transpose
+from solvers import matvec, outer_product, transpose
 
 # ------------------------------------------------------------------------------ one bilevel problem
-# head(F, y, lam, n_support=None, params=None) -> (loss, dF, dparams, info), of the features alone.
+# head(F, y, lam, n_support=None, params=None) -> (loss, dF, dparams, info), of the features alone;
+# heads of episodes need n_support and params, take label smoothing too, and lam may be a pair.
 # n_support=None fits and scores on the same samples, Problem (6); a number fits on the first
 # n_support samples and scores on the others, Problem (7). params are a head's own, such as a
 # learned scale of the logits. lam is a constant of the differentiation.
@@ -100,7 +101,7 @@ def squared_error(F, y, w):
     T, n, _ = F.shape
     r = (matvec(F, w) - y) / (T * n)                                # (T, n)
     loss = T * n / 2 * xp.sum(r * r)
-    return Outer(loss, dF=outer(r, w), dw=matvec(transpose(F), r))
+    return Outer(loss, dF=outer_product(r, w), dw=matvec(transpose(F), r))
 
 
 def inner_lasso(F, y, lam, n_support=None, params=None):
@@ -123,8 +124,9 @@ def inner_ridge(F, y, lam, n_support=None, params=None):
 
 
 def fit_ridge(F, y, lam):
-    """w (T, m), and no certificate."""
-    return solvers.ridge(F, y, lam), {}
+    """w (T, m), and its certificate."""
+    w = solvers.ridge(F, y, lam)
+    return w, {"gap": solvers.ridge_residual(F, y, lam, w)}
 
 
 def outer_lasso(F, y, lam, n_support=None, params=None):
@@ -143,6 +145,8 @@ def outer_ridge(F, y, lam, n_support=None, params=None):
 
 def outer_penalty(penalty, slope, F, y, lam, n_support):
     """Plain fits, and an outer loss with + 1/T sum_t lam_t sum_j penalty(w_tj) of that slope."""
+    lam = solvers.per_task(lam, F)
+
     def penalised(F, y, w):
         xp, T = array_namespace(w), w.shape[0]
         out = squared_error(F, y, w)
@@ -154,7 +158,7 @@ def outer_penalty(penalty, slope, F, y, lam, n_support):
 
 def fit_least_squares(F, y, lam):
     """Plain least squares, kept regular by a ridge of 1e-7 ||F||_F^2/n."""
-    return solvers.ridge(F, y, 1e-7 * solvers.ridge_lambda_max(F)), {}
+    return fit_ridge(F, y, 1e-7 * solvers.ridge_lambda_max(F))
 
 
 def fit_least_squares_vjp(F, y, lam, w, dw, info):
@@ -183,25 +187,27 @@ def score_loss(Z, Y, smoothing=0.0, loss="logistic"):
 
 def class_loss(params, smoothing=0.0, loss="logistic"):
     """The outer loss of predictors W (T, k, m): that of the scores scale W F_i."""
-    scale = params["scale"] if params else 1
+    scale = (params or {}).get("scale", 1)
 
     def outer_loss(F, Y, W):
         xp = array_namespace(F)
         Z = xp.matmul(F, transpose(W))                              # (T, n, k)
         value, dZ = score_loss(scale * Z, Y, smoothing, loss)
         dW = scale * xp.matmul(transpose(dZ), F)
-        return Outer(value, scale * xp.matmul(dZ, W), dW, {"scale": xp.sum(dZ * Z)}, Z)
+        dparams = {"scale": xp.sum(dZ * Z)} if "scale" in (params or {}) else {}
+        return Outer(value, scale * xp.matmul(dZ, W), dW, dparams, Z)
 
     return outer_loss
 
 
 def inner_group_lasso(F, Y, lam, n_support=None, params=None, smoothing=0.0, loss="squared",
                       max_iter=1000):
-    """W_t = argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}; the outer loss is the same.
+    """W_t = argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}; the outer loss is its
+    first term, of scaled scores and smoothed labels.
 
     loss is "squared" or "logistic". In few-shot episodes max_iter = 200: a Newton step has m k
     unknowns, for a few hundred features; where n < m and lam is below 0.1 of its maximum, sweeps
-    are slow, and the solver stops and says so.                         [L23, Sec. 3.4]
+    are slow, and the solver stops and says so.                         [L23, Problem (6)]
     """
     fit = functools.partial(solvers.group_lasso, loss=loss, max_iter=max_iter)
     fit_vjp = features_only(functools.partial(solvers.group_lasso_vjp, loss=loss))
@@ -277,7 +283,9 @@ def class_shares(Y):
 def sharing_episode(F, Y, lam, n_support, params=None, smoothing=0.0, one_step=False):
     """Sparse heads of binary tasks fitted jointly, which share features; Y (T, n, 1) of 0 and 1.
 
-    lam = (alpha, beta), the weights of the L1 norm and of the entropy.    [F23], our reading
+    lam = (alpha, beta), the weights of the L1 norm and of the entropy. one_step: the inexact
+    adjoint of sparse_sharing_vjp. Not in EPISODE_HEADS: its tasks share one fit.
+                                                                        [F23, our reading]
     """
     def fit(F, Y, lam):
         return solvers.sparse_sharing(F, Y, *lam)
@@ -288,7 +296,7 @@ def sharing_episode(F, Y, lam, n_support, params=None, smoothing=0.0, one_step=F
     return bilevel(fit, fit_vjp, class_loss(params, smoothing), F, Y, lam, n_support)
 
 
-logistic = functools.partial(inner_group_lasso, loss="logistic")
+inner_group_logistic = functools.partial(inner_group_lasso, loss="logistic")
 logistic_lambda_max = functools.partial(solvers.group_lasso_lambda_max, loss="logistic")
 
 HEADS = {  # name -> head, and the scale of its penalty, lambda_max(F, y)
@@ -297,12 +305,12 @@ HEADS = {  # name -> head, and the scale of its penalty, lambda_max(F, y)
     "outer-lasso": (outer_lasso, solvers.lasso_lambda_max),
     "outer-ridge": (outer_ridge, solvers.ridge_lambda_max),
     "inner-group-lasso": (inner_group_lasso, solvers.group_lasso_lambda_max),
-    "inner-group-logistic": (logistic, logistic_lambda_max)}
+    "inner-group-logistic": (inner_group_logistic, logistic_lambda_max)}
 
 EPISODE_HEADS = {
     "svm": svm_episode,
     "ridge": ridge_episode,
-    "logistic": functools.partial(logistic, max_iter=200),
+    "logistic": functools.partial(inner_group_logistic, max_iter=200),
     "prototypes": prototypes_episode}
 
 # ------------------------------------------------------------------------------ objectives
@@ -352,10 +360,11 @@ def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm="batch"):
 
 
 def normalise(F, norm="batch", n_support=None):
-    """Features of mean 0 and variance 1 over each task's samples ("batch") or features ("layer").
+    """Features of mean 0 and variance 1 over the samples of each set ("batch") or its features.
 
-    F (T, n, m); biased variance with 1e-5 added; nothing learned; moments of the first n_support
-    samples only, where given (batch). Without it ||F|| grows and sparsity is lost.  [L23, Sec. 3.4]
+    F (G, n, m), or (T, n, m) where each task has its own; biased variance with 1e-5 added; nothing
+    learned; moments of the first n_support samples only, where given (batch). Without it ||F||
+    grows and sparsity is lost.                                   [L23, Sec. 3.4, App. D.2.3]
     """
     xp = array_namespace(F)
     if n_support is not None and norm != "batch":
@@ -639,7 +648,7 @@ def quarters(shape):
 #                 dV = windows(X)' dout       where dX is not needed
 
 
-# What conv2d keeps: X (N, H/s, W/s, C') padded, V (q^2, C', O), and its settings.
+# What conv2d keeps: X (N, (H + 2 pad)/s, (W + 2 pad)/s, C'), V (q^2, C', O), and its settings.
 ConvCache = namedtuple("ConvCache", "X V W_shape stride pad need_dx bias")
 
 
@@ -1017,7 +1026,7 @@ def moments_of_blocks(blocks):
 
 
 class DropBlock:
-    """drop_block in training; its key is state["drop"], which Encoder counts on."""
+    """drop_block in training; its key is state["drop"], whose count Encoder.forward raises."""
 
     shapes = {}
 
@@ -1109,9 +1118,10 @@ class Encoder:
         self.shapes = layer.shapes
 
     def init(self, rng, dtype=None, xp=None, device=None):
-        """params and state. Weights W are N(0, 2/fan_in), biases b 0, scales g 1; rng is NumPy's.
+        """params and state: weights *.W are N(0, 2/fan_in), biases *.b 0, scales *.g 1.
 
-        state: running moments of every batch norm; the key of DropBlock.  [He et al. 2015]
+        rng is NumPy's. state: running moments of every batch norm; the key of DropBlock.
+                                                                        [He et al. 2015]
         """
         xp = xp or array_api_compat.numpy
         on = {"dtype": dtype or xp.float32, "device": device}

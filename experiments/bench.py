@@ -377,9 +377,8 @@ def shortcut(F, Y, lam1, lam2, counts=(5, 50, 500, 5000)):
     the implicit system itself is solved exactly in all rows.
     """
     lam2 = lam2 + 0 * lam1
-    T, k, m = F.shape[0], Y.shape[2], F.shape[2]
-    dW = np.random.default_rng(1).standard_normal((T, k, m))
     W, Lam, _ = solvers.group_svm(F, Y, lam1, lam2)
+    dW = np.random.default_rng(1).standard_normal(W.shape)
     dF, _, _ = solvers.group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW)
     for steps in counts:
         W_early, Lam_early = projected_gradient(F, Y, lam1, lam2, steps)

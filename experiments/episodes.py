@@ -1,10 +1,10 @@
 """episodes.py -- where few-shot episodes come from.                             [L23, Sec. 5.2]
 
-A source has splits "train", "val" and "test", whose classes are disjoint, and
+A source has splits "train", "val" and "test", of disjoint classes (3D Shapes: images), and
     sample(rng, split, way, shot, query) -> index (n,), Y (n, way)
         one-hot labels; the way * shot support samples first, then way * query others
     images(split, index, xp, device, rng=None) -> x (n, H, W, C) float32 in [0, 1]
-        augmented where rng is given
+        augmented where rng is given (3D Shapes: not)
     image_shape
 
 Labelled images are a dict split -> (images (N, H, W, C) uint8, class names (N,)): glyphs, omniglot
@@ -74,8 +74,8 @@ def jitter_colours(rng, x, strength=0.4):
     In this order (MetaOptNet: in a random order, and borders of zeros).
     """
     N = len(x)
-    flip = rng.random(N)[:, None, None, None] < 0.5
-    x = np.where(flip, x, x[:, :, ::-1]).astype(np.float32)
+    keep = rng.random(N)[:, None, None, None] < 0.5
+    x = np.where(keep, x, x[:, :, ::-1]).astype(np.float32)
     factors = rng.uniform(1 - strength, 1 + strength, (3, N, 1, 1, 1)).astype(np.float32)
     brightness, contrast, saturation = factors
     x = np.clip(x * brightness, 0, 255)
@@ -118,7 +118,8 @@ def glyphs(side=28):
     """Letters and digits of 16 fonts that matplotlib ships, split by script: Latin to train, Greek
     and digits to validate, Cyrillic to test.
 
-    A class is a character, its images the fonts; characters of equal outlines are one class.
+    A class is a character, its images the fonts; a character that looks like an earlier one in
+    some font is left out.
     """
     fonts = load_fonts(0.75 * side)
     common = sorted(set.intersection(*(set(font.get_charmap()) for font in fonts)))
@@ -298,7 +299,7 @@ def load_splits(folder):
 
 class ShapesEpisodes:
     """Episodes of 3D Shapes whose classes are sparse linear functions of the standardised factors
-    z, what [L23] assumes of its tasks: argmax_l W_l.z, W (way, 6) Gaussian on one to three factors.
+    z, what [L23] assumes of its tasks: argmax_l W_l.z, W_l Gaussian on one to three factors.
 
     Training, validation and test have 70, 10 and 20 % of the images.
     """
@@ -315,8 +316,8 @@ class ShapesEpisodes:
         size = shot + query
         for _ in range(100):                                        # until every class has enough
             on = rng.choice(6, rng.integers(1, 4), replace=False)
-            drawn = rng.choice(self.members[split], 60 * way * size // 10)
-            W = rng.standard_normal((len(on), way))
+            drawn = rng.choice(self.members[split], 6 * way * size)
+            W = rng.standard_normal((len(on), way))                     # column l is W_l
             label = (self.z[drawn][:, on] @ W).argmax(axis=1)
             classes = [np.unique(drawn[label == c]) for c in range(way)]
             if min(map(len, classes)) >= size:

@@ -107,7 +107,12 @@ def fewshot(config):
         x = [source.images("train", part.ravel(), xp, device, rng) for part in parts]
         return x, xp.asarray(Y, device=device)
 
-    encode = functools.partial(encode_episodes, config, encoder, source, xp, device)
+    def encode(params, state, split, count):
+        """`count` episodes of a split, Encoded, the same ones at every call."""
+        size = Size(config.way, config.shot, config.query)
+        index, Y = draw_episodes(np.random.default_rng(30_000), source, split, size, count)
+        images = functools.partial(source.images, split, xp=xp, device=device)
+        return encode_episodes(encoder, params, state, images, index, Y)
 
     def measure(params, state, info):
         accuracy = evaluate(config, encode(params, state, "val", 50)).accuracy
@@ -221,14 +226,8 @@ Evaluation = namedtuple("Evaluation", "accuracy solved used dead")
 Encoded = namedtuple("Encoded", "F place Y head")
 
 
-def encode_episodes(config, encoder, source, xp, device, params, state, split, count):
-    """`count` episodes of a split, always the same ones, Encoded."""
-    size = Size(config.way, config.shot, config.query)
-    index, Y = draw_episodes(np.random.default_rng(30_000), source, split, size, count)
-
-    def images(some):
-        return source.images(split, some, xp, device)
-
+def encode_episodes(encoder, params, state, images, index, Y):
+    """The episodes of images(index), index (T, n) and Y (T, n, way), Encoded."""
     different, place = np.unique(index, return_inverse=True)
     F = encode_in_batches(encoder, params, state, images, different, batch=200)
     own = sparsedis.head_params(params)

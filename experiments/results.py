@@ -1,7 +1,7 @@
-"""results.py -- the folder of a run, RESULTS/<experiment>/<name>/; nothing else handles its files.
+"""results.py -- the folder of a run, RESULTS/<experiment>/<name>/.
 
     config.json       the settings, and a digest of the code that made the result
-    metrics.jsonl     a line every 25th of the steps: step, loss, nonzero, scores, seconds
+    metrics.jsonl     at least 25 lines: step, loss, nonzero, scores, seconds, unsolved tasks
     checkpoint.npz    parameters, state, optimiser, step, seed, and how to build the encoder
     *.png, *.npz      figures and arrays of the experiment
     result.json       last: the scores; a run that has one is not run again
@@ -217,7 +217,7 @@ class Run:
 
 
 class Log:
-    """A line of metrics.jsonl and a checkpoint every 25th of the steps, and a progress bar."""
+    """At least 25 lines of metrics.jsonl and checkpoints, evenly spaced, and a progress bar."""
 
     def __init__(self, folder, training, measure, start, seed):
         self.folder, self.training = folder, training

@@ -232,7 +232,8 @@ def features_run(config, features, i, method, run):
     end, _ = run.train(training, no_scores, xp, device, part=f"{method}-{i}")
     F = encode_in_batches(encoder, end.params, {}, rows_of, np.arange(len(x)))
     even = tasks.rows(np.random.default_rng(20_000), 1000, True)
-    right = refit = predict(F, y, k, even, rows) == y[rows]
+    refit = predict(F, y, k, even, rows) == y[rows]
+    right = refit                                                   # sharing has no head to keep
     if method != "sharing":
         logits = encode_in_batches(net, end.params, {}, rows_of, rows)
         right = logits.argmax(axis=1) == y[rows]

@@ -2,6 +2,7 @@
 
 import warnings
 
+import fuzz_solvers
 import numpy as np
 import pytest
 from conftest import to_numpy
@@ -342,7 +343,7 @@ def svm_problem(T, n, m, k, seed=0, signal=0.5, relu=False):
 
 
 def duality_gap(F, Y, lam1, lam2, W, Lam, half=0.5):
-    """P + D - n relative to P, of one task, from the formulas in words: hinge, norms, dual."""
+    """P + D - n over n - P (1 where W gains nothing), of one task, from the formulas in words."""
     scores, hinge = F @ W.T, 0.0
     for i, y in enumerate(Y.argmax(axis=1)):
         hinge += max(scores[i, l] - scores[i, y] + (l != y) for l in range(Y.shape[1]))
@@ -350,7 +351,8 @@ def duality_gap(F, Y, lam1, lam2, W, Lam, half=0.5):
     P = hinge + lam1 * norms.sum() + lam2 / 2 * (norms**2).sum()
     V = (Y - Lam).T @ F
     D = half / lam2 * (np.maximum(np.linalg.norm(V, axis=0) - lam1, 0) ** 2).sum() + (Y * Lam).sum()
-    return abs(P + D - len(F)) / P
+    gain = len(F) - P
+    return abs(P + D - len(F)) / (gain if gain > 1e-13 * len(F) else 1)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.003, 0.1, 0.6])
@@ -865,3 +867,179 @@ def test_a_task_of_one_sample_and_one_feature_and_constant_labels():
     assert info["converged"].all()
     constant = one_sample(np.random.default_rng(0).standard_normal((2, 9, 4)), np.zeros((2, 9)))
     assert not constant[0].any() and constant[1]["converged"].all()
+
+
+# ------------------------------------------------------------------------ what once went wrong
+
+
+def episode(seed, noise):
+    """5-way 5-shot, 640 features of unit norm around the means of classes."""
+    rng = np.random.default_rng(seed)
+    F = np.repeat(rng.standard_normal((5, 640)), 5, axis=0)
+    F += noise * rng.standard_normal(F.shape)
+    F /= np.linalg.norm(F, axis=1, keepdims=True)
+    return F[None], np.repeat(np.eye(5), 5, axis=0)[None]
+
+
+def slope_of_svm(F, Y, lam1, lam2, dF, dW, h):
+    """<dW, W> differentiated along dF by differences."""
+    W = [solvers.group_svm(F + t * dF, Y, lam1, lam2)[0] for t in (-h, h)]
+    return np.sum(dW * (W[1] - W[0])) / (2 * h)
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_a_converged_svm_has_exact_gradients(noise):
+    for seed in range(12):
+        F, Y = episode(seed, noise)
+        lam1 = 0.1 * solvers.svm_lambda_max(F, Y)
+        W, Lam, info = solvers.group_svm(F, Y, lam1, 10.0)
+        assert info["converged"][0] and info["strict"][0] and (Lam == 0).any()
+        rng = np.random.default_rng(seed)
+        dF, dW = rng.standard_normal(F.shape), rng.standard_normal(W.shape)
+        told = np.sum(dF * solvers.group_svm_vjp(F, Y, lam1, 10.0, W, Lam, dW)[0])
+        slope = slope_of_svm(F, Y, lam1, 10.0, dF, dW, 1e-7)
+        assert abs(told - slope) <= 1e-4 * max(abs(slope), 1)
+
+
+def test_an_svm_of_small_features_is_solved_in_units_of_what_it_gains():
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        F, Y = rng.standard_normal((1, 15, 8)), np.eye(3)[rng.integers(3, size=15)][None]
+        for scale in (1e-3, 1e-4):
+            W, Lam, info = solvers.group_svm(scale * F, Y, 0.0, 1.0)
+            same, _, _ = solvers.group_svm(F, Y, 0.0, 1.0 / scale**2)   # the same problem
+            assert info["converged"][0]
+            np.testing.assert_allclose(scale * W, same, rtol=1e-6, atol=1e-7 * abs(same).max())
+            dF, dW = rng.standard_normal(F.shape), rng.standard_normal(W.shape)
+            told = np.sum(dF * solvers.group_svm_vjp(scale * F, Y, 0.0, 1.0, W, Lam, dW)[0])
+            slope = slope_of_svm(scale * F, Y, 0.0, 1.0, dF, dW, 1e-6 * scale)
+            assert abs(told - slope) <= 1e-4 * max(abs(slope), 1)
+
+
+def test_a_gap_is_not_enough_for_an_svm_to_converge():
+    F, Y = episode(0, 1.0)
+    lam1 = 0.1 * solvers.svm_lambda_max(F, Y)
+    Y, lam1, lam2 = solvers.check_problem(F, Y, lam1, 10.0)
+    _, Lam, _ = solvers.group_svm(F, Y, lam1, 10.0)
+    svm = solvers.SVM(F, Y, lam1, lam2, solvers.tangent_basis(Y))
+    near = (Lam + 1e-10) / (Lam + 1e-10).sum(axis=2, keepdims=True)     # no exact zeros
+    right, wrong = (solvers.svm_certificate(svm, a, 1e-8) for a in (Lam, near))
+    assert right.gap[0] <= 1e-8 and wrong.gap[0] <= 1e-8
+    assert right.converged[0] and not wrong.converged[0]
+
+
+def test_a_kink_is_not_strict():
+    F, Y = svm_problem(1, 20, 5, 2)
+    lam1 = solvers.svm_lambda_max(F, Y)
+    _, _, info = solvers.group_svm(F, Y, lam1, 1.0)                       # W = 0, only just
+    assert info["converged"][0] and not info["strict"][0]
+    _, _, info = solvers.group_svm(F, Y, 1.3 * lam1, 1.0)
+    assert info["converged"][0]
+
+
+def test_svm_without_lam1_and_a_feature_that_starts_at_zero():
+    F = np.array([[[0.0, 1], [1, 1], [2, 1], [3, 1]]])
+    Y = np.eye(2)[[0, 0, 1, 1]][None]
+    W, Lam, info = solvers.group_svm(F, Y, 0.0, 1.0)
+    assert info["converged"][0]
+    hinge = sum(max(1 - Y[0, i, l] + (W[0, l] - W[0, Y[0, i].argmax()]) @ F[0, i] for l in (0, 1))
+                for i in range(4))
+    assert hinge + np.sum(W**2) / 2 == pytest.approx(1.5, abs=1e-9)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        F = np.append(rng.standard_normal((1, 20, 4)), np.ones((1, 20, 1)), axis=2)
+        Y = np.repeat(np.eye(2), 10, axis=0)[None]
+        W, Lam, info = solvers.group_svm(F, Y, 0.0, 1.0)
+        assert info["converged"][0] and duality_gap(F[0], Y[0], 0.0, 1.0, W[0], Lam[0]) <= 1e-8
+
+
+def test_without_a_penalty_nothing_is_kinked():
+    """A weight that happens to be 0 still moves with the data."""
+    F = np.array([[[1.0, 1], [1, -1], [-1, 1], [-1, -1]]])
+    y, dw = 2 * F[:, :, 0], np.array([[0.0, 1.0]])
+    w, _ = solvers.lasso(F, y, 0.0)
+    np.testing.assert_allclose(w, [[2, 0]], atol=1e-12)
+    w = np.array([[2.0, 0.0]])
+    _, dy, _ = solvers.lasso_vjp(F, y, 0.0, w, dw)
+    np.testing.assert_allclose(dy, F[:, :, 1] / 4)
+
+    Y, W, dW = np.stack([y, y], axis=2), np.array([[[2.0, 0], [2, 0]]]), np.ones((1, 2, 2))
+    dF, _ = solvers.group_lasso_vjp(F, Y, 0.0, W, dW)
+    h, direction = 1e-6, np.random.default_rng(0).standard_normal(F.shape)
+    fits = [solvers.group_lasso(F + t * direction, Y, 0.0)[0].sum() for t in (-h, h)]
+    assert np.sum(dF * direction) == pytest.approx((fits[1] - fits[0]) / (2 * h), rel=1e-6)
+
+    F, Y = svm_problem(1, 20, 4, 3)
+    F[:, :, 3] = 0                                                       # V_3 = 0, W_3 = 0
+    W, Lam, _ = solvers.group_svm(F, Y, 0.0, 50.0)
+    direction = np.random.default_rng(0).standard_normal(F.shape)
+    dW = np.random.default_rng(1).standard_normal(W.shape)
+    told = np.sum(direction * solvers.group_svm_vjp(F, Y, 0.0, 50.0, W, Lam, dW)[0])
+    assert told == pytest.approx(slope_of_svm(F, Y, 0.0, 50.0, direction, dW, 1e-6), rel=1e-5)
+
+
+def test_ridge_in_mixed_units():
+    rng = np.random.default_rng(0)
+    F = rng.standard_normal((1, 50, 3)) * [1e8, 1, 1]
+    y = F[0, :, 1:] @ [1.0, -1.0]
+    w = solvers.ridge(F, y[None], 1e-3)
+    assert np.abs(w[0, 1:] - [1, -1]).max() < 5e-3
+    assert solvers.ridge_residual(F, y[None], 1e-3, w)[0] <= 1e-10
+    assert solvers.ridge_residual(F, y[None], 1e-3, w * [1, 1.01, 1])[0] > 1e-4
+
+
+def test_least_norm_in_mixed_units():
+    """Of two equal columns, the solution of least norm shares the weight, whatever their unit."""
+    a = np.random.default_rng(0).standard_normal(20)
+    for unit in (1e-6, 1.0, 1e6):
+        F = np.stack([unit * a, unit * a, np.roll(a, 3)], axis=1)[None]
+        w = solvers.ridge(F, (2 * unit * a)[None], 0.0)
+        np.testing.assert_allclose(w[0], [1, 1, 0], atol=1e-6 * max(unit, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, bool])
+def test_integer_labels_are_converted_and_integer_features_refused(dtype):
+    F, Y = svm_problem(2, 20, 5, 3)
+    top, same = (solvers.group_lasso_lambda_max(F, a) for a in (Y, Y.astype(dtype)))
+    np.testing.assert_array_equal(top, same)
+    fits = [solvers.group_svm(F, labels, 0.1, 1.0) for labels in (Y, Y.astype(dtype))]
+    np.testing.assert_array_equal(fits[0][0], fits[1][0])
+    F_int = (100 * F).astype(dtype)
+    for refused in (
+        lambda: solvers.lasso_lambda_max(F_int, Y[..., 0].astype(dtype)),
+        lambda: solvers.ridge_lambda_max(F_int),
+        lambda: solvers.svm_lambda_max(F_int, Y),
+        lambda: solvers.group_svm(F_int, Y, 0.1, 1.0),
+    ):
+        with pytest.raises(ValueError, match="real floating"):
+            refused()
+
+
+def test_labels_that_a_loss_does_not_take_are_refused():
+    F, Y = svm_problem(2, 20, 5, 3)
+    soft = np.full_like(Y, 1 / 3)
+    assert solvers.group_lasso(F, soft, 0.1, "logistic")[1]["converged"].all()
+    for bad in (2 * Y, Y - 0.5, -Y, np.where(Y > 0, np.nan, 0)):
+        for refused in (
+            lambda Y: solvers.group_lasso(F, Y, 0.1, "logistic"),
+            lambda Y: solvers.group_lasso_lambda_max(F, Y, "logistic"),
+            lambda Y: solvers.group_svm(F, Y, 0.1, 1.0),
+            lambda Y: solvers.svm_lambda_max(F, Y),
+        ):
+            with pytest.raises(ValueError):
+                refused(bad)
+    with pytest.raises(ValueError, match="one-hot"):
+        solvers.group_svm(F, soft, 0.1, 1.0)
+    with pytest.raises(ValueError, match="finite"):
+        solvers.ridge_classes(F, np.where(Y > 0, np.nan, 0), 0.1)
+    signs = 2 * Y[:, :, :1] - 1
+    with pytest.raises(ValueError, match="probabilities"):
+        solvers.sparse_sharing(F, signs, 0.1, 0.0)
+
+
+@pytest.mark.parametrize("fuzz", fuzz_solvers.FUZZ, ids=lambda fuzz: fuzz.__name__)
+def test_a_certificate_is_right_or_false(fuzz):
+    """Against cvxpy, on thirteen problems of each kind; fuzz_solvers.py tries hundreds."""
+    told = [fuzz_solvers.check(fuzz, seed) for seed in range(1000, 1013)]
+    assert not [text for text in told if text and not text.startswith("not converged")]
+    assert sum(text is None for text in told) >= 10
