@@ -17,10 +17,13 @@ Few-shot episodes are in experiments/episodes.py.
 import colorsys
 import contextlib
 import functools
+import getpass
 import hashlib
+import math
 import os
 import shutil
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections import namedtuple
@@ -278,8 +281,11 @@ class FactorGrid:
     """Images of every combination of factors, the last running fastest.
 
     .factors (N, d) indices, named .names, with .levels values; .images(index, xp, device) ->
-    (len(index), 64, 64, 3) float32 in [0, 1].
+    (..., 64, 64, 3) float32 in [0, 1], for whatever indexes the rows of an array of NumPy.
+    A subclass gives names and levels, and draws or reads images of row numbers (B,).
     """
+
+    stored = None                                                       # StoredImages of a file
 
     def __init__(self):
         index = np.unravel_index(np.arange(np.prod(self.levels)), self.levels)
@@ -288,10 +294,13 @@ class FactorGrid:
     def __len__(self):
         return len(self.factors)
 
+    def rows(self, index):
+        """The numbers of the rows that an index means, negative ones as in NumPy, masks, slices."""
+        return np.arange(len(self))[index]
+
     def fingerprint(self):
-        """Names the content: factors and a few images."""
-        some = np.linspace(0, len(self) - 1, 16).astype(int)
-        content = self.factors.tobytes() + np.asarray(self.images(some)).tobytes()
+        """Names the content: factors and all images of a file."""
+        content = self.factors.tobytes() + self.stored.digest.encode()
         return hashlib.sha256(content).hexdigest()[:10]
 
 
@@ -306,16 +315,18 @@ class Shapes3D(FactorGrid):
 
     def __init__(self, path=None):
         super().__init__()
-        self.path = None if path is None else Path(path)
         if path is not None:
-            self.stored, self.factors = open_hdf5(self.path)
+            self.stored, self.factors = open_hdf5(Path(path))
 
     def images(self, index, xp=array_api_compat.numpy, device=None):
-        if self.path is not None:
-            return xp.astype(xp.asarray(self.stored[index], device=device), xp.float32) / 255
-        factors = self.factors[index].astype(np.int64)
+        rows = self.rows(index)
+        if self.stored is not None:
+            x = self.stored.read(np.ravel(rows)).reshape(*rows.shape, SIDE, SIDE, 3)
+            return xp.astype(xp.asarray(x, device=device), xp.float32) / 255
+        factors = self.factors[np.ravel(rows)].astype(np.int64)
         geometry = np.ravel_multi_index(tuple(factors[:, 3:].T), LEVELS[3:])
-        return compose(geometry, factors[:, :3], xp, device)
+        x = compose(geometry, factors[:, :3], xp, device)
+        return x if rows.ndim == 1 else xp.reshape(x, (*rows.shape, SIDE, SIDE, 3))
 
 
 def open_hdf5(path):
@@ -327,10 +338,10 @@ def open_hdf5(path):
             check_layout(path, file)
             factors = factors_of_labels(path, file["labels"][:])
             images = file["images"]
-            blocks = (images[rows].tobytes() for rows in row_blocks(images))
+            blocks = (images[rows] for rows in row_blocks(images))
             return unpack_images(path, images.shape, blocks), factors
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, RuntimeError, KeyError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(f"{path}: cannot be read or unpacked ({reason})") from None
 
 
@@ -368,60 +379,91 @@ def row_blocks(images, rows=2048):
     return [slice(i, i + step) for i in range(0, len(images), step)]
 
 
+# Images are unpacked once, for fast random access, into PATH.images.npy; PATH.images.npz keeps what
+# it was made from, PATH's size, time and inode, the digest of all images, and a CRC-32 of each.
+
+
 class StoredImages:
-    """Images (N, ...) uint8 of an .npy file, read row by row.
+    """Images (N, ...) uint8 of such a file, read row by row; `digest` names their content.
 
     Memory-mapped, every row ever read would count as memory.
     """
 
-    def __init__(self, path):
-        self.file = open(path, "rb")
+    def __init__(self, cache, made_from):
+        with np.load(cache.with_suffix(".npz"), allow_pickle=False) as file:
+            told, self.digest, self.checksums = (
+                file[name] for name in ("made_from", "digest", "checksums"))
+        self.path, self.digest = cache, str(self.digest)
+        self.lock, self.file = threading.Lock(), open(cache, "rb")
         np.lib.format.read_magic(self.file)
-        self.shape, _, self.dtype = np.lib.format.read_array_header_1_0(self.file)
-        self.start, self.row = self.file.tell(), int(np.prod(self.shape[1:]))
+        self.shape, _, dtype = np.lib.format.read_array_header_1_0(self.file)
+        self.start, self.row = self.file.tell(), math.prod(self.shape[1:])
         size = self.start + self.shape[0] * self.row
-        if self.dtype != np.uint8 or path.stat().st_size != size:
-            raise ValueError(f"{path}: not the unpacked images")
+        if str(told) != made_from or dtype != np.uint8 or cache.stat().st_size != size:
+            raise ValueError(f"{cache}: damaged, or made from another file")
 
-    def __getitem__(self, index):
-        file = self.file.fileno()
-        rows = [os.pread(file, self.row, self.start + int(i) * self.row) for i in index]
-        return np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), *self.shape[1:])
+    def read(self, rows):
+        """The images of row numbers (B,); ValueError where one is not what was written."""
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for row, image in zip(rows, out, strict=True):
+            with self.lock:
+                self.file.seek(self.start + int(row) * self.row)
+                self.file.readinto(image)
+            if zlib.crc32(image) != self.checksums[row]:
+                raise ValueError(f"{self.path}: row {row} is damaged; remove the file")
+        return out
 
 
 def unpack_images(path, shape, blocks):
-    """The images of PATH.images.npy, which is written first, from blocks of bytes, where it is
-    missing, older than PATH, damaged, or of another shape."""
-    cache = cache_path(path)
-    if cache.is_file() and cache.stat().st_mtime >= path.stat().st_mtime:
-        with contextlib.suppress(ValueError):
-            stored = StoredImages(cache)
-            if stored.shape == shape:
-                return stored
-    free = shutil.disk_usage(cache.parent).free
-    if free < 1.02 * np.prod(shape):
+    """The StoredImages of PATH, unpacked first, from blocks of images, where there are none."""
+    cache, status = cache_path(path), path.stat()
+    made_from = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino} {shape}"
+    with contextlib.suppress(Exception):                                # missing, damaged or old
+        return StoredImages(cache, made_from)
+    free, needed = shutil.disk_usage(cache.parent).free, math.prod(shape)
+    if free < 1.02 * needed:
         raise ValueError(
-            f"{cache}: {np.prod(shape) / 1e9:.1f} GB are needed to unpack the images, "
+            f"{cache}: {needed / 1e9:.1f} GB are needed to unpack the images, "
             f"{free / 1e9:.1f} are free")
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    new = cache.with_name(f"{cache.name}.{os.getpid()}.new")
+    new = [cache.with_suffix(f".{os.getpid()}.new{kind}") for kind in (".npy", ".npz")]
     try:
-        with open(new, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for block in tqdm(blocks, desc=f"unpacking {path.name}", disable=None):
-                file.write(block)
-        os.replace(new, cache)
+        digest, checksums = write_images(new[0], shape, blocks, path.name)
+        np.savez(new[1], made_from=made_from, digest=digest, checksums=checksums)
+        for file in new:
+            os.replace(file, cache.with_suffix(file.suffix))
     finally:
-        new.unlink(missing_ok=True)
-    return StoredImages(cache)
+        for file in new:
+            file.unlink(missing_ok=True)
+    return StoredImages(cache, made_from)
+
+
+def write_images(path, shape, blocks, name):
+    """Write blocks of images as one .npy file  ->  the digest of all, and a CRC-32 of each."""
+    digest, checksums = hashlib.sha256(), []
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in tqdm(blocks, desc=f"unpacking {name}", disable=None):
+            file.write(block)
+            digest.update(block)
+            checksums += [zlib.crc32(image) for image in block]
+    if len(checksums) != shape[0]:
+        raise ValueError(f"found {len(checksums)} images, expected {shape[0]}")
+    return digest.hexdigest(), np.array(checksums, np.uint32)
 
 
 def cache_path(path):
-    """PATH.images.npy, or a file of the temporary folder where PATH's cannot be written."""
+    """PATH.images.npy, or a file in a folder of the user's own where PATH's cannot be written."""
     if os.access(path.parent, os.W_OK):
         return path.with_name(path.name + ".images.npy")
+    home = Path(tempfile.gettempdir()) / f"sparsedis-{getpass.getuser()}"
+    home.mkdir(mode=0o700, exist_ok=True)
+    status = home.lstat()
+    mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    if home.is_symlink() or not mine or status.st_mode & 0o077:
+        raise ValueError(f"{home}: not a folder of yours alone; remove it to unpack images there")
     name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"{path.name}.{name}.images.npy"
+    return home / f"{path.name}.{name}.images.npy"
 
 
 # dSprites, rendered after its published description, with sizes of our choice, for no original was
@@ -441,18 +483,18 @@ class DSprites(FactorGrid):
 
     def __init__(self, path=None):
         super().__init__()
-        self.path = None if path is None else Path(path)
         if path is not None:
-            self.stored, self.factors = open_dsprites(self.path, self.levels)
+            self.stored, self.factors = open_dsprites(Path(path), self.levels)
 
     def images(self, index, xp=array_api_compat.numpy, device=None):
-        x = self.stored[index] if self.path is not None else self.render(index)
-        x = xp.asarray(x, device=device)[..., None]
-        return xp.astype(xp.repeat(x, 3, axis=3), xp.float32)
+        rows = self.rows(index)
+        x = (self.render if self.stored is None else self.stored.read)(np.ravel(rows))
+        x = xp.asarray(x.reshape(*rows.shape, SIDE, SIDE, 1), device=device)
+        return xp.astype(xp.repeat(x, 3, axis=-1), xp.float32)
 
-    def render(self, index):
-        """A window of each image's sprite, (len(index), 64, 64) of 0 and 1."""
-        factors = self.factors[index].astype(int)
+    def render(self, rows):
+        """A window of each image's sprite, (B, 64, 64) of 0 and 1."""
+        factors = self.factors[rows].astype(int)
         drawn = sprites()[np.ravel_multi_index(factors[:, :3].T, self.levels[:3])]
         corners = 31 - factors[:, 3:]
         windows = zip(drawn, corners, strict=True)
@@ -493,23 +535,32 @@ def open_dsprites(path, levels):
             np.lib.format.read_magic(images)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(images)
             check_dsprites(shape, fortran, dtype, factors, levels)
-            blocks = iter(lambda: images.read(1 << 22), b"")
-            return unpack_images(path, shape, blocks), factors[:, 1:].astype(np.int8)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            return unpack_images(path, shape, sprite_blocks(images)), factors[:, 1:].astype(np.int8)
+    except Exception as error:                                          # zips fail in many ways
         raise ValueError(
             f"{path}: expected imgs (N, 64, 64) uint8 and latents_classes (N, 6) ({error})"
         ) from None
 
 
 def check_dsprites(shape, fortran, dtype, factors, levels):
-    """Refuse arrays of another shape, order or dtype, and classes out of range."""
+    """Refuse arrays of another shape, order or dtype, and classes that are none."""
     top = (1, *levels)
-    N = len(factors)
-    fits = factors.shape[1:] == (6,) and N > 0 and shape == (N, SIDE, SIDE)
-    if not fits or fortran or dtype != np.uint8 or (factors < 0).any() or (factors >= top).any():
-        raise ValueError(
-            f"found imgs {shape} {dtype} and latents_classes {factors.shape}, or classes beyond "
-            f"{top}")
+    fits = factors.ndim == 2 and factors.shape[1] == 6 and shape == (len(factors), SIDE, SIDE)
+    if not fits or len(factors) == 0 or fortran or dtype != np.uint8:
+        raise ValueError(f"found imgs {shape} {dtype} and latents_classes {factors.shape}")
+    if factors.dtype.kind not in "iuf":
+        raise ValueError(f"found latents_classes of {factors.dtype}")
+    if not ((factors >= 0) & (factors < top) & (factors % 1 == 0)).all():
+        raise ValueError(f"found a class that is no whole number below {top}")
+
+
+def sprite_blocks(file, rows=1024):
+    """The binary images of an opened imgs.npy, behind its header, some at a time."""
+    while block := file.read(rows * SIDE * SIDE):
+        x = np.frombuffer(block, np.uint8).reshape(-1, SIDE, SIDE)
+        if x.max() > 1:
+            raise ValueError(f"found a pixel of {x.max()}, expected 0 and 1")
+        yield x
 
 
 # ------------------------------------------------------------------------------ 3D Shapes, rendered

@@ -10,7 +10,7 @@ import importlib
 import sys
 import warnings
 
-from experiments import settings
+from experiments import process, settings
 
 COMMANDS = {  # name: module of experiments/, settings class, function, what it does
     "disentangle": ("disentangle", "Disentangle", "command", "the main job, and the default"),
@@ -81,5 +81,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    process.prepare()
     warnings.simplefilter("ignore", RuntimeWarning)  # training refuses what is not finite
     sys.exit(main(sys.argv[1:]))

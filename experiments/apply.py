@@ -7,7 +7,6 @@
 A checkpoint names its encoder and the sizes to build it (results.Checkpoint).
 """
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +37,23 @@ def encode(config):
 
 def encode_images(checkpoint, images):
     """Features (N, m) of images by the encoder of a checkpoint."""
-    snapshot, spec = results.load_checkpoint(checkpoint)
+    snapshot, spec, _ = results.load_checkpoint(checkpoint)
+    check_input(checkpoint, spec, images.shape[1:])
     encoder = sparsedis.build(spec)
 
     def some(index):
         return images[index]
 
     return encode_in_batches(encoder, snapshot.params, snapshot.state, some, np.arange(len(images)))
+
+
+def check_input(checkpoint, spec, shape):
+    """Refuse images of a shape (H, W, C) that the encoder does not take."""
+    H, W, channels = shape
+    fits = spec.name != "mlp" and channels == spec.sizes["channels"] and min(H, W) >= 16
+    if not fits or (spec.name == "cnn" and (H, W) != (64, 64)):
+        raise ValueError(
+            f"{checkpoint}: the encoder {spec.name} {spec.sizes} does not take images {shape}")
 
 
 def encode_in_batches(encoder, params, state, images, index, batch=400):
@@ -58,19 +67,22 @@ def encode_in_batches(encoder, params, state, images, index, batch=400):
 
 
 def read_images(path, *names):
-    """Images (N, 64, 64, 3) as float32 in [0, 1], and the other arrays named, of an npz file."""
+    """Images (N, H, W, C) as float32 in [0, 1], and the other arrays named, of an npz file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             x, *others = (file[name] for name in ("images", *names))
     except Exception as error:
         expected = " and ".join(("images", *names))
-        raise ValueError(f"{path}: expected an npz file with {expected} ({error})") from None
-    real = np.issubdtype(x.dtype, np.floating)
-    if x.ndim != 4 or x.shape[1:] != (64, 64, 3) or not (x.dtype == np.uint8 or real):
+        raise ValueError(f"{path}: expected an npz file with {expected} ({error!r})") from None
+    floating = x.dtype in (np.float32, np.float64)
+    if x.ndim != 4 or 0 in x.shape or not (x.dtype == np.uint8 or floating):
         raise ValueError(
-            f"{path}: expected images (N, 64, 64, 3), uint8 or real in [0, 1], "
+            f"{path}: expected images (N, H, W, C), uint8 or real in [0, 1], "
             f"found {x.shape} {x.dtype}")
-    scale = 1 if real else 255
+    if floating and not (x.min() >= 0 and x.max() <= 1):            # NaN is neither
+        raise ValueError(
+            f"{path}: real images must lie in [0, 1], found {x.min()} to {x.max()} or NaN")
+    scale = 1 if floating else 255
     return x.astype(np.float32) / scale, *others
 
 
@@ -89,8 +101,9 @@ class Real:
 def real(config):
     """Draw the features of real images against those of renders, in standard deviations."""
     x, factors = read_images(config.images, "factors")
+    check_factors(config.images, factors, len(x))
     shapes = data.Shapes3D()
-    rendered = shapes.images(np.ravel_multi_index(factors.T, data.LEVELS))
+    rendered = shapes.images(np.ravel_multi_index(factors.T.astype(int), data.LEVELS))
     some = np.random.default_rng(0).integers(len(shapes), size=2000)
     everywhere = encode_images(config.checkpoint, shapes.images(some))
     mean, deviation = everywhere.mean(axis=0), everywhere.std(axis=0)
@@ -98,6 +111,15 @@ def real(config):
     F = (encode_images(config.checkpoint, rendered) - mean) / deviation
     draw_real(F_real, F, Path(config.out))
     print(config.out)
+
+
+def check_factors(path, factors, N):
+    """Refuse factors that are not indices (N, 6) of the levels of 3D Shapes."""
+    fits = factors.shape == (N, len(data.LEVELS)) and factors.dtype.kind in "iuf"
+    if not fits or not ((factors >= 0) & (factors < data.LEVELS) & (factors % 1 == 0)).all():
+        raise ValueError(
+            f"{path}: expected factors ({N}, 6), whole numbers below {data.LEVELS}, found "
+            f"{factors.shape} {factors.dtype}")
 
 
 def draw_real(F_real, F, path):
@@ -149,8 +171,11 @@ def read_run(folder):
     """The settings and the lines of a finished run."""
     if not (folder / "result.json").exists():
         raise ValueError(f"{folder}: no finished run (no result.json)")
-    content = json.loads((folder / "config.json").read_text())
-    return content, results.read_lines(folder / "metrics.jsonl")
+    content = results.read_json(folder / "config.json")
+    rows = results.read_lines(folder / "metrics.jsonl", numbers=("step", "mcc"))
+    if not rows:
+        raise ValueError(f"{folder}: metrics.jsonl has no lines with an MCC")
+    return content, rows
 
 
 def differs(key, contents):

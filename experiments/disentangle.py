@@ -12,6 +12,7 @@ data.latents; the folder of a run is results.Run. Other experiments use score_fe
 import dataclasses
 import functools
 import os
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from experiments import plots, results, settings
 from experiments.apply import encode_in_batches
 from experiments.settings import ELSEWHERE, option
 
+SCORES = {"mcc": "MCC", "r": "R", "dci_d": "DCI-D", "dci_c": "DCI-C"}
 HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
 EPS = "strength of the penalty, a fraction of lambda_max; 0 fits without penalty"
 WARMUP = "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper"
@@ -34,6 +36,7 @@ SHIFT = "how far a set's images are tilted towards its tasks' factors: p(x | W) 
 class Disentangle(settings.Training):
     """Train an encoder through many sparse linear fits and score its features.   [L23, Sec. 5.1]"""
 
+    numbers: ClassVar[tuple] = ("steps", "seconds", *SCORES)
     rho: float = option(0.9, "correlation of the factors in training, 0 <= rho < 1", 0, 0.9999)
     alpha: float = option(1.0, "noise on the factors, in steps between their levels", 0, 1)
     tasks: str = option("bernoulli-gauss", f"distribution of the coefficients: {data.TASKS}")
@@ -76,9 +79,6 @@ def tell_scores(result):
     print(f"matched |correlation|: {told}")
 
 
-SCORES = {"mcc": "MCC", "r": "R", "dci_d": "DCI-D", "dci_c": "DCI-C"}
-
-
 def disentangle(config):
     """Train, score, draw  ->  the content of result.json, and its results.Run."""
     check(config)
@@ -89,6 +89,7 @@ def disentangle(config):
     if kept:
         return kept, run
     z, p = data.latents(shapes, config.alpha, config.rho)
+    check_images(config, p)
     tasks = tasks_of(config, z, p)
     describe(config, z, p)
     encoder = sparsedis.cnn(config.features)
@@ -125,6 +126,14 @@ def check(config):
     if config.norm == "layer" and config.features == 1:
         raise ValueError("--features: found 1, expected at least 2 with --norm layer")
     head_of(config)
+
+
+def check_images(config, p):
+    """Refuse weights that leave fewer images than features need."""
+    effective = 1 / np.sum(p ** 2)
+    if effective < 2:
+        raise ValueError(
+            f"--rho {config.rho} --alpha {config.alpha}: leaves {effective:.1f} effective images")
 
 
 def head_of(config):

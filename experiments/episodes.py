@@ -11,7 +11,9 @@ Labelled images are a dict split -> (images (N, H, W, C) uint8, class names (N,)
 and load_splits make one, and ImageEpisodes draws from it. ShapesEpisodes draws from 3D Shapes.
 """
 import hashlib
+import io
 import pickle
+import pickletools
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -92,6 +94,17 @@ def refuse_shared(splits):
         if len(set(found)) < len(found):
             raise ValueError(f"two splits share {what}")
     return splits
+
+
+def without_repeats(splits):
+    """The splits without the images that an earlier split has too."""
+    seen, out = set(), {}
+    for split, (x, labels) in splits.items():
+        digests = [hashlib.sha256(image).digest() for image in x]
+        new = np.array([digest not in seen for digest in digests])
+        out[split] = x[new], labels[new]
+        seen |= set(digests)
+    return out
 
 
 def class_names(x, labels):
@@ -187,29 +200,40 @@ def omniglot(paths, side=28, seed=0):
     if count < 3:
         told = ", ".join(map(str, paths))
         raise ValueError(f"{told}: at least 3 alphabets are needed to split by, found {count}")
-    train = max(1, round(count * 5 / 8))
+    train = min(max(1, round(count * 5 / 8)), count - 2)
     val = train + max(1, round(count / 8))
     parts = {"train": names[:train], "val": names[train:val], "test": names[val:]}
     splits = {split: labelled(alphabets, own) for split, own in parts.items()}
     splits["train"] = with_rotations(*splits["train"])
-    return refuse_shared(splits)
+    return refuse_shared(without_repeats(splits))
 
 
 def read_omniglot(path, alphabets, side):
-    """Adds the images of a zip to alphabets, a dict alphabet -> character -> drawer -> image."""
+    """Adds the images of a zip to alphabets, a dict alphabet -> character -> drawer -> image.
+
+    What macOS adds to zips, __MACOSX/ and ._NAME, is left out.
+    """
     try:
         with zipfile.ZipFile(path) as file:
             for name in sorted(file.namelist()):
-                if name.endswith(".png"):
-                    _, alphabet, character, drawer = name.split("/")
-                    picture = Image.open(file.open(name)).convert("L")
-                    picture = picture.resize((side, side), Image.Resampling.BOX)
+                parts = name.split("/")
+                hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+                if name.endswith(".png") and not hidden:
+                    alphabet, character, drawer = parts[-3:]
                     drawers = alphabets.setdefault(alphabet, {}).setdefault(character, {})
-                    drawers[drawer] = 255 - np.asarray(picture)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+                    drawers[drawer] = read_drawing(file.read(name), side)
+    except Exception as error:                                      # of zips and PNGs, many
         raise ValueError(
-            f"{path}: expected a zip of ALPHABET/CHARACTER/DRAWER.png as Omniglot's ({error})"
+            f"{path}: expected a zip of ALPHABET/CHARACTER/DRAWER.png as Omniglot's ({error!r})"
         ) from None
+
+
+def read_drawing(content, side):
+    """An image, white on black, (side, side) uint8; PNG only: for others Pillow runs helpers."""
+    picture = Image.open(io.BytesIO(content), formats=["PNG"])
+    if max(picture.size) > 1000:
+        raise ValueError(f"an image of {picture.size} pixels")
+    return 255 - np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BOX))
 
 
 def labelled(alphabets, names):
@@ -233,18 +257,80 @@ def with_rotations(x, labels):
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Unpickles dicts, lists, numbers, strings, NumPy arrays; refuses all else before it runs."""
-
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"), ("numpy", "dtype")}
+    """Unpickles dicts, lists, numbers, strings and arrays of numbers; refuses all else before it
+    runs. NumPy's own functions would let a file forge an array's dtype, size and memory: those that
+    a pickle may name are ours, below.
+    """
 
     def find_class(self, module, name):
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes Python 2's bytes
+        if (module, name) == ("_codecs", "encode"):                 # Python 2's bytes
             return lambda text, encoding: text.encode("latin1")
-        if (module, name) not in self.ALLOWED:
+        if module.partition(".")[0] != "numpy" or name not in OURS:
             raise ValueError(f"a pickle may hold arrays only, found {module}.{name}")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return OURS[name]
+
+
+class PlainDtype:
+    """Stands for numpy.dtype: numbers, bools and fixed strings, in either byte order."""
+
+    def __init__(self, code, *flags):
+        self.dtype = np.dtype(str(code, "ascii") if isinstance(code, bytes) else code)
+        if self.dtype.kind not in "biufSU" or self.dtype.fields or self.dtype.subdtype:
+            raise ValueError(f"a pickle may hold arrays of numbers only, found {self.dtype}")
+
+    def __setstate__(self, state):
+        order = state[1].decode() if isinstance(state[1], bytes) else state[1]
+        self.dtype = self.dtype.newbyteorder(order) if order in "<>" else self.dtype
+
+    def array(self, content, shape, order="C"):
+        """The array of some bytes; ValueError where they are too few or too many."""
+        content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+        return np.frombuffer(content, self.dtype).reshape(shape, order=order)
+
+
+class PlainArray:
+    """Stands for the array that numpy's _reconstruct makes, filled by its state."""
+
+    def __init__(self, cls, shape, code):
+        self.value = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, content = state
+        self.value = dtype.array(content, shape, "F" if fortran else "C")
+
+
+def plain_scalar(dtype, content):
+    """Stands for numpy's scalar."""
+    return dtype.array(content, ())[()]
+
+
+def plain_buffer(content, dtype, shape, order):
+    """Stands for numpy's _frombuffer, of pickles of protocol 5."""
+    array = PlainArray(None, None, None)
+    array.value = dtype.array(content, shape, order)
+    return array
+
+
+OURS = {
+    "dtype": PlainDtype, "ndarray": PlainArray, "_reconstruct": PlainArray, "scalar": plain_scalar,
+    "_frombuffer": plain_buffer}
+
+
+def refuse_large_memo(file, size):
+    """Refuse an opened pickle that numbers an object beyond its size: a list that long is made."""
+    for opcode, number, _ in pickletools.genops(file):
+        if "PUT" in opcode.name and int(number) > size:
+            raise ValueError(f"{opcode.name} {number} in {size} bytes")
+    file.seek(0)
+
+
+def array_of(value):
+    """An array, or a flat list of numbers or strings as one; ValueError for anything else."""
+    if isinstance(value, PlainArray) and value.value is not None:
+        return value.value
+    if isinstance(value, list) and all(np.isscalar(item) for item in value):
+        return np.array(value)
+    raise ValueError(f"found {type(value).__name__} where an array belongs")
 
 
 def load_split(path):
@@ -255,20 +341,23 @@ def load_split(path):
     path = Path(path)
     try:
         with open(path, "rb") as file:
+            refuse_large_memo(file, path.stat().st_size)
             content = ArraysOnly(file, encoding="latin1").load()
-        labels = np.asarray(content["labels"])
+        labels = array_of(content["labels"])
         if path.name.endswith("_labels.pkl"):
-            x = np.load(str(path).replace("_labels.pkl", "_images.npz"))["images"]
+            with np.load(str(path).replace("_labels.pkl", "_images.npz")) as file:
+                x = file["images"]
         else:
-            x = np.asarray(content["data"])
+            x = array_of(content["data"])
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename}: no such file") from None
     except Exception as error:
-        raise ValueError(f"{path}: not a pickle with data and labels ({error})") from None
-    if x.ndim != 4 or x.shape[3] != 3 or x.dtype != np.uint8 or labels.shape != (len(x),):
+        raise ValueError(f"{path}: not a pickle with data and labels ({error!r})") from None
+    images = x.ndim == 4 and x.shape[3] == 3 and x.dtype == np.uint8 and 0 not in x.shape
+    if not images or labels.shape != x.shape[:1] or labels.dtype.kind not in "iuSU":
         raise ValueError(
             f"{path}: expected data (N, H, W, 3) uint8 and labels (N,), "
-            f"found {x.shape} {x.dtype} and {labels.shape}")
+            f"found {x.shape} {x.dtype} and {labels.shape} {labels.dtype}")
     return x, labels
 
 
@@ -284,6 +373,7 @@ def load_splits(folder):
     splits = {}
     for split, patterns in PATTERNS.items():
         files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
+        files = [path for path in files if not path.name.startswith(".")]       # macOS's ._NAME
         if split != "train":  # miniImageNet has parts of the training classes under such names
             files = [path for path in files if "_train_phase_" not in path.name]
         if not files:

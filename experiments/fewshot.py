@@ -14,6 +14,7 @@ import itertools
 import os
 from collections import namedtuple
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class FewShot(settings.Training):
     [L23, Sec. 5.2]
     """
 
+    numbers: ClassVar[tuple] = ("steps", "seconds", "accuracy", "accuracy_ci", "off", "dead")
     source: str = option(
         "glyphs", "of the episodes; pickles: a folder of MetaOptNet's",
         choices=("glyphs", "omniglot", "pickles", "shapes"))
@@ -158,9 +160,12 @@ def source_of(config):
 
 
 def fingerprint(splits):
-    """Names the content of labelled images: some fifty of each split."""
-    some = [x[::max(1, len(x) // 50)].tobytes() for x, _ in splits.values()]
-    return hashlib.sha256(b"".join(some)).hexdigest()[:10]
+    """Names the content of labelled images: all images and class names of each split."""
+    digest = hashlib.sha256()
+    for x, labels in splits.values():
+        digest.update(np.ascontiguousarray(x))
+        digest.update("\n".join(labels.tolist()).encode())
+    return digest.hexdigest()[:10]
 
 
 def encoder_of(config, image_shape):

@@ -15,6 +15,7 @@ Files are written under a temporary name and moved into place: whole, or not at 
 """
 import contextlib
 import json
+import math
 import os
 import shutil
 import time
@@ -63,12 +64,45 @@ def write_json(path, content):
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_lines(path, until=float("inf")):
-    """The lines of metrics.jsonl up to a step: what was written after the checkpoint is dropped."""
-    if not path.exists():
-        return []
-    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    rows = [json.loads(line) for line in whole]
+REMEDY = "damaged, or of another version: --force runs it again"
+
+
+def read_json(path, numbers=(), others=()):
+    """The dict of a JSON file, with finite numbers and other values of some names; ValueError names
+    a file of another form."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {REMEDY} ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {REMEDY} (no dict)")
+    bad = [name for name in numbers if not is_number(content.get(name))]
+    bad += [name for name in others if name not in content]
+    if bad:
+        raise ValueError(f"{path}: {REMEDY} (no {', '.join(bad)})")
+    return content
+
+
+def is_number(value):
+    """Whether a value read from JSON is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_lines(path, until=math.inf, numbers=("step", "seconds")):
+    """The lines of metrics.jsonl up to a step: what was written after the checkpoint is dropped,
+    half a line at the end too. ValueError names a file that holds anything else."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{path}: {REMEDY} ({error})") from None
+    for row in rows:
+        if not isinstance(row, dict) or not all(is_number(row.get(name)) for name in numbers):
+            raise ValueError(f"{path}: {REMEDY} (a line without {', '.join(numbers)})")
     return [row for row in rows if row["step"] <= until]
 
 
@@ -77,13 +111,25 @@ def progress(steps, what, total=None):
     return tqdm(steps, desc=what, total=total, disable=None)
 
 
+def acquire_lock(path):
+    """Hold the lock of a run's folder; ValueError where another process does."""
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise ValueError(f"{path.parent}: another process is at work on this result") from None
+    except OSError:                                                 # a network disk may have none
+        print(f"{path.parent}: files cannot be locked here: start no second process on it")
+    return lock
+
+
 # ------------------------------------------------------------------------------ checkpoints
 
 GROUPS = ("params", "state", "adam_mean", "adam_square")  # SGD keeps its velocity as the mean
 
 
-# What a checkpoint holds: sparsedis.Snapshot, and the encoder's name and sizes.
-Checkpoint = namedtuple("Checkpoint", "snapshot spec")
+# What a checkpoint holds: sparsedis.Snapshot, the encoder's name and sizes, and the run's seed.
+Checkpoint = namedtuple("Checkpoint", "snapshot spec seed")
 
 
 def save_checkpoint(path, snapshot, spec, seed):
@@ -105,20 +151,51 @@ def load_checkpoint(path, xp=np, device=None):
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:
-        raise ValueError(f"{path}: not a checkpoint of this program ({error})") from None
+        raise ValueError(f"{path}: not a checkpoint of this program ({error!r})") from None
 
 
 def read_checkpoint(arrays, xp, device):
     """The Checkpoint that save_checkpoint made these arrays of."""
+    step, seed, adam_step = (read_count(arrays[name]) for name in ("step", "seed", "adam_step"))
+    spec = sparsedis.Spec(*json.loads(str(arrays["encoder"])))
     groups = {group: {} for group in GROUPS}
     for name, a in arrays.items():
         group, _, key = name.partition("/")
         if group in groups:
-            groups[group][key] = xp.asarray(a, device=device)
-    opt = sparsedis.Optimiser(int(arrays["adam_step"]), groups["adam_mean"], groups["adam_square"])
-    step = int(arrays["step"])
-    snapshot = sparsedis.Snapshot(groups["params"], groups["state"], opt, step)
-    return Checkpoint(snapshot, sparsedis.Spec(*json.loads(str(arrays["encoder"]))))
+            groups[group][key] = a
+    check_arrays(groups, sparsedis.build(spec))
+    for group, named in groups.items():
+        groups[group] = {key: xp.asarray(a, device=device) for key, a in named.items()}
+    opt = sparsedis.Optimiser(adam_step, groups["adam_mean"], groups["adam_square"])
+    return Checkpoint(sparsedis.Snapshot(groups["params"], groups["state"], opt, step), spec, seed)
+
+
+def read_count(a):
+    """A number that counts, from 0 on."""
+    if a.shape != () or a.dtype.kind not in "iu" or a < 0:
+        raise ValueError(f"found {a.shape} {a.dtype}, expected a count")
+    return int(a)
+
+
+def check_arrays(groups, encoder):
+    """Refuse arrays that are not finite numbers of the shapes that the encoder has."""
+    for group, named in groups.items():
+        for name, a in named.items():
+            kinds = "iu" if name == "drop" else "f"
+            if a.dtype.kind not in kinds or not np.isfinite(a).all():
+                raise ValueError(f"{group}/{name} holds {a.dtype}, or values that are not finite")
+    params, state = encoder.init(np.random.default_rng(0))
+    expected = {"params": params, "state": state}
+    for group, arrays in expected.items():
+        for name, a in arrays.items():
+            found = groups[group].get(name)
+            if found is None or found.shape != a.shape:
+                raise ValueError(f"{group}/{name} is missing or of another shape than {a.shape}")
+    shapes = {name: a.shape for name, a in groups["params"].items()}
+    for group in ("adam_mean", "adam_square"):
+        own = {name: a.shape for name, a in groups[group].items()}
+        if own not in (shapes, {}):
+            raise ValueError(f"{group} does not fit the parameters")
 
 
 # ------------------------------------------------------------------------------ a run
@@ -127,11 +204,12 @@ def read_checkpoint(arrays, xp, device):
 class Run:
     """The folder of one run of an experiment; `data` names the content of the data it runs on.
 
-    `file` is that of the experiment's code, where it is not the one of its settings class.
+    `file` is that of the experiment's code and `numbers` are what its result tells, where they are
+    not those of its settings class.
     """
 
-    def __init__(self, config, data="rendered", file=None):
-        self.config = config
+    def __init__(self, config, data="rendered", file=None, numbers=None):
+        self.config, self.numbers = config, numbers or config.numbers
         self.content, self.name = settings.identify(config, data=data)
         self.folder = Path(config.results) / settings.experiment_of(config) / self.name
         self.code = settings.code_digest(type(config), file)
@@ -143,30 +221,42 @@ class Run:
     def result(self):
         """The finished result, or None."""
         path = self.path("result.json")
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path, self.numbers) if path.exists() else None
+
+    def made_by(self):
+        """What config.json tells: the settings, and the digest of the code that wrote it."""
+        return read_json(self.path("config.json"), others=("code",))
 
     def kept(self):
         """The finished result, if it is to be kept, which is said; None where there is work."""
         result = None if self.config.force else self.result()
         if result is not None:
-            other = json.loads(self.path("config.json").read_text())["code"] != self.code
-            made = ", made by other code" if other else ""
+            made = ", made by other code" if self.made_by()["code"] != self.code else ""
             print(f"already there{made} (--force runs it again)")
         return result
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = filelock.FileLock(self.path(".lock"))
-        try:
-            self.lock.acquire(blocking=False)
-        except filelock.Timeout:
-            text = f"{self.folder}: another process is at work on this result"
-            raise ValueError(text) from None
+        self.lock = acquire_lock(self.path(".lock"))
         if self.config.force:
             self.empty()
+        for left_by_a_kill in self.folder.rglob(".*.new"):
+            left_by_a_kill.unlink()
         made_by = {"version": self.config.version, "device": self.config.device, "code": self.code}
+        before = self.codes_before()
+        if before:
+            print("going on from a checkpoint that was made by other code")
+            made_by["code_before"] = before
         write_json(self.path("config.json"), self.content | made_by)
         return self
+
+    def codes_before(self):
+        """The digests of other code that made what this run goes on from."""
+        if not any(self.folder.rglob("checkpoint.npz")):
+            return []
+        made_by = self.made_by()
+        codes = [*made_by.get("code_before", ()), made_by["code"]]
+        return [code for code in dict.fromkeys(codes) if code != self.code]
 
     def __exit__(self, *error):
         self.lock.release()
@@ -189,21 +279,30 @@ class Run:
         """
         folder = self.folder / part
         folder.mkdir(exist_ok=True)
-        start = self.start(folder, training.encoder, xp, device, extra or {})
+        start = self.start(folder, training, xp, device, extra or {})
         log = Log(folder, training, measure, start, self.config.seed)
         with log.bar:
             end = sparsedis.train(training, start, log.report)
         return end, log.rows
 
-    def start(self, folder, encoder, xp, device, extra):
-        """The checkpoint's snapshot, or a fresh one."""
-        path = folder / "checkpoint.npz"
-        if path.exists():
-            return load_checkpoint(path, xp, device).snapshot
+    def start(self, folder, training, xp, device, extra):
+        """The checkpoint's snapshot, or a fresh one; ValueError where the checkpoint is another
+        run's."""
+        encoder = training.encoder
         params, state = encoder.init(np.random.default_rng(self.config.seed), xp=xp, device=device)
         for name, value in extra.items():
             params[name] = xp.asarray(value, dtype=xp.float32, device=device)
-        return sparsedis.Snapshot(params, state, None, 0)
+        path = folder / "checkpoint.npz"
+        if not path.exists():
+            return sparsedis.Snapshot(params, state, None, 0)
+        snapshot, spec, seed = load_checkpoint(path, xp, device)
+        same = json.dumps(spec) == json.dumps(encoder.spec) and seed == self.config.seed
+        alike = all(name in snapshot.params and snapshot.params[name].shape == a.shape
+                    and snapshot.params[name].dtype == a.dtype for name, a in params.items())
+        if not (same and alike and len(params) == len(snapshot.params)
+                and 0 < snapshot.step <= training.steps):
+            raise ValueError(f"{path}: a checkpoint of another run: --force runs it again")
+        return snapshot
 
     def finish(self, result):
         """Write result.json; returns its content."""
@@ -223,6 +322,8 @@ class Log:
         self.folder, self.training = folder, training
         self.measure, self.seed = measure, seed
         self.rows = read_lines(folder / "metrics.jsonl", start.step)
+        if start.step != (self.rows[-1]["step"] if self.rows else 0):
+            raise ValueError(f"{folder / 'metrics.jsonl'}: does not reach the checkpoint; {REMEDY}")
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_text(folder / "metrics.jsonl", text)
         spent = self.rows[-1]["seconds"] if self.rows else 0

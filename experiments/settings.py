@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -37,10 +38,12 @@ class Training:
     """What every command that trains has.
 
     `version` is part of a result's name: it is raised when a setting or a default changes its
-    meaning, so that an old result is never taken for a new one.
+    meaning, so that an old result is never taken for a new one. `numbers` are the names of finite
+    numbers that every result has.
     """
 
     version: ClassVar[int] = 1
+    numbers: ClassVar[tuple] = ("steps", "seconds")
     seed: int = option(0, "seed of parameters, images and tasks", 0)
     device: str = option("cpu", "where to compute", choices=("cpu", "gpu"), **ELSEWHERE)
     threads: int = option(0, "CPU threads; 0: one per core", 0, **ELSEWHERE)
@@ -94,10 +97,24 @@ def help_of(field):
 def read(settings, args):
     """The settings of a parsed command line; ValueError names a flag that is out of bounds."""
     fields = dataclasses.fields(settings)
-    config = settings(**{field.name: getattr(args, field.name) for field in fields})
+    values = {field.name: at_home(getattr(args, field.name)) for field in fields}
     for field in fields:
-        check_bounds(field, getattr(config, field.name))
-    return config
+        check_bounds(field, values[field.name])
+        if field.name == "out" and values["out"]:
+            check_out(Path(values["out"]))
+    return settings(**values)
+
+
+def at_home(value):
+    """A text that begins with ~ as the path that it means: shells leave --results=~/x alone."""
+    is_path = isinstance(value, str) and value.startswith("~")
+    return os.path.expanduser(value) if is_path else value
+
+
+def check_out(path):
+    """Refuse a file that cannot be written, before the work."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--out {path}: cannot be written")
 
 
 def check_bounds(field, value):

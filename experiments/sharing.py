@@ -24,7 +24,7 @@ import metrics
 import solvers
 import sparsedis
 from experiments import plots, results, settings
-from experiments.disentangle import draw_training, features_of, score_features, tell_scores
+from experiments.disentangle import SCORES, draw_training, features_of, score_features, tell_scores
 from experiments.settings import ELSEWHERE, option
 
 FEATURES = "an npz file of precomputed features: learn on these instead of images"
@@ -43,6 +43,9 @@ class Sharing(settings.Training):
     """
 
     version: ClassVar[int] = 2
+    numbers: ClassVar[tuple] = (
+        "steps", "seconds", *SCORES, "accuracy", "accuracy_ci", "accuracy_seen", "entropy", "zeros",
+        "unused", "transfer_mcc", "transfer_dci_d", "transfer_accuracy")
     source: str = option("shapes", "of the images", choices=("shapes", "dsprites"))
     data: str = option("", "3dshapes.h5, or dSprites' npz; rendered when not given", **ELSEWHERE)
     features: str = option("", FEATURES, **ELSEWHERE)
@@ -110,7 +113,7 @@ def sharing(config):
 
     def measure(params, state, info):
         F = encode(shapes=grid, params=params, index=on_the_way)
-        return metrics.scores(z[on_the_way], F)
+        return metrics.scores(z[on_the_way], F) | {"inner_ms": objective.mean_ms()}
 
     training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
     with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
@@ -124,7 +127,8 @@ def sharing(config):
         result |= score_heads(config, here, grid, tasks, run)
         result |= transfer(config, trained)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.m))
-        result |= {"inner_ms": objective.mean_ms(), "signatures": signatures(result, config.m)}
+        result["inner_ms"] = float(np.mean([row["inner_ms"] for row in rows]))
+        result["signatures"] = signatures(result, config.m)
         result["seconds"] = rows[-1]["seconds"]
         told = ("steps", "seed", "source", "method", "alpha", "beta", "rho", "factors")
         return run.finish(result | {key: getattr(config, key) for key in told}), run
@@ -139,7 +143,7 @@ def head_start(config):
 
 
 class Timed:
-    """An objective that keeps how long its calls take: the inner problem and its adjoint."""
+    """An objective that tells how long its calls take: the inner problem and its adjoint."""
 
     def __init__(self, objective):
         self.objective, self.spent = objective, []
@@ -151,7 +155,9 @@ class Timed:
         return told
 
     def mean_ms(self):
-        return 1e3 * float(np.mean(self.spent or [0]))
+        """Milliseconds a call since this was last asked."""
+        spent, self.spent = self.spent, []
+        return 1e3 * float(np.mean(spent or [0]))
 
 
 # ------------------------------------------------------------------------------ the objective

@@ -53,7 +53,8 @@ class Features(NamedTuple):
 
     def fingerprint(self):
         arrays = [a.tobytes() for a in (self.x, self.y, self.place, self.test)]
-        return hashlib.sha256(b"".join(arrays) + self.kind.encode()).hexdigest()[:10]
+        names = "\n".join([self.kind, *map(str, self.names)])
+        return hashlib.sha256(b"".join(arrays) + names.encode()).hexdigest()[:10]
 
 
 def load_features(path):
@@ -63,26 +64,36 @@ def load_features(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        kind = "domain" if "domain" in found else "group"
-        if kind == "domain" and ("group" in found or "split" in found):
-            raise ValueError("beside domain, no group and no split")
-        x, y, place = (found[name] for name in ("x", "y", kind))
-        split = found["split"] if kind == "group" else None
+        return features_of(found)
     except Exception as error:
         raise ValueError(
             f"{path}: expected an npz file with x, y and domain, or group and split ({error})"
         ) from None
-    test = np.zeros(len(x), bool) if split is None else split.astype(str) == "test"
+
+
+def features_of(found):
+    """The Features of an npz file's arrays; ValueError says what is wrong."""
+    kind = "domain" if "domain" in found else "group"
+    if kind == "domain" and ("group" in found or "split" in found):
+        raise ValueError("beside domain, no group and no split")
+    x, y, place = (found[name] for name in ("x", "y", kind))
+    split = found["split"] if kind == "group" else np.full(y.shape, "train")
+    if x.ndim != 2 or 0 in x.shape or x.dtype.kind != "f":
+        raise ValueError(f"x: found {x.shape} {x.dtype}, expected real (N, d)")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError("x holds values that are not finite in single precision")
+    for name, a in (("y", y), (kind, place), ("split", split)):
+        if a.shape != x.shape[:1] or a.dtype.kind not in "biuSU":
+            raise ValueError(f"{name}: found {a.shape} {a.dtype}, expected ({len(x)},) integers or "
+                             "names")
+    test = split.astype(str) == "test"
     _, y = np.unique(y, return_inverse=True)
     names, place = np.unique(place, return_inverse=True)
-    shapes = {a.shape for a in (y, place, test)}
-    real = x.ndim == 2 and x.dtype.kind == "f" and bool(np.isfinite(x).all())
-    apart = test.any() if kind == "group" else place.max() > 0
-    if not real or shapes != {x.shape[:1]} or y.max() < 1 or not apart:
-        raise ValueError(
-            f"{path}: expected finite x (N, d), y and {kind} (N,), two classes, and two domains or "
-            f'rows of split "test"; found {x.shape} {x.dtype}, {y.shape}, {place.shape}')
-    return Features(x.astype(np.float32), y, place, kind, names, test)
+    if y.max() < 1 or not (test.any() and not test.all() if kind == "group" else place.max() > 0):
+        raise ValueError('two classes are needed, and two domains or rows of split "test"')
+    return Features(x, y, place, kind, names, test)
 
 
 class FeatureTasks:
@@ -178,7 +189,8 @@ def sharing_on_features(config):
     """Train and score each method on every domain left out, or on the test rows -> result, Run."""
     check(config)
     features = load_features(config.features)
-    run = results.Run(config, features.fingerprint(), __file__)
+    told = [f"{method}_{key}" for method in METHODS for key in SCORES]
+    run = results.Run(config, features.fingerprint(), __file__, ("steps", *told))
     kept = run.kept()
     if kept:
         return kept, run

@@ -15,7 +15,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 import os
 import sys
 from collections import namedtuple
@@ -26,7 +25,7 @@ import numpy as np
 
 import data
 import metrics
-from experiments import apply, disentangle, fewshot, results, settings, sharing
+from experiments import apply, disentangle, fewshot, process, results, settings, sharing
 from experiments.settings import option
 
 # ------------------------------------------------------------------------------ which runs
@@ -36,8 +35,10 @@ INNER, OUTER = ("inner-lasso", "inner-ridge"), ("outer-lasso", "outer-ridge")
 # Settings of all runs of a scale; how many seeds; eps by sweep, "other" for those not named.
 Scale = namedtuple("Scale", "fixed seeds eps")
 QUICK = {"steps": 800}
+TINY = {"steps": 2, "image_sets": 1, "samples": 12, "tasks_per_set": 2, "eval_images": 60}
 PAPER = {"steps": 20_000, "image_sets": 8, "tasks_per_set": 1, "lr": 1e-3, "warmup": 0.0}
 SCALES = {
+    "tiny": Scale(TINY, 1, {"other": (0.3,)}),                      # to try how sweeps run
     "quick": Scale(QUICK, 2, {"main": (0.01, 0.1, 0.3), "rho": (0.3,), "other": (0.1, 0.3)}),
     "paper": Scale(PAPER, 10, {"other": (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)})}
 
@@ -86,17 +87,18 @@ def sweep_configs(name, scale, folder):
     """The settings of a sweep's runs, in order: all cells of one seed, then of the next."""
     elsewhere = {"threads": 1, "results": folder}                   # no part of a result's name
     if name == "sharing":
-        steps = 600 if scale == "quick" else 20_000
+        steps = {"tiny": 2, "quick": 600, "paper": 20_000}[scale]
         configs = [sharing.Sharing(steps=steps, **elsewhere, **cell) for cell in SHARING_SWEEP]
         return list(dict.fromkeys(configs))                         # some cells come twice
     if name in EPISODE_SWEEPS:
         cell, quick_steps, values = EPISODE_SWEEPS[name]
-        steps, seeds = (quick_steps, 1) if scale == "quick" else (20_000, 5)
+        steps, seeds = {"tiny": (2, 1), "quick": (quick_steps, 1), "paper": (20_000, 5)}[scale]
         return [fewshot.FewShot(eps=eps, seed=seed, steps=steps, **elsewhere, **cell)
                 for seed in range(seeds) for eps in values]
     fixed, seeds, eps_of = SCALES[scale]
     grid, values = SWEEPS[name], eps_of.get(name, eps_of["other"])
-    runs = itertools.product(range(seeds), getattr(grid, scale), grid.heads, values)
+    cells = grid.paper if scale == "paper" else grid.quick
+    runs = itertools.product(range(seeds), cells, grid.heads, values)
     return [disentangle.Disentangle(head=head, eps=eps, seed=seed, **elsewhere, **cell, **fixed)
             for seed, cell, head, eps in runs]
 
@@ -112,7 +114,8 @@ class Sweep:
         None, "a sweep, or a figure that is drawn from it", positional=True,
         choices=tuple(dict.fromkeys((*NAMES, *SWEEP_OF))))
     scale: str = option(
-        "quick", "quick: minutes a run; paper: the paper's steps and seeds", choices=tuple(SCALES))
+        "quick", "quick: minutes a run; paper: the paper's steps and seeds; tiny: seconds, a trial",
+        choices=tuple(SCALES))
     jobs: int = option(1, "processes; 1: one, with all cores", 1)
     dask: str = option("", "address of a Dask scheduler, tcp://HOST:PORT; workers see this folder")
     index: int = option(-1, "only this run of the sweep, for SLURM arrays; -1: all", -1)
@@ -145,11 +148,13 @@ def run_all(configs, config, what):
     threads = max(1, os.cpu_count() // config.jobs)
     elsewhere = {"threads": threads, "results": str(Path(config.results).resolve())}
 
+    of_ours = config.jobs > 1 and not config.dask
+
     def run_there(experiment, values):
         sys.path.insert(0, root)
         from experiments.sweeps import run_quietly
 
-        run_quietly(experiment, values)
+        run_quietly(experiment, values, of_ours)
 
     one = joblib.delayed(run_there)
     tasks = [one(type(own).__name__, dataclasses.asdict(own) | elsewhere) for own in configs]
@@ -179,8 +184,13 @@ def backend_of(address):
 EXPERIMENTS = {"Disentangle": disentangle, "FewShot": fewshot, "Sharing": sharing}
 
 
-def run_quietly(experiment, values):
-    """A run of the experiment whose settings class has that name; what it prints is dropped."""
+def run_quietly(experiment, values, of_ours=False):
+    """A run of the experiment whose settings class has that name; what it prints is dropped.
+
+    of_ours: in a process of this sweep's, which ends with it.
+    """
+    if of_ours:
+        process.end_with_parent()
     module = EXPERIMENTS[experiment]
     config = getattr(module, experiment)(**values)
     run = getattr(module, settings.experiment_of(config))
@@ -199,8 +209,8 @@ def read_table(configs):
         run = results.Run(config)
         scores = run.result()
         if scores is not None:
-            code = json.loads(run.path("config.json").read_text())["code"]
-            rows.append(run.content | scores | {"code": code, "folder": str(run.folder)})
+            told = {"code": run.made_by()["code"], "folder": str(run.folder)}
+            rows.append(run.content | scores | told)
     return rows
 
 

@@ -1,9 +1,14 @@
 """Few-shot episodes: glyphs, Omniglot, pickles of MetaOptNet and 3D Shapes."""
 
+import io
+import itertools
 import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import data
 from experiments import episodes
@@ -89,8 +94,6 @@ def test_splits_that_share_a_class_or_an_image_are_refused(glyphs):
 
 def write_pickles(folder, protocol=2):
     """A small data set in the layout of MetaOptNet's miniImageNet files."""
-    import pickle
-
     rng = np.random.default_rng(0)
     for split, count in (("train_phase_train", 8), ("val", 6), ("test", 6), ("train_phase_val", 3)):
         x = (
@@ -106,8 +109,93 @@ def write_pickles(folder, protocol=2):
         )
 
 
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["list", "integers", "array"])
+def test_pickles_of_every_protocol_are_read(protocol, kind, tmp_path):
+    x = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3), dtype=np.uint8)
+    labels = np.array([3, 1, 4, 1, 5, 9])
+    own = {"list": labels.tolist(), "integers": list(labels), "array": labels}[kind]
+    for a in (x, np.asfortranarray(x)):
+        (tmp_path / "x.pickle").write_bytes(pickle.dumps({"data": a, "labels": own}, protocol))
+        read, told = episodes.load_split(tmp_path / "x.pickle")
+        np.testing.assert_array_equal(read, x)
+        np.testing.assert_array_equal(told, labels)
+
+
+class Forged(np.ndarray):
+    """An array whose pickle says that pointers are no objects."""
+
+    def __reduce__(self):
+        from numpy._core.multiarray import _reconstruct
+
+        return _reconstruct, (np.ndarray, (0,), b"b"), (1, (2,), ForgedDtype(), False, b"\1" * 16)
+
+
+class ForgedDtype:
+    def __reduce__(self):
+        return np.dtype, ("O", False, True), (3, "|", None, None, None, -1, -1, 0)
+
+
+def test_no_memory_is_forged_by_a_pickle(tmp_path):
+    shared = []
+    for _ in range(30):
+        shared = [shared, shared]  # a billion of them, in a few bytes
+    bomb = b"\x80\x02}r\xff\xff\xff\x7f."  # numbers an object 2^31 - 1
+    x = np.zeros((2, 4, 4, 3), np.uint8)
+    for content in (
+        pickle.dumps({"data": Forged((2,)), "labels": [0, 1]}),
+        pickle.dumps({"data": np.array([{}, {}]), "labels": [0, 1]}),
+        pickle.dumps({"data": x, "labels": shared}),
+        pickle.dumps({"data": x, "labels": np.array([0.5, 1])}),
+        bomb,
+    ):
+        (tmp_path / "x.pickle").write_bytes(content)
+        with pytest.raises(ValueError, match="x.pickle"):
+            episodes.load_split(tmp_path / "x.pickle")
+
+
+def drawings(alphabets, extra=()):
+    """A zip of two characters of each alphabet, four drawings each, all different."""
+    out, rng = io.BytesIO(), np.random.default_rng(0)
+    with zipfile.ZipFile(out, "w") as file:
+        for a, c, d in itertools.product(alphabets, (1, 2), range(4)):
+            name = f"{a}/character0{c}/0{d}.png"
+            picture = io.BytesIO()
+            Image.fromarray(rng.integers(256, size=(35, 35), dtype=np.uint8)).save(picture, "PNG")
+            file.writestr(f"images/{name}", picture.getvalue())
+        for name, content in extra:
+            file.writestr(name, content)
+    return out.getvalue()
+
+
+def test_omniglot_zips_as_people_have_them(tmp_path):
+    path = tmp_path / "o.zip"
+    of_macos = ("__MACOSX/images/a/character01/._01.png", "images/a/character01/._01.png")
+    path.write_bytes(drawings("abc", [(name, b"no image") for name in of_macos]))
+    splits = episodes.omniglot([path])
+    assert all(len(x) for x, _ in splits.values())  # three alphabets, one for each split
+    with zipfile.ZipFile(path) as file:
+        image = file.read("images/a/character01/00.png")
+    more = [(f"images/{a}/character03/0{d}.png", image) for a in "bc" for d in range(2)]
+    path.write_bytes(drawings("abc", more))
+    splits = episodes.omniglot([path])
+    episodes.refuse_shared(splits)
+
+
+def test_only_png_is_opened(tmp_path):
+    """Of an EPS Pillow would start Ghostscript."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n"
+    large = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(large, "PNG")
+    for content in (eps, large.getvalue(), b""):
+        (tmp_path / "o.zip").write_bytes(drawings("abc", [("i/a/character01/09.png", content)]))
+        with pytest.raises(ValueError, match="o.zip"):
+            episodes.omniglot([tmp_path / "o.zip"])
+
+
 def test_the_pickles_of_metaoptnet_are_read(tmp_path):
     write_pickles(tmp_path)
+    (tmp_path / "._miniImageNet_category_split_train_phase_train.pickle").write_bytes(b"macOS")
     splits = episodes.load_splits(tmp_path)
     assert {
         split: (x.shape[0], len(np.unique(labels))) for split, (x, labels) in splits.items()
@@ -118,8 +206,6 @@ def test_the_pickles_of_metaoptnet_are_read(tmp_path):
 
 
 def test_a_hostile_or_damaged_pickle_is_refused(tmp_path):
-    import pickle
-
     class Hostile:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)

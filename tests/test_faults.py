@@ -18,15 +18,23 @@ import run
 import sparsedis
 from experiments import plots, results
 
-KILLS = int(os.environ.get("SPARSEDIS_KILLS", 2))  # 20 in our own trial
+KILLS = int(os.environ.get("SPARSEDIS_KILLS", 1))  # 10 of each experiment in our own trial
 TINY = "--steps 12 --samples 6 --image-sets 1 --tasks-per-set 2 --eval-images 50 --threads 1"
 TINY = TINY.split()
+EXPERIMENTS = {  # arguments of a tiny run of each
+    "disentangle": TINY,
+    "fewshot": "fewshot --way 2 --shot 2 --query 3 --episodes 2 --steps 12 "
+    "--test-episodes 4".split(),
+    "sharing": "sharing --tasks 2 --shot 3 --query 3 --pool 3 --test-tasks 2 --m 4 --steps 12 "
+    "--eval-images 60".split(),
+    "features": "sharing --features FILE --m 3 --tasks 2 --steps 40".split(),
+}
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
-def words(folder):
+def words(folder, args=TINY):
     """The command line of a tiny run, in a process of its own."""
-    return [sys.executable, str(ROOT / "run.py"), *TINY, "--results", str(folder)]
+    return [sys.executable, str(ROOT / "run.py"), *args, "--results", str(folder)]
 
 
 def checkpoint_of(folder):
@@ -54,18 +62,101 @@ def same_checkpoint(folder, other):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(whole, tmp_path):
-    expected, seconds = whole
-    rng, killed = np.random.default_rng(KILLS), 0
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(name, tmp_path):
+    write_features(tmp_path / "x.npz")
+    args = [str(tmp_path / "x.npz") if word == "FILE" else word for word in EXPERIMENTS[name]]
+    args += [] if "--threads" in args else ["--threads", "1"]
+    began = time.perf_counter()
+    subprocess.run(words(tmp_path / "whole", args), check=True, capture_output=True)
+    seconds, killed = time.perf_counter() - began, 0
+    rng = np.random.default_rng(KILLS)
     for attempt in range(KILLS):
         folder = tmp_path / str(attempt)
-        process = subprocess.Popen(words(folder), **QUIET)
-        time.sleep(rng.uniform(0.3, 1.0) * seconds)
+        process = subprocess.Popen(words(folder, args), **QUIET)
+        time.sleep(rng.uniform(0.4, 1.0) * seconds)
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
-        assert run.main([*TINY, "--results", str(folder)]) == 0
-        assert same_checkpoint(folder, expected) and rows_of(folder) == rows_of(expected)
+        subprocess.run(words(folder, args), check=True, capture_output=True)
+        assert all_checkpoints(folder) == all_checkpoints(tmp_path / "whole")
+        assert not list(folder.rglob("*.new"))
     assert killed >= KILLS // 2  # else the moments were too late to test anything
+
+
+def write_features(path):
+    """A small table of two classes in two domains."""
+    rng = np.random.default_rng(0)
+    y, domain = rng.integers(2, size=200), rng.integers(2, size=200)
+    np.savez(path, x=rng.standard_normal((200, 5)) + y[:, None], y=y, domain=domain)
+
+
+def all_checkpoints(folder):
+    """The bytes of every array of every checkpoint below a folder."""
+    found = {}
+    for path in sorted(Path(folder).rglob("checkpoint.npz")):
+        arrays = {name: a.tobytes() for name, a in arrays_of(path).items()}
+        found[str(path.relative_to(folder))] = arrays
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_the_workers_of_a_killed_sweep_end_with_it(sent, tmp_path):
+    args = ["sweep", "main", "--scale", "tiny", "--jobs", "2"]
+    process = subprocess.Popen(words(tmp_path, args), start_new_session=True, **QUIET)
+    while not list(tmp_path.rglob("config.json")):
+        time.sleep(0.05)
+    process.send_signal(sent)
+    process.wait()
+    time.sleep(2)
+    done = subprocess.run(words(tmp_path, args), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "another process" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
+    args = [*TINY, "--steps", "100000"]
+    process = subprocess.Popen(
+        words(tmp_path, args), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not list(tmp_path.rglob("metrics.jsonl")):
+        time.sleep(0.05)
+    process.terminate()
+    assert "interrupted" in process.communicate(timeout=60)[1] and process.returncode == 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_stops_no_run(closed, whole, tmp_path):
+    line = " ".join(words(tmp_path)) + f" {closed}"
+    assert subprocess.run(["bash", "-c", line], timeout=120).returncode == 0
+    assert same_checkpoint(tmp_path, whole[0])
+
+
+@pytest.mark.slow
+def test_render_on_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    render = f"{sys.executable} {ROOT / 'run.py'} render --limit 900 --out {tmp_path}/a.h5"
+    line = f"ulimit -f 100; {render}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.strip().count("\n") == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_sweep_on_dask_outlives_a_worker(tmp_path):
+    import distributed
+
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        args = ["sweep", "main", "--scale", "tiny", "--dask", cluster.scheduler_address]
+        process = subprocess.Popen(words(tmp_path, args), **QUIET)
+        while not list(tmp_path.rglob("result.json")):
+            time.sleep(0.1)
+        worker = next(iter(cluster.workers.values()))
+        os.kill(worker.pid, signal.SIGKILL)
+        assert process.wait(timeout=300) == 0
+    rows = (tmp_path / "main-tiny.csv").read_text().splitlines()
+    assert len(rows) == 1 + 6
 
 
 @pytest.mark.slow

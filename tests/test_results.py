@@ -1,6 +1,9 @@
 """The folder of a run: what is in it, and that a run resumes with the same bits."""
 
+import errno
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,11 +11,11 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, result_of, same_bits
+from conftest import ROOT, TINY, arrays_of, result_of, same_bits
 
 import run
 import sparsedis
-from experiments import disentangle, results
+from experiments import disentangle, results, settings
 
 
 def lines_of(folder):
@@ -92,8 +95,10 @@ def test_resuming_in_the_middle_changes_no_bit(finished, tmp_path, monkeypatch):
 
 def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
-    assert results.read_lines(file, 2) == [{"step": 1}, {"step": 2}]
+    rows = [{"step": step, "seconds": 0.5} for step in (1, 2, 3)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file.write_text(text + '{"step": 4, "lo')
+    assert results.read_lines(file, 2) == rows[:2]
     assert len(results.read_lines(file, 9)) == 3
     assert results.read_lines(tmp_path / "none", 5) == []
 
@@ -120,8 +125,8 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     opt = sparsedis.Optimiser(7, moments, {})
     path = tmp_path / "checkpoint.npz"
     results.save_checkpoint(path, sparsedis.Snapshot(params, state, opt, 7), encoder.spec, 3)
-    snapshot, spec = results.load_checkpoint(path)
-    assert (snapshot.step, snapshot.opt.step, snapshot.opt.square) == (7, 7, {})
+    snapshot, spec, seed = results.load_checkpoint(path)
+    assert (seed, snapshot.step, snapshot.opt.step, snapshot.opt.square) == (3, 7, 7, {})
     for saved, loaded in ((params, snapshot.params), (moments, snapshot.opt.mean)):
         assert saved.keys() == loaded.keys()
         assert all(np.array_equal(saved[name], loaded[name]) for name in saved)
@@ -129,3 +134,114 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="not a checkpoint"):
         results.load_checkpoint(path)
+
+
+# ------------------------------------------------------------------------ damaged results
+
+
+@pytest.fixture
+def copied(finished, tmp_path, monkeypatch):
+    """The arguments of a finished run, and a copy of its folder."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return [*TINY, "--threads", "1"], result_of(tmp_path)[1]
+
+
+DAMAGE = (b"", b"{}", b"[]", b"null", b'{"mcc": 0.', b"\xff\xfe\x00", b'{"mcc": null, "steps": 3}')
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+@pytest.mark.parametrize("name", ["result.json", "config.json", "metrics.jsonl"])
+def test_a_damaged_file_of_a_result_is_named_with_its_remedy(content, name, copied, capsys):
+    args, folder = copied
+    (folder / name).write_bytes(content)
+    if name == "metrics.jsonl":
+        (folder / "result.json").unlink()
+    status = run.main(args)
+    err = capsys.readouterr().err
+    assert status == 2 and name in err and "--force" in err and err.count("\n") == 1
+    if name == "metrics.jsonl" and content != b"":
+        assert run.main(["curves", str(folder)]) == 2
+    assert run.main([*args, "--force"]) == 0
+
+
+def spoil(arrays, how):
+    """The arrays of a checkpoint with one of them missing, of another shape, or not finite."""
+    name = "params/conv2.W"
+    if how == "missing":
+        return {key: a for key, a in arrays.items() if key != name}
+    if how == "seed":
+        return arrays | {"seed": np.array(7)}
+    if how == "step":
+        return arrays | {"step": np.array(99)}
+    if how == "no spec":
+        return arrays | {"encoder": np.array("cnn")}
+    others = {
+        "nan": np.full_like(arrays[name], np.nan),
+        "complex": arrays[name].astype(complex),
+        "double": arrays[name].astype(float),
+        "shape": arrays[name][1:],
+    }
+    return arrays | {name: others[how]}
+
+
+HOW = ("missing", "seed", "step", "no spec", "nan", "complex", "double", "shape")
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_checkpoint_that_is_not_the_runs_is_refused(how, copied, capsys):
+    args, folder = copied
+    (folder / "result.json").unlink()
+    path = folder / "checkpoint.npz"
+    np.savez(path, **spoil(arrays_of(path), how))
+    assert run.main(args) == 2
+    err = capsys.readouterr().err
+    assert "checkpoint.npz" in err and err.count("\n") == 1
+
+
+def test_a_checkpoint_that_its_rows_do_not_reach_is_refused(copied, capsys):
+    args, folder = copied
+    (folder / "result.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert run.main(args) == 2 and "metrics.jsonl" in capsys.readouterr().err
+
+
+def test_going_on_with_other_code_is_said_and_kept(copied, capsys, monkeypatch):
+    args, folder = copied
+    (folder / "result.json").unlink()
+    before = json.loads((folder / "config.json").read_text())["code"]
+    monkeypatch.setattr(settings, "code_digest", lambda *args: "another")
+    assert run.main(args) == 0 and "other code" in capsys.readouterr().out
+    told = json.loads((folder / "config.json").read_text())
+    assert told["code"] == "another" and told["code_before"] == [before]
+
+
+def test_what_a_kill_leaves_is_removed(copied):
+    args, folder = copied
+    (folder / ".checkpoint.npz.123.new").write_bytes(b"half")
+    (folder / "result.json").unlink()
+    assert run.main(args) == 0 and not list(folder.glob(".*.new"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_not_another_process(number, copied, monkeypatch, capsys):
+    import fcntl
+
+    def flock(*args):
+        raise OSError(number, os.strerror(number))
+
+    args, folder = copied
+    (folder / "result.json").unlink()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert run.main(args) == 0 and "another process" not in capsys.readouterr().out
+
+
+def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(copied):
+    args, folder = copied
+    (folder / "result.json").unlink()
+    file = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row | {"seconds": 1000.0}) + "\n" for row in rows))
+    assert run.main(args) == 0
+    assert json.loads((folder / "result.json").read_text())["seconds"] >= 1000

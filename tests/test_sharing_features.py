@@ -137,7 +137,12 @@ def test_feature_tasks_cross_domains_and_spread_over_groups():
         ({"y": np.zeros(8, int)}, "x.npz"),
         ({"y": np.zeros(9, int)}, "two classes"),
         ({"domain": np.zeros(9, int)}, "two domains"),
-        ({"x": np.zeros((9, 2), int)}, "finite"),
+        ({"x": np.zeros((9, 2), int)}, "real"),
+        ({"x": np.full((9, 2), 1e39)}, "finite"),
+        ({"x": np.zeros((9, 0))}, "real"),
+        ({"x": np.zeros(())}, "real"),
+        ({"y": np.full(9, np.nan)}, "integers"),
+        ({"domain": np.arange(9) % 3 + 0.5}, "integers"),
     ],
 )
 def test_damaged_features_are_refused_in_one_line(spoil, said, tmp_path, capsys):

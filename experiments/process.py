@@ -1,0 +1,40 @@
+"""process.py -- how our processes live with others: closed streams, signals, a parent that dies.
+
+    prepare()                   of run.py, before all else
+    end_with_parent()           of a sweep's worker: it ends when the sweep is no more
+"""
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+
+
+def prepare():
+    """Go on without a stream that is closed; end on SIGTERM as on Ctrl-C."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:                              # `2>&-`: its number is free and
+            setattr(sys, name, open(os.devnull, mode))              # must not become a data file's
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def interrupt(number, frame):
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+@functools.cache
+def end_with_parent():
+    """End this process within a second of its parent: a killed sweep leaves no run at work.
+
+    Files are written whole or not at all, so that a run may end at any moment.
+    """
+    parent = os.getppid()
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
