@@ -99,7 +99,7 @@ OURS = {*CORE, "run", "experiments", *ROOMS}
 TESTS = {path.stem for path in (ROOT / "tests").glob("*.py")}
 CODE = [*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")]
 LAYERS = [  # of experiments/: a room imports rooms of the lines above its own, never below
-    ["settings"],
+    ["settings", "process"],
     ["results"],
     ["plots"],
     ["apply", "episodes", "render", "regression", "theory", "bench"],
@@ -124,7 +124,7 @@ def test_solvers_data_and_metrics_import_nothing_of_ours():
 def test_the_core_stands_alone():
     """sparsedis -> solvers, and run.py reaches experiments by settings and by name alone."""
     assert imports_of(ROOT / "sparsedis.py") == {"solvers"}
-    assert imports_of(ROOT / "run.py") == {"experiments", "settings"}
+    assert imports_of(ROOT / "run.py") == {"experiments", "process", "settings"}
 
 
 def test_nothing_but_tests_imports_tests_or_the_command_line():
