@@ -33,6 +33,7 @@ import array_api_compat.numpy
 import h5py
 import numpy as np
 from array_api_compat import is_numpy_namespace
+from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 # ------------------------------------------------------------------------------ latents
@@ -588,11 +589,18 @@ def compose(geometry, hues, xp=array_api_compat.numpy, device=None):
     C, geometry = xp.asarray(C, device=device), xp.asarray(geometry, device=device)
     step = 16 if is_numpy_namespace(xp) else N
     x = xp.empty((N, SIDE, SIDE, 3), dtype=xp.float32, device=device)
-    for i in range(0, N, step):
-        light = xp.matmul(xp.take(maps, geometry[i:i + step], axis=0), C[i:i + step, ...])
-        levels = xp.clip(xp.round(light), 0, 255) / 255
-        x[i:i + step, ...] = xp.reshape(levels, (-1, SIDE, SIDE, 3))
+    with blas().limit(limits=1, user_api="blas"):                       # more would only wait
+        for i in range(0, N, step):
+            light = xp.matmul(xp.take(maps, geometry[i:i + step], axis=0), C[i:i + step, ...])
+            levels = xp.clip(xp.round(light), 0, 255) / 255
+            x[i:i + step, ...] = xp.reshape(levels, (-1, SIDE, SIDE, 3))
     return x
+
+
+@functools.cache
+def blas():
+    """The BLAS libraries at hand, looked up once."""
+    return ThreadpoolController()
 
 
 _maps = {}

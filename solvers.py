@@ -19,9 +19,15 @@ vjp is checked in experiments/gradcheck.py, every certificate in tests/test_solv
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
 [F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023.
 """
+import contextlib
+import functools
+import os
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_numpy_array
+from threadpoolctl import ThreadpoolController
 
 TOLERANCE = {  # of the gap at which a solver has converged, in float64 and in float32
     "lasso": (1e-12, 1e-5),
@@ -89,6 +95,83 @@ def check_labels(Y, loss):
         raise ValueError(f"loss: found {loss}, expected squared or logistic")
     if loss != "squared" and not fits:
         raise ValueError(f"Y: found a row that is none of {expected}, shape {tuple(Y.shape)}")
+
+
+# ------------------------------------------------------------------------------ threads
+# Work is cut into blocks by its shapes alone, so that no sum depends on the number of threads. The
+# blocks run on one pool of the process; BLAS, whose own threads would wait for the same cores, has
+# one thread meanwhile.
+
+_size = os.cpu_count() or 1                                         # of the pool, in threads
+_here = threading.local()                                           # .in_block: in the pool
+
+
+@contextlib.contextmanager
+def cpu_threads(n):
+    """Blocks on n threads, BLAS on one, in all that is called within."""
+    global _size
+    before, _size = _size, n
+    try:
+        with blas().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _size = before
+
+
+def on_one_blas_thread(function):
+    """A function that holds BLAS at one thread, and restores what the caller has set."""
+    @functools.wraps(function)
+    def held(*args, **kwargs):
+        if in_block():
+            return function(*args, **kwargs)
+        with blas().limit(limits=1, user_api="blas"):
+            return function(*args, **kwargs)
+
+    return held
+
+
+def on_threads(f, *blocks):
+    """[f(...) for each block], in order, on the pool's threads; in one of them, one by one."""
+    if _size < 2 or len(blocks[0]) < 2 or in_block():
+        return list(map(f, *blocks))
+    return list(pool(_size, os.getpid()).map(f, *blocks))
+
+
+def on_task_blocks(f, size, *arrays):
+    """f(*arrays), of arrays (T, ...), `size` tasks at a time on threads: a tuple of arrays (T, ...)
+    and dicts of such and of counts. On a GPU all at once."""
+    T = arrays[0].shape[0]
+    if T <= max(size, 1) or not is_numpy_array(arrays[0]):
+        return f(*arrays)
+    starts = range(0, T, max(size, 1))
+    parts = on_threads(lambda i: f(*(a[i:i + max(size, 1)] for a in arrays)), starts)
+    return tuple(join(column) for column in zip(*parts, strict=True))
+
+
+def join(parts):
+    """Arrays one after another, dicts key by key, the largest of counts."""
+    if isinstance(parts[0], dict):
+        return {key: join([part[key] for part in parts]) for key in parts[0]}
+    if isinstance(parts[0], int):
+        return max(parts)
+    return array_namespace(*parts).concat(parts)
+
+
+def in_block():
+    """Whether this is a thread of the pool."""
+    return getattr(_here, "in_block", False)
+
+
+@functools.cache
+def pool(size, process):
+    """The threads of a process (a fork has none of its parent's)."""
+    return ThreadPoolExecutor(size, initializer=setattr, initargs=(_here, "in_block", True))
+
+
+@functools.cache
+def blas():
+    """The BLAS libraries at hand, looked up once."""
+    return ThreadpoolController()
 
 
 # ------------------------------------------------------------------------------ notation
@@ -173,7 +256,7 @@ def regularised(A):
     """A + delta I for symmetric positive semi-definite A (T, k, k): delta, of rounding size,
     keeps it regular."""
     xp, k = array_namespace(A), A.shape[-1]
-    delta = k * xp.finfo(A.dtype).eps * xp.max(xp.abs(A), axis=(1, 2))              # (T,)
+    delta = 4 * k * xp.finfo(A.dtype).eps * xp.max(xp.abs(A), axis=(1, 2))          # (T,)
     return A + safe_divisor(delta)[:, None, None] * identity(k, A)
 
 
@@ -193,12 +276,12 @@ def solve_psd(A, b):
     A, D = with_unit_diagonal(A)
     b = b / D
     A_regular = regularised(A)
-    B = xp.stack([b, *probes(b)], axis=2)                           # (T, k, 3)
+    B = xp.concat([b[:, :, None], probes(b)], axis=2)               # (T, k, 3)
     X = xp.linalg.solve(A_regular, B)
     X = X + xp.linalg.solve(A_regular, B - xp.matmul(A, X))
-    x, is_singular = X[:, :, 0] / D, singular(A, X, B)
-    if bool(xp.any(is_singular)):
-        x = xp.where(is_singular[:, None], least_norm(A, D, b), x)
+    x, alone = X[:, :, 0] / D, unsolved(A, X, B)
+    if bool(xp.any(alone)):
+        x = xp.where(alone[:, None], least_norm(A, D, b), x)
     return x
 
 
@@ -217,15 +300,21 @@ def probes(b):
     """Two more right-hand sides: fixed, irregular, so that no eigenvector is orthogonal to both."""
     xp = array_namespace(b)
     i = xp.arange(1, b.shape[1] + 1, dtype=b.dtype, device=device(b))
-    zero = xp.zeros_like(b)
-    return zero + xp.cos(i ** 2), zero + xp.cos(i ** 3)
+    return xp.zeros_like(b)[:, :, None] + xp.stack([xp.cos(i ** 2), xp.cos(i ** 3)], axis=1)
 
 
-def singular(A, X, B):
+def unsolved(A, X, B):
     """Which A (T, k, k) leave a probe unsolved, for they have eigenvalues below rounding, (T,)."""
     xp = array_namespace(A)
     left = xp.abs(B - xp.matmul(A, X))
-    return xp.any(left[:, :, 1:] > 1e-3, axis=(1, 2))
+    return xp.any(left[:, :, -2:] > 1e-3, axis=(1, 2))
+
+
+def is_singular(A):
+    """Which symmetric positive semi-definite A (T, k, k) are singular to rounding, (T,)."""
+    A, _ = with_unit_diagonal(A)
+    B = probes(A[:, :, 0])
+    return unsolved(A, array_namespace(A).linalg.solve(regularised(A), B), B)
 
 
 def solve_once(A, b):
@@ -234,24 +323,47 @@ def solve_once(A, b):
     return array_namespace(A).linalg.solve(regularised(A), (b / D)[..., None])[..., 0] / D
 
 
-def solve_on_support(A, S, b, solve=solve_psd):
-    """x with A_SS x_S = b_S and x = 0 off S, A (T, m, m), S and b (T, m).
+# The features of a support are gathered, so that systems have the size k of the largest support of
+# the batch. first, on (T, k): numbers of features, those of S first, and whether they are in S;
+# place (T, m): where each feature stands.
+Support = namedtuple("Support", "first on place")
 
-    The systems have the size k of the largest support; smaller ones are padded.
-    """
-    xp = array_namespace(A)
-    k = int(xp.max(xp.sum(xp.astype(S, xp.int64), axis=1)))
-    if k == 0:
-        return xp.zeros_like(b)
-    order = xp.argsort(xp.astype(~S, xp.int8), axis=1, stable=True)                 # S first
+
+def gather_support(S):
+    """The Support of a mask S (T, m)."""
+    xp = array_namespace(S)
+    k = max(1, int(xp.max(xp.sum(xp.astype(S, xp.int64), axis=1))))
+    order = xp.argsort(xp.astype(~S, xp.int8), axis=1, stable=True)
     first = order[:, :k]
-    on = xp.take_along_axis(S, first, axis=1)                       # (T, k)
-    A = gather_square(A, first)
-    scale = xp.max(xp.abs(A), axis=(1, 2))[:, None, None]
-    A = xp.where(on[:, :, None] & on[:, None, :], A, scale * identity(k, A))
-    x = xp.zeros(S.shape, dtype=A.dtype, device=device(A))
-    x[:, :k] = solve(A, xp.where(on, xp.take_along_axis(b, first, axis=1), 0))
-    return xp.take_along_axis(x, xp.argsort(order, axis=1), axis=1)                 # undo
+    return Support(first, xp.take_along_axis(S, first, axis=1), xp.argsort(order, axis=1))
+
+
+def on_support(b, support):
+    """b (T, m) -> (T, k), 0 off the support."""
+    xp = array_namespace(b)
+    return xp.where(support.on, xp.take_along_axis(b, support.first, axis=1), 0)
+
+
+def off_support(x, support):
+    """x (T, k) -> (T, m), 0 off the support."""
+    xp = array_namespace(x)
+    full = xp.zeros(support.place.shape, dtype=x.dtype, device=device(x))
+    full[:, :x.shape[1]] = x
+    return xp.take_along_axis(full, support.place, axis=1)
+
+
+def padded(A, on):
+    """A (T, k, k), where not on replaced by a multiple of the identity."""
+    xp = array_namespace(A)
+    scale = safe_divisor(xp.max(xp.abs(A), axis=(1, 2)))[:, None, None]
+    return xp.where(on[:, :, None] & on[:, None, :], A, scale * identity(A.shape[1], A))
+
+
+def solve_on_support(A, S, b, solve=solve_psd):
+    """x with A_SS x_S = b_S and x = 0 off S, A (T, m, m), S and b (T, m)."""
+    support = gather_support(S)
+    A = padded(gather_square(A, support.first), support.on)
+    return off_support(solve(A, on_support(b, support)), support)
 
 
 def gather_square(A, index):
@@ -302,27 +414,31 @@ def take_all(arrays, index):
 # ------------------------------------------------------------------------------ Lasso
 
 
+@on_one_blas_thread
 def lasso(F, y, lam, max_iter=None):
     """argmin_w  ||y - F w||^2 / (2 n) + lam ||w||_1  for every task.        [L23, Problem (6)]
 
     F (T, n, m), y (T, n), lam a number or (T,)  ->  w (T, m), info with n_iter and, per task,
         gap        the largest violation of the optimality conditions, in units of lasso_lambda_max
         converged  gap <= 1e-12 in float64, 1e-5 in float32
-    From w = 0, an iteration takes one step of proximal coordinate descent (the paper's solver, here
-    greedy: the coordinate that violates optimality most), then one Newton step on the support so
-    found, which ends the search once the support is right. Neither raises the objective, so the
-    support cannot cycle. Where the minimiser is not unique (lam = 0 with n < m, equal columns) one
-    of them is returned. Columns are expected to be of similar scale, as normalised features are.
-    Raises ValueError as check_problem does.
+    From w = 0, an iteration takes a step of proximal coordinate descent (the paper's solver, here
+    greedy: the coordinate that violates optimality most), or two where m is large, then a Newton
+    step on the support so found, which ends the search once that is right. Neither raises the
+    objective, so the support cannot cycle. Where the minimiser is not unique (lam = 0 with n < m,
+    equal columns) one of them is returned. Columns are expected to be of similar scale, as
+    normalised features are. Raises ValueError as check_problem does.
     """
     y, lam = check_problem(F, y, lam)
-    xp = array_namespace(F)
-    G, c = gram(F), correlations(F, y)
-    unit = safe_divisor(xp.max(xp.abs(c), axis=1))
+    xp, tol = array_namespace(F), tolerance("lasso", F)
     max_iter = 100 + 20 * F.shape[2] if max_iter is None else max_iter
-    start = xp.zeros_like(c)
-    tol = tolerance("lasso", F)
-    return until_solved(lasso_step, lasso_gap, start, (G, c, lam, unit), tol, max_iter)
+
+    def solve(F, y, lam):
+        G, c = gram(F), correlations(F, y)
+        unit = safe_divisor(xp.max(xp.abs(c), axis=1))
+        start = xp.zeros_like(c)
+        return until_solved(lasso_step, lasso_gap, start, (G, c, lam, unit), tol, max_iter)
+
+    return on_task_blocks(solve, 2 ** 22 // F.shape[2] ** 2, F, y, lam)
 
 
 def lasso_gap(w, G, c, lam, unit):
@@ -341,8 +457,10 @@ def lasso_violation(q, lam, w):
 
 
 def lasso_step(w, q, v, G, c, lam, unit):
-    """A step of coordinate descent, and a Newton step on the support it leaves."""
+    """Coordinate descent, and a Newton step on the support it leaves."""
     w, q = coordinate_descent_step(G, lam, w, q, v)
+    if w.shape[1] > 20:                                             # half as many Newton steps
+        w, q = coordinate_descent_step(G, lam, w, q, lasso_violation(q, lam, w))
     return newton_step(G, lam, w, q)
 
 
@@ -371,6 +489,7 @@ def newton_step(G, lam, w, q):
     return xp.where(crosses & (t_j <= t), 0, w + t * d)
 
 
+@on_one_blas_thread
 def lasso_vjp(F, y, lam, w, dw):
     """Pull dw back through the solution w(F, y, lam).  [L23, Sec. 3.4; Bertrand et al. 2022]
 
@@ -385,24 +504,35 @@ def lasso_vjp(F, y, lam, w, dw):
     is singular, u is of least norm.
     """
     y, lam = check_problem(F, y, lam)
+
+    def pull(F, y, lam, w, dw):
+        support = gather_support((w != 0) | (lam == 0)[:, None])
+        u = off_support(solve_psd(gram_of(F, support), on_support(dw, support)), support)
+        dF, dy = pull_back(F, y, w, u)
+        return dF, dy, -array_namespace(F).sum(array_namespace(F).sign(w) * u, axis=1)
+
+    return on_task_blocks(pull, 2 ** 18 // (F.shape[1] * F.shape[2]), F, y, lam, w, dw)
+
+
+def gram_of(F, support):
+    """F_S'F_S/n of the gathered columns, (T, k, k): without the Gram matrix of all features."""
     xp = array_namespace(F)
-    S = (w != 0) | (lam == 0)[:, None]
-    u = solve_on_support(gram(F), S, dw)                            # (T, m)
-    dF, dy = pull_back(F, y, w, u)
-    return dF, dy, -xp.sum(xp.sign(w) * u, axis=1)
+    F_S = xp.take_along_axis(F, support.first[:, None, :], axis=2)  # (T, n, k)
+    return padded(gram(F_S), support.on)
 
 
 def pull_back(F, y, w, u):
     """-(d/dX)' u of F'(F w - y)/n, for X = F and y: what Lasso and ridge share."""
     n = F.shape[1]
-    r = y - matvec(F, w)                                            # (T, n)
-    Fu = matvec(F, u)
-    return (outer_product(r, u) - outer_product(Fu, w)) / n, Fu / n
+    r = (y - matvec(F, w)) / n                                      # (T, n)
+    dy = matvec(F, u) / n
+    return outer_product(r, u) - outer_product(dy, w), dy
 
 
 # ------------------------------------------------------------------------------ ridge
 
 
+@on_one_blas_thread
 def ridge(F, y, lam):
     """argmin_w  ||y - F w||^2 / (2 n) + lam/2 ||w||^2  for every task.            [L23, Sec. 5.1]
 
@@ -429,6 +559,7 @@ def ridge_curvature(F, lam):
     return gram(F) + lam[:, None, None] * identity(F.shape[2], F)
 
 
+@on_one_blas_thread
 def ridge_vjp(F, y, lam, w, dw):
     """As lasso_vjp, for ridge: R := F'(F w - y)/n + lam w = 0, A = F'F/n + lam I, A u = dw.
 
@@ -440,6 +571,7 @@ def ridge_vjp(F, y, lam, w, dw):
     return dF, dy, -array_namespace(F).sum(w * u, axis=1)
 
 
+@on_one_blas_thread
 def ridge_classes(F, Y, lam):
     """argmin_W (1/n) sum_i 1/2 ||W F_i - Y_i||^2 + lam/2 ||W||^2, lam > 0, from its dual.
 
@@ -458,6 +590,7 @@ def ridge_dual(F, lam, B):
     return xp.linalg.solve(A, B)
 
 
+@on_one_blas_thread
 def ridge_classes_vjp(F, Y, lam, W, dW):
     """(dF,) of dW: through F in W = a'F, and through a, with (F F'/n + lam I) u = F dW'."""
     Y, lam = check_problem(F, Y, lam)
@@ -522,6 +655,7 @@ def group_lasso_lambda_max(F, Y, loss="squared"):
     return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(R), F), axis=1), axis=1)
 
 
+@on_one_blas_thread
 def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     """argmin_W (1/n) sum_i loss(W F_i, Y_i) + lam sum_j ||W_j||_2 for every task.
 
@@ -651,6 +785,7 @@ def newton_group_step(F, Y, lam, W, loss):
     return best
 
 
+@on_one_blas_thread
 def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
     """Pull dW back through the solution of group_lasso.            [docs/derivations.md, 4]
 
@@ -707,6 +842,7 @@ def svm_lambda_max(F, Y):
     return xp.max(xp.linalg.vector_norm(xp.matmul(transpose(A), F), axis=1), axis=1)
 
 
+@on_one_blas_thread
 def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     """The multiclass SVM whose features are switched on and off as groups, for every task.
 
@@ -714,7 +850,8 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     Lam (T, n, k), info with n_iter and, per task,                 [L23, Problems (8), (10)]
         gap        the duality gap P + D - n over n - P, what W gains over W = 0 (over 1 if nothing)
         converged  gap <= 1e-8 in float64, 1e-4 in float32, and Lam solves its face
-        strict     no entry of Lam and no feature is about to be switched: derivatives exist
+        strict     no entry of Lam and no feature is about to be switched, and there is no other
+                   Lam: derivatives exist in all directions
     method  "interior-point", or "pbcd": proximal block coordinate descent in the dual, the paper's
     algorithm [L23, App. D.3], whose n_iter counts epochs. W is unique, Lam need not be.
     Raises ValueError as check_problem does, and for labels that are not one-hot or lam2 = 0.
@@ -727,10 +864,17 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     if method not in SVM_METHODS:
         raise ValueError(f"method: found {method}, expected {' or '.join(SVM_METHODS)}")
     solve, limit = SVM_METHODS[method]
-    svm = SVM(with_fewer_features(F, lam1), Y, lam1, lam2, tangent_basis(Y))
-    Lam, found, n_iter = solve(svm, tolerance("group_svm", F), max_iter or limit)
-    _, W, _ = svm_primal(F, Y, Lam, lam1, lam2)
-    return W, Lam, {"n_iter": n_iter, **found._asdict()}
+    tol, max_iter = tolerance("group_svm", F), max_iter or limit
+
+    def fit(F, Y, lam1, lam2):
+        svm = SVM(with_fewer_features(F, lam1), Y, lam1, lam2, tangent_basis(Y))
+        Lam, found, n_iter = solve(svm, tol, max_iter)
+        _, W, _ = svm_primal(F, Y, Lam, lam1, lam2)
+        return W, Lam, {"n_iter": n_iter, **found._asdict()}
+
+    _, n, m = F.shape
+    size = 2 ** 17 // max(n * m, (n * Y.shape[2]) ** 2)
+    return on_task_blocks(fit, size, F, Y, lam1, lam2)
 
 
 # The problem, and Q (k, c), an orthonormal basis of the vectors that sum to 0, c = k - 1.
@@ -786,25 +930,29 @@ Certificate = namedtuple("Certificate", "gap converged strict")
 
 def svm_certificate(svm, Lam, tol):
     """What Newton's method would still change says whether Lam solves its face, {Lam_il = 0} and
-    the active features, and whether ten times that would leave it."""
+    the active features, and whether ten times that would leave it. Of many Lam, with the same W,
+    the next change of F leaves some: W has a kink there too."""
     F, Y, lam1, lam2, Q = svm
     xp = array_namespace(F)
     V, W, dD = svm_primal(F, Y, Lam, lam1, lam2)
     gap = svm_gap(Y, Lam, W, dD, lam1, lam2)
     H = svm_curvature(F, xp.matmul(transpose(Q), V), *bst_slopes(V, lam1), lam2)
-    d = solve_on_face(H, Lam > 0, Q, -dD)
-    error = 10 * xp.max(xp.abs(d), axis=(1, 2))
-    settled = error <= xp.finfo(F.dtype).eps ** 0.5
-    clear = error + xp.finfo(F.dtype).eps ** 0.5
+    face = face_system(H, Lam > 0, Q)
+    d = solve_on_face(face, -dD)
+    error, clear = 10 * xp.max(xp.abs(d), axis=(1, 2)), xp.finfo(F.dtype).eps ** 0.5
 
     low = xp.min(dD, axis=2, keepdims=True)
-    scale = xp.max(xp.abs(Y - dD), axis=(1, 2))[:, None, None]      # of the scores
-    off = (dD - low) > clear[:, None, None] * scale
-    on = Lam > clear[:, None, None]
-    apart = xp.abs(xp.linalg.vector_norm(V, axis=1) / safe_divisor(lam1)[:, None] - 1)
-    kinked = (apart <= clear[:, None]) & (lam1 > 0)[:, None]
-    strict = xp.all(on | ((Lam == 0) & off), axis=(1, 2)) & ~xp.any(kinked, axis=1)
-    return Certificate(gap, (gap <= tol) & settled, strict)
+    scale = xp.max(xp.abs(Y - dD), axis=(1, 2))                     # of the scores
+    off = dD - low > ((error + clear) * scale)[:, None, None]
+    on = Lam > (error + clear)[:, None, None]
+    reach = error[:, None] * xp.linalg.vector_norm(F, axis=1) + clear * lam1[:, None]
+    kinked = xp.abs(xp.linalg.vector_norm(V, axis=1) - lam1[:, None]) <= reach
+    kinked = xp.any(kinked & (lam1 > 0)[:, None], axis=1)
+    support = gather_support(face[2])
+    many = is_singular(padded(gather_square(face[0], support.first), support.on))
+    clearly = xp.all(on | ((Lam == 0) & off), axis=(1, 2)) & ~many
+    strict = ~kinked & (clearly | xp.all(W == 0, axis=(1, 2)))
+    return Certificate(gap, (gap <= tol) & (error <= clear), strict)
 
 
 def gap_at(svm, Lam):
@@ -896,17 +1044,18 @@ def svm_interior_point(svm, tol, max_iter):
     """
     xp = array_namespace(svm.F)
     at = interior_start(svm)
+    unknown = xp.zeros(svm.Y.shape[0], dtype=xp.bool, device=device(svm.Y))
     best = even_duals(svm.Y)
-    found = svm_certificate(svm, best, tol)
+    found = Certificate(gap_at(svm, best), unknown, unknown)
     for n_iter in range(max_iter + 1):
         left, mu = gap_estimate(svm, at), mean_product(at.Lam, at.S)[:, 0]
-        last = n_iter == max_iter
-        near = (left <= max(1e-7, tol)) | (mu <= 1e-12) | found.converged
-        if last or bool(xp.all(near)):
-            for Lam in (at.Lam, svm_crossover(svm, at.Lam, at.S)):
-                best, found = better_dual(best, found, Lam, svm_certificate(svm, Lam, tol))
-        going = ~found.converged & (left > 1e-15)
-        if last or not bool(xp.any(going)):
+        going = ~found.converged & (left > 1e-15) & (n_iter < max_iter)
+        near = (left <= max(1e-7, tol)) | (mu <= 1e-12) | ~going
+        if bool(xp.all(near)):
+            Lam = svm_crossover(svm, at.Lam, at.S)
+            best, found = better_dual(best, found, Lam, svm_certificate(svm, Lam, tol))
+            going = going & ~found.converged
+        if not bool(xp.any(going)):
             return best, found, n_iter
         at = mehrotra_step(svm, at, going, careful=n_iter >= 30)
 
@@ -1068,7 +1217,7 @@ def svm_crossover(svm, Lam, S, steps=3):
             return Lam
         V, _, dD = svm_primal(F, Y, Lam, lam1, lam2)
         H = svm_curvature(F, xp.matmul(transpose(Q), V), *bst_slopes(V, lam1), lam2)
-        d = solve_on_face(H, free, Q, -dD)
+        d = solve_on_face(face_system(H, free, Q), -dD)
         t = xp.minimum(longest_step(Lam, d), 1)[:, None, None]
         Lam = xp.maximum(Lam + t * d, 0)
 
@@ -1082,28 +1231,44 @@ def on_both_sides(M, H):
     return xp.reshape(xp.matmul(M, A), (T, n, a, n, a))
 
 
-def solve_on_face(H, free, Q, B):
-    """The least-norm u (T, n, k) with P H P u = P B, for H (T, n, c, n, c) in the coordinates of Q.
+def face_bases(free):
+    """M (T, n, k, c), orthonormal, and a mask S (T, n, c): those columns of M_i span the vectors of
+    sample i that are 0 where not free and sum to 0 (Helmert's, with the free entries first)."""
+    xp, k = array_namespace(free), free.shape[2]
+    order = xp.argsort(xp.astype(~free, xp.int8), axis=2, stable=True)
+    rank = xp.argsort(order, axis=2)
+    i, j = xp.arange(k, device=device(free))[:, None], xp.arange(1, k, device=device(free))
+    rows = xp.astype(xp.where(i < j, 1, xp.where(i == j, -j, 0)), xp.float64)       # (k, c)
+    rows = rows / xp.sqrt(xp.astype(j * (j + 1), xp.float64))
+    M = xp.reshape(xp.take(rows, xp.reshape(rank, (-1,)), axis=0), (*free.shape, k - 1))
+    return M, j < xp.sum(xp.astype(free, xp.int64), axis=2)[..., None]
 
-    P projects on {u : u = 0 where not free, rows sum to 0}; P H P + (I - P) is regular wherever
-    P H P is on the face.
-    """
+
+def face_system(H, free, Q):
+    """H (T, n, c, n, c), in the coordinates of Q, on the face of vectors that are 0 where not free
+    and sum to 0: its matrix (T, n c, n c) in bases M, M, and which columns of M are of the face."""
+    xp = array_namespace(H)
+    M, S = face_bases(free)
+    M = xp.astype(M, H.dtype)
+    T, n, _, c = M.shape
+    A = xp.reshape(on_both_sides(xp.matmul(transpose(M), Q), H), (T, n * c, n * c))
+    return A, M, xp.reshape(S, (T, n * c))
+
+
+def solve_on_face(system, B):
+    """The u (T, n, k) on a face, of least norm, for which H u and B agree along the face."""
     xp = array_namespace(B)
-    T, n, k = B.shape
-    f = xp.astype(free, B.dtype)
-    count = xp.sum(f, axis=2)[..., None, None]
-    P = f[..., None] * (identity(k, B) - f[:, :, None, :] / count)  # (T, n, k, k)
-    A = on_both_sides(xp.matmul(P, Q), H)                           # (T, n, k, n, k)
-    scale = safe_divisor(xp.max(xp.abs(A), axis=(1, 2, 3, 4)))[:, None, None, None, None]
-    rest = (identity(k, B) - P)[:, :, :, None, :] * identity(n, B)[:, None, :, None]
-    A = xp.reshape(A + scale * rest, (T, n * k, n * k))
-    u = solve_psd(A, xp.reshape(xp.matmul(P, B[..., None]), (T, n * k)))
-    return xp.matmul(P, xp.reshape(u, (T, n, k, 1)))[..., 0]
+    A, M, S = system
+    T, n, _, c = M.shape
+    b = xp.reshape(xp.matmul(transpose(M), B[..., None]), (T, n * c))
+    x = solve_on_support(A, S, b)
+    return xp.matmul(M, xp.reshape(x, (T, n, c, 1)))[..., 0]
 
 
 SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10_000)}
 
 
+@on_one_blas_thread
 def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
     """Pull dW back through the solution of group_svm.              [docs/derivations.md, 5]
 
@@ -1128,7 +1293,7 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
 
     dV = J(dW) / lam2[:, None, None]
     H = svm_curvature(F, xp.matmul(transpose(Q), V), flat, along, lam2)
-    u = solve_on_face(H, Lam > 0, Q, -scores(F, dV))
+    u = solve_on_face(face_system(H, Lam > 0, Q), -scores(F, dV))
     uF = xp.matmul(transpose(u), F)                                 # (T, k, m)
     through_V = dV + J(uF) / lam2[:, None, None]
     dF = xp.matmul(u, W) + xp.matmul(label_minus_dual(Y, Lam), through_V)
@@ -1222,6 +1387,7 @@ def sharing_curvature(F, beta, phi):
     return xp.reshape(H, (T * m, T * m))
 
 
+@on_one_blas_thread
 def sparse_sharing(F, Y, alpha, beta, start=None, stages=5, max_iter=1000):
     """A stationary point of J, from `start` (T, 1, m) (or 0) at beta = 0, then along growing beta.
 
@@ -1324,6 +1490,7 @@ def weighted_lasso_step(F, Y, weight, alpha, phi):
     return best
 
 
+@on_one_blas_thread
 def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, one_step=False):
     """Pull dphi back through the solution of sparse_sharing.       [docs/derivations.md, 6]
 

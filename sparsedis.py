@@ -22,21 +22,19 @@ The inner problems lie in solvers.py, images and tasks in data.py.
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
 [F23] Fumero et al., Leveraging sparse and shared feature activations, NeurIPS 2023 (our reading).
 """
-import contextlib
 import dataclasses
 import functools
 import itertools
 import math
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import array_api_compat.numpy
 from array_api_compat import array_namespace, device, is_numpy_array
-from threadpoolctl import threadpool_limits
 
 import solvers
-from solvers import matvec, outer_product, transpose
+from solvers import cpu_threads as cpu_threads  # for experiments, which time and repeat runs
+from solvers import matvec, on_one_blas_thread, on_threads, outer_product, transpose
 
 # ------------------------------------------------------------------------------ one bilevel problem
 # head(F, y, lam, n_support=None, params=None) -> (loss, dF, dparams, info), of the features alone;
@@ -450,6 +448,7 @@ class Training:
     optimiser: str = "adam"
 
 
+@on_one_blas_thread
 def train(config, start, report=None):
     """Minimise the objective from a Snapshot on; report(Snapshot, loss, info) hears of every step.
 
@@ -1075,26 +1074,6 @@ def joined(blocks):
     return array_namespace(*blocks).concat(blocks)
 
 
-_pool = None
-
-
-@contextlib.contextmanager
-def cpu_threads(n):
-    """Blocks on n threads, BLAS on one: no sum depends on n, so that runs agree bit for bit."""
-    global _pool
-    with ThreadPoolExecutor(n) as _pool, threadpool_limits(1, user_api="blas"):
-        try:
-            yield
-        finally:
-            _pool = None
-
-
-def on_threads(f, *blocks):
-    """[f(...) for each block], in order, on the threads of cpu_threads."""
-    use = _pool.map if _pool and len(blocks[0]) > 1 else map
-    return list(use(f, *blocks))
-
-
 def on_blocks(f, *blocks):
     """The first and the second results of f of each block, in order, on the threads."""
     return zip(*on_threads(f, *blocks), strict=True)
@@ -1139,6 +1118,7 @@ class Encoder:
         state["drop"] = xp.asarray([int(rng.integers(2 ** 31)), 0], device=device)
         return params, state
 
+    @on_one_blas_thread
     def forward(self, params, state, x, train=True):
         """x (N, H, W, C) or (N, d)  ->  features (N, m), cache, state."""
         F, cache, state = self.layer.forward(params, state, x, train)
@@ -1148,6 +1128,7 @@ class Encoder:
             state = {**state, "drop": state["drop"] + one}          # a pass more
         return F, cache, state
 
+    @on_one_blas_thread
     def backward(self, cache, dF):
         """dF (N, m)  ->  gradients, with the keys and shapes of params."""
         _, grads = self.layer.backward(cache, dF)

@@ -9,6 +9,7 @@ from conftest import to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso, Ridge
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import solvers
 
@@ -1043,3 +1044,42 @@ def test_a_certificate_is_right_or_false(fuzz):
     told = [fuzz_solvers.check(fuzz, seed) for seed in range(1000, 1013)]
     assert not [text for text in told if text and not text.startswith("not converged")]
     assert sum(text is None for text in told) >= 10
+
+
+# ------------------------------------------------------------------------ threads
+
+
+def blas_threads():
+    return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+
+
+def test_blas_has_one_thread_inside_and_what_the_caller_set_outside(monkeypatch):
+    seen = []
+    gram = solvers.gram
+    monkeypatch.setattr(solvers, "gram", lambda F: (seen.append(blas_threads()), gram(F))[1])
+    F, y = problem(3, 20, 5)
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        solvers.lasso(F, y, 0.1)
+        assert seen == [{1}] and blas_threads() == before and 2 in before
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_blocks_of_tasks_do_not_depend_on_threads(threads):
+    F, y = problem(300, 30, 130)
+    lam = 0.2 * solvers.lasso_lambda_max(F, y)
+    F_svm, Y = svm_problem(5, 25, 900, 3)
+    lam1 = 0.2 * solvers.svm_lambda_max(F_svm, Y)
+    found = []
+    for n in (1, threads):
+        with solvers.cpu_threads(n):
+            w, info = solvers.lasso(F, y, lam)
+            W, Lam, svm_info = solvers.group_svm(F_svm, Y, lam1, 5.0)
+            adjoint = solvers.lasso_vjp(F, y, lam, w, w)
+            found.append((w, *adjoint, info["gap"], W, Lam, svm_info["gap"]))
+        assert info["converged"].shape == (300,) and isinstance(info["n_iter"], int)
+    for a, b in zip(*found):
+        np.testing.assert_array_equal(a, b)
+    with solvers.cpu_threads(2):
+        nested = solvers.on_threads(lambda i: solvers.on_threads(abs, (-i, i)), (1, 2))
+        assert nested == [[1, 1], [2, 2]]
