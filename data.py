@@ -5,7 +5,7 @@
                orientation
     z (N, d)   standardised factors, the ground-truth latents, d = 6
     p (N,)     probability of each image; rho its correlation, alpha the noise on z
-    G, n, K    image sets a step, G = 2; images a set, n = 50; tasks a set, K = 16
+    G, n, K    image sets a step, G = 4; images a set, n = 25; tasks a set, K = 16
     w (T, d)   coefficients of tasks, T = G K
 
 In this order: latents and tasks; the data sets, 3D Shapes and dSprites; the renderer of 3D Shapes.

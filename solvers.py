@@ -1,6 +1,6 @@
 """solvers.py -- the inner problems: solve each one exactly, certify it, differentiate it exactly.
 
-    T, n, m       tasks, samples a task, features: T = 32, n = 50, m = 6. T leads every array:
+    T, n, m       tasks, samples a task, features: T = 64, n = 25, m = 6. T leads every array:
                   one call solves all tasks
     F  (T, n, m)  features           y  (T, n)     labels             w  (T, m)     weights
     k             outputs, k = 5     Y  (T, n, k)  their labels       W  (T, k, m)  their weights
@@ -63,7 +63,7 @@ def check_problem(F, Y, *lams):
             f"expected F (T, n, m) and y (T, n) or Y (T, n, k) of one dtype, found {found}")
     if 0 in F.shape or 0 in Y.shape:
         raise ValueError(f"found no samples, features or tasks: F {tuple(F.shape)}")
-    if not bool(xp.isfinite(xp.sum(F * F)) & xp.isfinite(xp.sum(Y * Y))):
+    if not bool(xp.isfinite(xp.linalg.vector_norm(F)) & xp.isfinite(xp.linalg.vector_norm(Y))):
         raise ValueError("F or y holds values that are not finite (or too large to multiply)")
     return Y, *(per_task(lam, F) for lam in lams)
 
@@ -137,19 +137,25 @@ def on_threads(f, *blocks):
     return list(pool(_size, os.getpid()).map(f, *blocks))
 
 
+def task_blocks(F, size):
+    """The slices of F (T, ...) that hold `size` tasks each; on a GPU one of all."""
+    T = F.shape[0]
+    size = max(1, size) if is_numpy_array(F) else T
+    return [slice(i, i + size) for i in range(0, T, size)]
+
+
 def on_task_blocks(f, size, *arrays):
     """f(*arrays), of arrays (T, ...), `size` tasks at a time on threads: a tuple of arrays (T, ...)
-    and dicts of such and of counts. On a GPU all at once."""
-    T = arrays[0].shape[0]
-    if T <= max(size, 1) or not is_numpy_array(arrays[0]):
-        return f(*arrays)
-    starts = range(0, T, max(size, 1))
-    parts = on_threads(lambda i: f(*(a[i:i + max(size, 1)] for a in arrays)), starts)
+    and dicts of such and of counts."""
+    blocks = task_blocks(arrays[0], size)
+    parts = on_threads(lambda some: f(*(a[some, ...] for a in arrays)), blocks)
     return tuple(join(column) for column in zip(*parts, strict=True))
 
 
 def join(parts):
     """Arrays one after another, dicts key by key, the largest of counts."""
+    if len(parts) == 1:
+        return parts[0]
     if isinstance(parts[0], dict):
         return {key: join([part[key] for part in parts]) for key in parts[0]}
     if isinstance(parts[0], int):
@@ -505,13 +511,19 @@ def lasso_vjp(F, y, lam, w, dw):
     """
     y, lam = check_problem(F, y, lam)
 
-    def pull(F, y, lam, w, dw):
-        support = gather_support((w != 0) | (lam == 0)[:, None])
-        u = off_support(solve_psd(gram_of(F, support), on_support(dw, support)), support)
-        dF, dy = pull_back(F, y, w, u)
-        return dF, dy, -array_namespace(F).sum(array_namespace(F).sign(w) * u, axis=1)
+    xp, (_, n, m) = array_namespace(F), F.shape
+    dF, dy, dlam = (xp.empty_like(a) for a in (F, y, lam))
 
-    return on_task_blocks(pull, 2 ** 18 // (F.shape[1] * F.shape[2]), F, y, lam, w, dw)
+    def pull(some):
+        F_t, w_t = F[some, ...], w[some, ...]
+        support = gather_support((w_t != 0) | (lam[some] == 0)[:, None])
+        u = solve_psd(gram_of(F_t, support), on_support(dw[some, ...], support))
+        u = off_support(u, support)                                 # (T, m)
+        dF[some, ...], dy[some, ...] = pull_back(F_t, y[some, ...], w_t, u)
+        dlam[some] = -xp.sum(xp.sign(w_t) * u, axis=1)
+
+    on_threads(pull, task_blocks(F, 2 ** 17 // (n * m)))            # what stays in a core's cache
+    return dF, dy, dlam
 
 
 def gram_of(F, support):

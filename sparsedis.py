@@ -4,8 +4,8 @@
     x (N, H, W, C)  images, N = 100                F (T, n, m)  features, m = 6
     y (T, n)        labels                         w (T, m)  linear predictors of the tasks
     Y (T, n, k)     labels of k outputs            W (T, k, m)  their predictors
-    T, n            tasks, T = 32; samples of a task, n = 50
-    G, K            image sets a step, G = 2; tasks on each set, K = 16; T = G K
+    T, n            tasks, T = 64; samples of a task, n = 25
+    G, K            image sets a step, G = 4; tasks on each set, K = 16; T = G K
     eps             strength of the penalty:  lam = eps lambda_max(F, y)
     dX              dL/dX, with the shape of X
 
@@ -438,6 +438,7 @@ class Training:
 
     sample(step) -> [x, ...], y      batches of images and labels, on the parameters' device
     objective(progress, [F, ...], y, params) -> loss, [dF, ...], dparams, info, in float64
+    optimiser        a name of OPTIMISERS, or a pair like those there
     """
 
     encoder: object
@@ -445,7 +446,7 @@ class Training:
     objective: object
     steps: int = 1000
     lr: float = 1e-3
-    optimiser: str = "adam"
+    optimiser: object = "adam"
 
 
 @on_one_blas_thread
@@ -457,7 +458,7 @@ def train(config, start, report=None):
     the last Snapshot. Raises FloatingPointError where features, loss or gradient are not finite.
     """
     params, state, opt, first = start
-    optimise, schedule = OPTIMISERS[config.optimiser]
+    optimise, schedule = OPTIMISERS.get(config.optimiser, config.optimiser)
     for step in range(first, config.steps):
         progress = step / config.steps
         batches, y = config.sample(step)
@@ -530,9 +531,10 @@ def sgd(params, grads, opt, lr, momentum=0.9, weight_decay=5e-4):
     return new, Optimiser(t + 1, velocity, {})
 
 
-def cosine(lr, progress):
-    """From lr to 0 along half a cosine, progress from 0 to 1."""
-    return lr * (1 + math.cos(math.pi * progress)) / 2
+def cosine(lr, progress, flat=0.0):
+    """lr for a share `flat` of the training, then to 0 along half a cosine; progress is 0 to 1."""
+    left = max(0, progress - flat) / (1 - flat) if flat < 1 else 0
+    return lr * (1 + math.cos(math.pi * left)) / 2
 
 
 def stairs(lr, progress):

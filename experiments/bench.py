@@ -1,16 +1,22 @@
-"""bench.py -- how fast, beside other libraries in one process, and how seconds grow.
+"""bench.py -- how fast, beside other libraries in one process, and how seconds and memory grow.
 
     row       our seconds over the peer's (below 1: ours is faster), what is done, both in ms
-    growth    seconds against tasks T, samples n, features m, images and threads, as a figure
+    rate      GFLOP/s of matrix products, of a layer or of the machine
+    growth    seconds and peak memory against tasks T, samples n, features m and images, as a figure
     timer     a function that does a piece of work and returns its seconds
 
 A row tells medians of repeats that take turns, so that a noisy machine is noisy for both. The peers
-are PyTorch and JAX where they are installed, scikit-learn, and code as one writes it first.
+are PyTorch and JAX where they are installed (requirements-bench.txt), scikit-learn, and code as one
+writes it first.
 """
+import csv
 import functools
 import importlib.util
+import io
 import os
+import platform
 import time
+import tracemalloc
 import warnings
 from collections import namedtuple
 from dataclasses import dataclass
@@ -23,7 +29,7 @@ from threadpoolctl import threadpool_info
 import data
 import solvers
 import sparsedis
-from experiments import plots
+from experiments import plots, results
 from experiments.settings import option
 
 # The CNN's convolutions, of stride 2: channels in and out, side of the kernel, padding.
@@ -34,26 +40,43 @@ CONVOLUTIONS = [(3, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)]
 class Bench:
     """Time our work beside the same work done by other libraries, and draw how seconds grow.
 
-    Takes five minutes. A row below 1 is where we are faster.
+    Takes three minutes, with PyTorch and JAX five. A row below 1 is where we are faster.
     """
 
-    out: str = option("bench.png", "the growth curves")
+    out: str = option("bench.png", "the growth curves; the rows go into a CSV file beside them")
     threads: int = option(os.cpu_count() or 1, "CPU threads", 1)
 
 
 def bench(config):
-    """Print all rows, and draw how seconds grow."""
-    blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
-    told = [f"{info['internal_api']} {info.get('architecture', '')}" for info in blas]
-    print(f"BLAS: {', '.join(told)}; {config.threads} threads")
-    bench_networks(config.threads)
-    bench_composition()
+    """Print all rows, those of most interest first, and draw how seconds grow."""
+    print(machine(config.threads), flush=True)
+    _rows.clear()
     bench_lasso()
+    bench_networks(config.threads)
+    bench_layers()
     bench_conv4(config.threads)
     bench_svm()
-    render = data.geometry_maps.__wrapped__                         # without its cache
-    tell_alone(f"render all geometries: {timed(render):.2f} s")
-    draw_growth(config.threads, Path(config.out))
+    bench_composition()
+    path = Path(config.out)
+    draw_growth(config.threads, path)
+    write_rows(path.with_suffix(".csv"))
+
+
+def machine(threads):
+    """The processor, the BLAS kernels and the number of threads, in a line."""
+    blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    told = {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in blas}
+    return f"{processor()}; BLAS: {', '.join(sorted(told))}; {threads} threads"
+
+
+def processor():
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 # ------------------------------------------------------------------------------ timing
@@ -80,10 +103,17 @@ def seconds_of(*timers, repeats=15):
     return [float(np.median(told[2:])) for told in taken]
 
 
+# What tell has told: what is done, our ms, the peer, its ms, our share of its time.
+Row = namedtuple("Row", "what ours_ms peer peer_ms ratio")
+_rows = []
+
+
 def tell(what, ours, peer, theirs):
     """A row of the table."""
+    row = Row(what, 1e3 * ours, peer, 1e3 * theirs, ours / theirs)
+    _rows.append(row)
     print(
-        f"{ours / theirs:6.2f} x   {what}: {1e3 * ours:.4g} ms, {peer} {1e3 * theirs:.4g} ms",
+        f"{row.ratio:6.2f} x   {what}: {row.ours_ms:.4g} ms, {peer} {row.peer_ms:.4g} ms",
         flush=True)
 
 
@@ -92,52 +122,86 @@ def tell_alone(text):
     print(f"     -     {text}", flush=True)
 
 
+def write_rows(path):
+    """The rows told as CSV."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(Row._fields)
+    table.writerows(_rows)
+    results.write_text(path, text.getvalue())
+    print(path)
+
+
 # ------------------------------------------------------------------------------ networks
 
 
 def bench_networks(threads):
-    """An outer step of the paper's size beside the passes of its network; the CNN beside its like.
+    """The CNN beside its like, and an outer step of the paper's size beside the passes of its
+    network.
 
-    PyTorch and JAX do less in the first rows: no images composed, no inner fits, no Adam.
+    PyTorch and JAX do less in the last rows: no images composed, no inner fits, no Adam.
     """
-    torch_both = functools.partial(torch_cnn, threads)
-    torch_forward = functools.partial(torch_cnn, threads, backward=False)
-    step, forward = "outer step, 400 images", our_cnn(threads, backward=False)
-    beside_torch(step, outer_step(threads), torch_both, " forward + backward")
-    beside_torch("cnn forward, 400 images", forward, torch_forward)
-    beside_torch("cnn forward + backward, 400 images", our_cnn(threads), torch_both)
+    both = functools.partial(torch_cnn, threads)
+    forward = functools.partial(torch_cnn, threads, backward=False)
+    beside_torch("cnn forward + backward, 400 images", our_cnn(threads), both)
+    beside_torch("cnn forward, 400 images", our_cnn(threads, backward=False), forward)
+    step = "outer step, 400 images"
+    beside_torch(step, outer_step(threads), both, " forward + backward")
     if importlib.util.find_spec("jax"):
-        ours, theirs = seconds_of(outer_step(threads), jax_cnn())
+        ours, theirs = seconds_of(outer_step(threads), jax_cnn(), repeats=7)
         tell(step, ours, "JAX forward + backward, compiled", theirs)
-    else:
-        tell_alone(f"{step}: JAX is not installed")
+
+
+def bench_layers():
+    """The products of the CNN's layers and of conv4's, on one thread, beside this machine's best.
+
+    What a pass takes beyond its products is copies, ReLU, norms and pooling.
+    """
+    best = product_rate(2000, 2000, 2000)
+    tell_alone(f"products of 2000 x 2000 matrices: {best:.0f} GFLOP/s a thread")
+    shapes = {"cnn, first layer": (10 * 32 * 32, 48, 32), "cnn, second": (10 * 16 * 16, 512, 32),
+              "conv4, second": (25 * 14 * 14, 576, 64), "conv4, third": (25 * 7 * 7, 576, 64)}
+    for name, (rows, inner, columns) in shapes.items():
+        forward, to_weights = product_rate(rows, inner, columns), product_rate(inner, rows, columns)
+        tell_alone(
+            f"products of a block, {name}: {forward:.0f} GFLOP/s forward, {to_weights:.0f} to dW, "
+            f"{100 * forward / best:.0f} and {100 * to_weights / best:.0f} % of that")
+
+
+def product_rate(a, b, c, repeats=9):
+    """GFLOP/s of products (a, b) (b, c) of float32 on one thread."""
+    A, B = random_images(a, b), random_images(b, c)
+    seconds, = seconds_of(on_threads(1, lambda: A @ B), repeats=repeats)
+    return 2 * a * b * c / seconds / 1e9
 
 
 def bench_conv4(threads):
     """conv4 on 28 x 28 images beside PyTorch's."""
     ours = our_network(threads, sparsedis.conv4(1), random_images(100, 28, 28, 1))
     theirs = functools.partial(torch_conv4, threads)
-    beside_torch("conv4 forward + backward, 100 images 28 x 28", ours, theirs, repeats=25)
+    beside_torch("conv4 forward + backward, 100 images 28 x 28", ours, theirs)
 
 
-def beside_torch(what, ours, torch_timer, does="", repeats=15):
-    """A row for each of PyTorch's memory layouts, torch_timer(layout); ours alone without it."""
-    layouts = torch_layouts()
-    theirs = [torch_timer(layout) for layout in layouts.values()]
+def beside_torch(what, ours, torch_timer, does="", repeats=9):
+    """A row for each way of PyTorch's, torch_timer(*way); ours alone without it."""
+    ways = torch_ways()
+    theirs = [torch_timer(*way) for way in ways.values()]
     ours, *theirs = seconds_of(ours, *theirs, repeats=repeats)
-    for name, seconds in zip(layouts, theirs, strict=True):
+    for name, seconds in zip(ways, theirs, strict=True):
         tell(what, ours, name + does, seconds)
-    if not layouts:
+    if not ways:
         tell_alone(f"{what}: {1e3 * ours:.4g} ms, PyTorch is not installed")
 
 
-def torch_layouts():
-    """The orders in which PyTorch keeps images: (N, C, H, W), and (N, H, W, C) as we do."""
+def torch_ways():
+    """How PyTorch keeps images, (N, C, H, W) or (N, H, W, C) as we do, and whether it compiles."""
     if importlib.util.find_spec("torch") is None:
         return {}
     import torch
 
-    return {"PyTorch": torch.contiguous_format, "PyTorch, channels_last": torch.channels_last}
+    plain, last = torch.contiguous_format, torch.channels_last
+    return {"PyTorch": (plain, False), "PyTorch, channels_last": (last, False),
+            "PyTorch, compiled": (last, True)}
 
 
 def outer_step(threads, sets=8, samples=50):
@@ -191,19 +255,20 @@ def our_cnn(threads, images=400, backward=True):
     return our_network(threads, sparsedis.cnn(6), random_images(images, 64, 64, 3), backward)
 
 
-def torch_network(threads, layout, layers, x, backward=True):
+def torch_network(threads, layout, compiled, layers, x, backward=True):
     """A timer of a PyTorch network's forward pass on images x, or of both passes."""
     import torch
 
     torch.set_num_threads(threads)
     network = torch.nn.Sequential(*layers).to(memory_format=layout)
+    network = torch.compile(network) if compiled else network
     x = x.to(memory_format=layout)
     if not backward:
         return timer(torch.inference_mode()(network), x)
     return timer(lambda: network(x).square().mean().backward())
 
 
-def torch_cnn(threads, layout, backward=True, images=400):
+def torch_cnn(threads, layout, compiled, backward=True, images=400):
     """A timer of the CNN by PyTorch."""
     from torch import nn, rand
 
@@ -211,10 +276,11 @@ def torch_cnn(threads, layout, backward=True, images=400):
     for c, o, k, pad in CONVOLUTIONS:
         layers += [nn.Conv2d(c, o, k, 2, pad), nn.ReLU()]
     layers += [nn.Flatten(), nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, 6)]
-    return torch_network(threads, layout, layers, rand(images, 3, 64, 64), backward)
+    x = rand(images, 3, 64, 64)
+    return torch_network(threads, layout, compiled, layers, x, backward)
 
 
-def torch_conv4(threads, layout, images=100):
+def torch_conv4(threads, layout, compiled, images=100):
     """A timer of conv4 by PyTorch."""
     from torch import nn, rand
 
@@ -222,7 +288,7 @@ def torch_conv4(threads, layout, images=100):
     for c in (1, 64, 64, 64):
         convolution = nn.Conv2d(c, 64, 3, padding=1, bias=False)
         layers += [convolution, nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2)]
-    return torch_network(threads, layout, layers, rand(images, 1, 28, 28))
+    return torch_network(threads, layout, compiled, layers, rand(images, 1, 28, 28))
 
 
 def jax_cnn(images=400):
@@ -286,7 +352,7 @@ def lasso_problem(m, eps, T=1000, n=50, correlation=0.9):
 
 def bench_lasso():
     """lasso beside a loop over scikit-learn's, lasso_vjp beside a loop over tasks."""
-    for m, eps, repeats in ((6, 0.3, 7), (100, 0.05, 3)):
+    for m, eps, repeats in ((6, 0.3, 7), (100, 0.05, 1)):
         problem = lasso_problem(m, eps)
         timers = timer(solvers.lasso, *problem), timer(scikit_lasso, *problem)
         ours, theirs = seconds_of(*timers, repeats=repeats)
@@ -297,7 +363,7 @@ def bench_lasso():
             f"            lasso: {theirs / ours:.0f} times as fast; largest violation of "
             f"optimality {mine:.1e}, scikit-learn's {others:.1e}")
         timers = timer(solvers.lasso_vjp, *problem, w, w), timer(vjp_loop, *problem, w, w)
-        ours, theirs = seconds_of(*timers, repeats=repeats)
+        ours, theirs = seconds_of(*timers, repeats=9)
         tell(f"lasso_vjp, the same, m = {m}", ours, "a loop over tasks", theirs)
 
 
@@ -405,60 +471,81 @@ def projected_gradient(F, Y, lam1, lam2, steps):
 # ------------------------------------------------------------------------------ growth
 
 
-# A panel: what grows, its sizes, measure(size) -> the seconds of each of labels.
-Growth = namedtuple("Growth", "name sizes measure labels")
+# A panel: what grows, its sizes, work(size) -> label and function, for each curve.
+Growth = namedtuple("Growth", "name sizes work")
 
 
 def panels(threads):
-    """What is drawn of how seconds grow."""
-    lasso, cnn = ("lasso", "its vjp"), ("cnn, forward + backward",)
-    n_25, m_400 = ("group SVM, n = 25",), ("group SVM, m = 400",)
-    yield Growth("tasks T", (30, 100, 300, 1000, 3000), lambda T: lasso_seconds(T, 50, 10), lasso)
-    yield Growth("samples n", (30, 100, 300, 1000), lambda n: lasso_seconds(100, n, 10), lasso)
-    yield Growth("features m", (6, 12, 25, 50, 100), lambda m: lasso_seconds(100, 200, m), lasso)
-    yield Growth("features m", (100, 400, 1600, 6400), lambda m: svm_seconds(m, 25), n_25)
-    yield Growth("samples n", (10, 25, 50, 75), lambda n: svm_seconds(400, n), m_400)
-    yield Growth("images", (50, 100, 200, 400, 800), lambda N: cnn_seconds(threads, N), cnn)
-    counts = tuple(range(1, threads + 1))
-    yield Growth("threads", counts, lambda k: cnn_seconds(k, 400), ("cnn, 400 images",))
+    """What is drawn of how seconds and memory grow."""
+    yield Growth("tasks T", (30, 100, 300, 1000, 3000), lambda T: lasso_work(T, 50, 10))
+    yield Growth("samples n", (30, 100, 300, 1000), lambda n: lasso_work(100, n, 10))
+    yield Growth("features m", (12, 25, 50, 100, 200), lambda m: lasso_work(100, 200, m))
+    yield Growth("features m", (100, 400, 1600, 6400), lambda m: svm_work(m, 25))
+    yield Growth("samples n", (10, 25, 50, 75), lambda n: svm_work(400, n))
+    yield Growth("images", (50, 100, 200, 400, 800), lambda N: cnn_work(threads, N))
 
 
-def lasso_seconds(T, n, m):
-    """Seconds of a batch of Lassos, and of its adjoint."""
+def lasso_work(T, n, m):
+    """A batch of Lassos, and its adjoint."""
     problem = lasso_problem(m, 0.2, T, n)
     w, _ = solvers.lasso(*problem)
-    timers = timer(solvers.lasso, *problem), timer(solvers.lasso_vjp, *problem, w, w)
-    return seconds_of(*timers, repeats=3)
+    return {"lasso": functools.partial(solvers.lasso, *problem),
+            "its vjp": functools.partial(solvers.lasso_vjp, *problem, w, w)}
 
 
-def svm_seconds(m, n):
-    """Seconds of a batch of SVMs."""
-    return seconds_of(timer(solvers.group_svm, *svm_problem(m, n)), repeats=1)
+def svm_work(m, n):
+    """A batch of SVMs."""
+    return {"group_svm": functools.partial(solvers.group_svm, *svm_problem(m, n))}
 
 
-def cnn_seconds(threads, images):
-    """Seconds of both passes of the CNN."""
-    return seconds_of(our_cnn(threads, images), repeats=5)
+def cnn_work(threads, images):
+    """Both passes of the CNN."""
+    return {"cnn, forward + backward": our_cnn(threads, images)}
+
+
+def peak_bytes(function):
+    """The most bytes that a call holds beyond those before it, as NumPy tells tracemalloc."""
+    tracemalloc.start()
+    function()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
 
 
 def draw_growth(threads, path):
-    """A panel for each of panels, both axes logarithmic; prints the exponents."""
-    fig, axes = plots.subplots(2, 4, (15, 6.4))
-    for ax, panel in zip(axes.ravel(), panels(threads), strict=False):
-        seconds = np.array([panel.measure(size) for size in panel.sizes])
-        for label, curve in zip(panel.labels, seconds.T, strict=True):
-            slope = exponent(panel.sizes, curve)
-            pairs = zip(panel.sizes, 1e3 * curve, strict=True)
-            told = ", ".join(f"{size} {ms:.3g}" for size, ms in pairs)
-            tell_alone(f"{label} against {panel.name}: {told} ms; exponent {slope:.2f}")
-            ax.loglog(panel.sizes, 1e3 * curve, "o-", label=f"{label}: exponent {slope:.2f}")
-        ax.set(xlabel=panel.name, ylabel="ms")
-        ax.set_xticks(panel.sizes, panel.sizes)
-        ax.set_xticks([], minor=True)
-        ax.legend(fontsize=8)
-    axes.ravel()[-1].axis("off")
+    """Seconds (above) and peak memory (below) of each of panels, axes logarithmic; an exponent
+    where the curve is straight."""
+    grown = list(panels(threads))
+    fig, axes = plots.subplots(2, len(grown), (3.1 * len(grown), 6))
+    for (above, below), panel in zip(axes.T, grown, strict=True):
+        works = [panel.work(size) for size in panel.sizes]
+        for label in works[0]:
+            seconds = [seconds_of(timer(work[label]), repeats=3)[0] for work in works]
+            peaks = [peak_bytes(work[label]) for work in works]
+            text = f"{label}: {straight(panel.sizes, seconds)}"
+            above.loglog(panel.sizes, 1e3 * np.array(seconds), "o-", label=text)
+            below.loglog(panel.sizes, np.array(peaks) / 1e6, "o-")
+            told = zip(panel.sizes, seconds, peaks, strict=True)
+            told = ", ".join(f"{n}: {1e3 * s:.3g} ms {b / 1e6:.3g} MB" for n, s, b in told)
+            tell_alone(f"{label} against {panel.name}: {told}")
+        for ax in (above, below):
+            ax.set_xticks(panel.sizes, panel.sizes, fontsize=8)
+            ax.set_xticks([], minor=True)
+        above.legend(fontsize=7)
+        below.set_xlabel(panel.name)
+    axes[0, 0].set_ylabel("ms")
+    axes[1, 0].set_ylabel("peak memory, MB")
     plots.save(fig, path)
     print(path)
+
+
+def straight(sizes, seconds):
+    """The exponent of the upper half of a curve, where it is straight there, in words."""
+    slopes = np.diff(np.log(seconds)) / np.diff(np.log(sizes))
+    upper = slopes[len(slopes) // 2:]
+    if np.ptp(upper) > 0.3:
+        return f"exponent {upper.min():.1f} to {upper.max():.1f}"
+    return f"exponent {exponent(sizes, np.array(seconds)):.1f}"
 
 
 def exponent(sizes, seconds):

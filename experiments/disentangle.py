@@ -3,7 +3,7 @@
     images of 3D Shapes with correlated factors, sparse tasks on them  ->  MCC, R, DCI
 
     z (N, 6), p (N,)   standardised factors of all N = 480,000 images; their probabilities
-    G, n, K            image sets per step (2), images per set (50), tasks on each set (16)
+    G, n, K            image sets per step (4), images per set (25), tasks on each set (16)
     F (N, m)           features of images, m = 6
 
 [L23, Sec. 5.1]. The method is sparsedis.task_objective; tasks and latents are data.Tasks and
@@ -29,6 +29,7 @@ EPS = "strength of the penalty, a fraction of lambda_max; 0 fits without penalty
 WARMUP = "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper"
 SPLIT = "fit on this many samples and score on the others, Problem (7); 0: both on all, Problem (6)"
 NORM = "features are normalised over a set's samples, or each sample's to a sum of 0"
+FLAT = "share of the steps at the full learning rate, before half a cosine to 0; 1: constant"
 SHIFT = "how far a set's images are tilted towards its tasks' factors: p(x | W) differs by task"
 
 
@@ -48,10 +49,13 @@ class Disentangle(settings.Training):
     head: str = option("inner-lasso", "how a task's predictor is fitted", choices=HEADS)
     eps: float = option(0.3, EPS, 0, 1)
     warmup: float = option(0.5, WARMUP, 0, 1)
-    steps: int = option(2400, "outer steps", 1)
-    lr: float = option(5e-3, "Adam's learning rate at the start of its cosine decay", 1e-12)
-    image_sets: int = option(2, "image sets per step (the paper's code: 8)", 1)
-    samples: int = option(50, "images per set", 2)
+    steps: int = option(800, "outer steps", 1)
+    lr: float = option(8e-3, "Adam's learning rate at the start (the paper's code: 1e-3)", 1e-12)
+    flat: float = option(0.3, FLAT, 0, 1)
+    beta1: float = option(0.85, "Adam's decay of the mean (the usual: 0.9)", 0, 0.9999)
+    beta2: float = option(0.99, "Adam's decay of the square (the usual: 0.999)", 0, 0.99999)
+    image_sets: int = option(4, "image sets per step (the paper's code: 8)", 1)
+    samples: int = option(25, "images per set (the paper's code: 50)", 2)
     tasks_per_set: int = option(16, "tasks that share a set's images (ours; the paper: 1)", 1)
     split: int = option(0, SPLIT, 0)
     norm: str = option("batch", NORM, choices=("batch", "layer"))
@@ -107,7 +111,10 @@ def disentangle(config):
 
     objective = sparsedis.task_objective(
         head_of(config), config.eps, config.warmup, config.split or None, config.norm)
-    training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
+    optimiser = (
+        functools.partial(sparsedis.adam, beta1=config.beta1, beta2=config.beta2),
+        functools.partial(sparsedis.cosine, flat=config.flat))
+    training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr, optimiser)
     with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
         end, rows = run.train(training, measure, xp, device)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))

@@ -36,7 +36,8 @@ INNER, OUTER = ("inner-lasso", "inner-ridge"), ("outer-lasso", "outer-ridge")
 Scale = namedtuple("Scale", "fixed seeds eps")
 QUICK = {"steps": 800}
 TINY = {"steps": 2, "image_sets": 1, "samples": 12, "tasks_per_set": 2, "eval_images": 60}
-PAPER = {"steps": 20_000, "image_sets": 8, "tasks_per_set": 1, "lr": 1e-3, "warmup": 0.0}
+PAPER = {"steps": 20_000, "image_sets": 8, "samples": 50, "tasks_per_set": 1, "warmup": 0.0,
+         "lr": 1e-3, "flat": 1.0, "beta1": 0.9, "beta2": 0.999}
 SCALES = {
     "tiny": Scale(TINY, 1, {"other": (0.3,)}),                      # to try how sweeps run
     "quick": Scale(QUICK, 2, {"main": (0.01, 0.1, 0.3), "rho": (0.3,), "other": (0.1, 0.3)}),

@@ -70,9 +70,8 @@ def test_the_command_prints_rows_and_draws(tmp_path, monkeypatch, capsys):
     lasso_problem, svm_problem = bench.lasso_problem, bench.svm_problem
     outer_step = bench.outer_step
     growth = [
-        bench.Growth("tasks T", (2, 4), lambda T: bench.lasso_seconds(T, 10, 3), ("lasso", "vjp")),
-        bench.Growth("features m", (8, 16), lambda m: bench.svm_seconds(m, 8), ("SVM",)),
-        bench.Growth("threads", (1,), lambda k: bench.svm_seconds(20, 9), ("cnn",)),
+        bench.Growth("tasks T", (2, 4, 8), lambda T: bench.lasso_work(T, 10, 3)),
+        bench.Growth("features m", (8, 16), lambda m: bench.svm_work(m, 8)),
     ]
     monkeypatch.setattr(bench, "seconds_of", lambda *all, repeats=1: [one() for one in all])
     monkeypatch.setattr(bench, "lasso_problem", lambda m, eps, *_: lasso_problem(5, eps, 4, 20))
@@ -81,15 +80,32 @@ def test_the_command_prints_rows_and_draws(tmp_path, monkeypatch, capsys):
     for name in ("our_cnn", "torch_cnn", "torch_conv4"):
         monkeypatch.setattr(bench, name, functools.partial(getattr(bench, name), images=4))
     monkeypatch.setattr(bench, "panels", lambda threads: growth)
-    monkeypatch.setattr(bench.data.geometry_maps, "__wrapped__", lambda: None)
+    monkeypatch.setattr(bench, "product_rate", lambda *shape: 50.0)
+    monkeypatch.setattr(bench, "torch_ways", lambda: {})
     assert run.main(["bench", "--threads", "1", "--out", str(tmp_path / "b.png")]) == 0
     out = capsys.readouterr().out
     rows = """outer step, 400 images|cnn forward, 400 images|cnn forward + backward, 400 images
 composition of 400 images|lasso, T = 1000|lasso_vjp, the same|conv4 forward|group SVM, 8 tasks
-projected gradient steps|render all geometries|relative duality gap|times as fast|exponent"""
+projected gradient steps|relative duality gap|times as fast|GFLOP/s|BLAS: | MB"""
     for row in rows.replace("\n", "|").split("|"):
         assert row in out, row
     assert Path(tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+    table = (tmp_path / "b.csv").read_text().splitlines()
+    assert table[0] == "what,ours_ms,peer,peer_ms,ratio" and len(table) > 5
+
+
+def test_the_peak_of_a_call_is_what_it_held_at_once():
+    def call():
+        for _ in range(3):
+            np.ones(1_000_000)
+
+    assert 8e6 <= bench.peak_bytes(call) < 9e6
+
+
+def test_an_exponent_is_told_of_straight_curves_only():
+    sizes = np.array([1, 2, 4, 8, 16.0])
+    assert bench.straight(sizes, sizes**2) == "exponent 2.0"
+    assert bench.straight(sizes, np.maximum(sizes, 8) ** 2) == "exponent 0.0 to 2.0"
 
 
 def test_without_pytorch_our_own_time_is_told(monkeypatch, capsys):
