@@ -60,3 +60,37 @@ def test_images_of_another_form_are_refused(images, tmp_path):
         apply.read_images(tmp_path / "a.npz")
     with pytest.raises(ValueError, match="images and factors"):
         apply.read_images(tmp_path / "a.npz", "factors")
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        np.full((2, 6), 99),
+        np.full((2, 6), -1),
+        np.zeros((2, 6), bool),
+        np.full((2, 6), 0.5),
+        np.full((2, 6), np.nan),
+        np.zeros((2, 5), int),
+        np.zeros((3, 6), int),
+        np.array(1),
+    ],
+)
+def test_factors_that_are_no_indices_are_refused(factors, checkpoint, capsys):
+    np.savez("a.npz", images=np.zeros((2, 64, 64, 3), np.uint8), factors=factors)
+    assert run.main(["real", checkpoint, "a.npz"]) == 2
+    err = capsys.readouterr().err
+    assert "a.npz: expected factors" in err and err.count("\n") == 1
+
+
+def test_an_encoder_of_other_inputs_is_refused(checkpoint, capsys):
+    for shape in ((2, 32, 32, 3), (2, 64, 64, 1)):
+        np.savez("a.npz", images=np.zeros(shape, np.uint8))
+        assert run.main(["encode", checkpoint, "a.npz"]) == 2
+        assert "does not take images" in capsys.readouterr().err
+
+
+def test_outputs_are_tried_before_the_work(checkpoint, capsys):
+    np.savez("a.npz", images=np.zeros((2, 64, 64, 3), np.uint8))
+    for words in (["theory"], ["encode", checkpoint, "a.npz"], ["bench"], ["render"]):
+        assert run.main([*words, "--out", "missing/x.png"]) == 2
+        assert "--out missing/x.png: cannot be written" in capsys.readouterr().err

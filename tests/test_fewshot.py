@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import run
-from experiments import results
+from experiments import fewshot, results
 
 FEW = [
     "fewshot",
@@ -163,3 +163,18 @@ def test_few_shot_errors_are_one_line(flags, said, tmp_path, monkeypatch, capsys
     assert run.main(["fewshot", *flags]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not Path("results").exists()
+
+
+def test_any_other_image_or_label_is_other_data():
+    rng = np.random.default_rng(0)
+    x = rng.integers(256, size=(90, 8, 8, 1), dtype=np.uint8)
+    labels = np.array([f"c{i // 10}" for i in range(90)])
+    splits = {"train": (x, labels), "val": (x[:4], labels[:4]), "test": (x[4:9], labels[4:9])}
+    names = {fewshot.fingerprint(splits)}
+    every_second = x.copy()
+    every_second[1::2] = 255 - every_second[1::2]
+    names.add(fewshot.fingerprint(splits | {"train": (every_second, labels)}))
+    other = labels.copy()
+    other[13] = "c0"
+    names.add(fewshot.fingerprint(splits | {"train": (x, other)}))
+    assert len(names) == 3

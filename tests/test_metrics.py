@@ -221,3 +221,38 @@ def test_chance_is_that_of_random_mixings_at_every_shape():
         z = independent(2000, d)
         drawn = [metrics.mcc(z, z @ rng.standard_normal((d, m))) for _ in range(200)]
         assert abs(np.mean(drawn) - metrics.chance(d, m)) < 0.02
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_no_constant_column(bad):
+    z = np.random.default_rng(0).standard_normal((50, 4))
+    z_hat = z.copy()
+    z_hat[7, 2] = bad
+    for score in (
+        metrics.mcc,
+        metrics.r_score,
+        metrics.dci,
+        metrics.correlation,
+        metrics.scores,
+        lambda z, z_hat: metrics.block_share(z, z_hat, 2),
+        lambda z, z_hat: metrics.udr([z, z_hat]),
+        lambda z, z_hat: metrics.ica(z_hat),
+        lambda z, z_hat: metrics.assumptions(z_hat, z),
+    ):
+        with pytest.raises(ValueError, match="finite"):
+            score(z, z_hat)
+    for score in (metrics.mcc, metrics.r_score, metrics.dci, metrics.correlation):
+        with pytest.raises(ValueError, match="of one N"):
+            score(z, z_hat[:40])
+
+
+def test_tensors_are_detached_and_bfloat16_is_read():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    z = torch.randn(60, 3)
+    assert metrics.mcc(z, (2 * z).requires_grad_()) == pytest.approx(1)
+    assert metrics.mcc(z, z.to(torch.bfloat16)) > 0.99
+
+
+def test_a_softmax_of_k_logits_is_not_minimal():
+    told = metrics.assumptions(np.eye(3), np.eye(3), "categorical")
+    assert not told["3.2"][0] and metrics.assumptions(np.eye(3), np.eye(3))["3.2"][0]

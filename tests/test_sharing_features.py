@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import run
+from experiments import sharing_features
 from experiments.sharing_features import FeatureTasks
 
 
@@ -192,3 +193,12 @@ def test_several_classes_and_labels_of_text(tmp_path):
     )
     result = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert result["sharing_accuracy"] > 0.8 and result["erm_accuracy"] > 0.8
+
+
+def test_renamed_domains_are_other_data(tmp_path):
+    x, y = np.random.default_rng(0).standard_normal((12, 2)), np.arange(12) % 2
+    names = set()
+    for domains in (["a", "b", "c"], ["a", "b", "d"]):
+        np.savez(tmp_path / "x.npz", x=x, y=y, domain=np.repeat(domains, 4))
+        names.add(sharing_features.load_features(tmp_path / "x.npz").fingerprint())
+    assert len(names) == 2
