@@ -43,7 +43,8 @@ def latents(shapes, alpha=1.0, rho=0.9, seed=0):
     """Ground-truth latents z (N, d) and the probability p (N,) of each image.   [L23, App. D.2.1]
 
     z is each factor's index plus alpha times a uniform noise on [-1/2, 1/2], drawn once per image,
-    standardised; a factor that never varies is 0. p is the density of a Gaussian of unit variances
+    standardised (as in the published code; D.2.1 standardises first); a factor that never varies is
+    0. p is the density of a Gaussian of unit variances
     and correlations rho at z, normalised over the images. ValueError where alpha is not in [0, 1]
     or rho not in [0, 1).
     """
@@ -87,10 +88,13 @@ TASKS = "bernoulli-gauss, laplace, gauss, sphere, blocks-B, fixed-K, finite-K"
 def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
     """Coefficients w (T, d) of T tasks.                        [L23, App. D.2.1, D.2.4, B.4, B.6]
 
-    bernoulli-gauss  each entry is N(0, 1) with probability 1/2, else 0; no support is empty
-    laplace, gauss   dense, independent entries of variance 1
+    bernoulli-gauss  each entry is N(0, 1) with probability 1/2, else 0; no support is empty (as
+                     described in D.2.1, 1 of 64 is)
+    laplace, gauss   dense, independent entries of variance 1 (D.2.4: Laplace of variance 2; labels'
+                     noise and lambda are relative to the signal, so that it makes no difference)
     sphere           as bernoulli-gauss, on the unit sphere of the support
-    blocks-B         whole blocks of B consecutive entries are on or off: violates Assumption 3.6
+    blocks-B         one of the d/B blocks of B consecutive entries is on, any alike: violates
+                     Assumption 3.6 where B > 1
     fixed-K          exactly K entries are on
     finite-K         one of K coefficient vectors fixed beforehand: violates Assumption 3.5
     """
@@ -113,7 +117,7 @@ def sample_supports(rng, T, d, kind, name, size):
     if name == "fixed" and 1 <= size <= d:
         return rng.random((T, d)).argsort(axis=1) < size
     if name == "blocks" and 1 <= size <= d and d % size == 0:
-        return np.repeat(nonempty(rng, rng.random((T, d // size)) < 0.5), size, axis=1)
+        return np.arange(d) // size == rng.integers(d // size, size=(T, 1))
     if kind in ("bernoulli-gauss", "sphere"):
         return nonempty(rng, rng.random((T, d)) < 0.5)
     raise ValueError(
@@ -134,8 +138,8 @@ class Tasks:
     categorical  y one-hot over k classes, of probabilities softmax(5 W z)
     K tasks share a set's images, each with its own w and noise; the paper has K = 1.
     With k > 1 outputs a task's support is common to its outputs. shift > 0 draws each set's images
-    from p(x | W) ~ p(x) exp(shift v.z), v the unit direction of the mean of |w|: p(x | W) may
-    differ from task to task.                                       [L23, App. D.2.1, Sec. 3.1]
+    from p(x | W) ~ p(x) exp(shift v.z), v the unit direction of the mean of |w| over its tasks: p
+    differs from set to set, and from task to task where K = 1.     [L23, App. D.2.1, Sec. 3.1]
     """
 
     def __init__(self, z, p, sets=2, samples=50, per_set=16, kind="bernoulli-gauss", outputs=1,

@@ -2,7 +2,7 @@
 
     encode CHECKPOINT IMAGES.npz       features F (N, m) of images (N, 64, 64, 3)
     real CHECKPOINT IMAGES.npz         features of real images beside those of renders
-    curves FOLDER ...                  MCC against the step of several finished runs
+    curves FOLDER ...                  MCC against the step, or minutes, of finished runs
 
 A checkpoint names its encoder and the sizes to build it (results.Checkpoint).
 """
@@ -144,9 +144,10 @@ def draw_real(F_real, F, path):
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """MCC against the step of finished runs, in one figure."""
+    """MCC against the step, or the minutes, of finished runs, in one figure."""
 
     folders: tuple = option(None, "folders of results", positional=True)
+    against: str = option("step", "what MCC is drawn against", choices=("step", "minutes"))
     out: str = option("curves.png", "the file to write")
 
 
@@ -158,10 +159,11 @@ def curves(config):
     fig, ax = plots.subplots(1, 1, (5.2, 3.4))
     for content, rows in runs:
         label = ", ".join(f"{key.replace('_', ' ')} {content[key]}" for key in differ)
-        ax.plot([row["step"] for row in rows], [row["mcc"] for row in rows], label=label)
+        x = [row["step"] if config.against == "step" else row["seconds"] / 60 for row in rows]
+        ax.plot(x, [row["mcc"] for row in rows], label=label)
     chance = metrics.chance(len(data.FACTORS), told[0].get("features", len(data.FACTORS)))
     ax.axhline(chance, color="grey", ls=":", label="random mixing")
-    ax.set(xlabel="step", ylabel="MCC (1,000 images)", ylim=(0.3, 1))
+    ax.set(xlabel=config.against, ylabel="MCC (1,000 images)", ylim=(0.3, 1))
     ax.legend(fontsize=8, loc="lower right")
     plots.save(fig, Path(config.out))
     print(config.out)
@@ -172,7 +174,7 @@ def read_run(folder):
     if not (folder / "result.json").exists():
         raise ValueError(f"{folder}: no finished run (no result.json)")
     content = results.read_json(folder / "config.json")
-    rows = results.read_lines(folder / "metrics.jsonl", numbers=("step", "mcc"))
+    rows = results.read_lines(folder / "metrics.jsonl", numbers=("step", "seconds", "mcc"))
     if not rows:
         raise ValueError(f"{folder}: metrics.jsonl has no lines with an MCC")
     return content, rows

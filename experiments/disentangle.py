@@ -30,13 +30,14 @@ WARMUP = "share of the steps over which eps rises from 0 (ours); 0: constant eps
 SPLIT = "fit on this many samples and score on the others, Problem (7); 0: both on all, Problem (6)"
 NORM = "features are normalised over a set's samples, or each sample's to a sum of 0"
 FLAT = "share of the steps at the full learning rate, before half a cosine to 0; 1: constant"
-SHIFT = "how far a set's images are tilted towards its tasks' factors: p(x | W) differs by task"
+SHIFT = "how far a set's images are tilted towards its tasks' factors: p(x | W) differs by set"
 
 
 @dataclasses.dataclass(frozen=True)
 class Disentangle(settings.Training):
     """Train an encoder through many sparse linear fits and score its features.   [L23, Sec. 5.1]"""
 
+    version: ClassVar[int] = 2                                      # other blocks-B, other defaults
     numbers: ClassVar[tuple] = ("steps", "seconds", *SCORES)
     rho: float = option(0.9, "correlation of the factors in training, 0 <= rho < 1", 0, 0.9999)
     alpha: float = option(1.0, "noise on the factors, in steps between their levels", 0, 1)
