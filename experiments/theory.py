@@ -1,4 +1,4 @@
-"""theory.py -- every formal claim of [L23], Sections 2, 3 and B, tried on numbers.
+"""theory.py -- the formal claims of [L23], Sections 2, 3 and B, tried on numbers.
 
     F (N, m)   factors f(x), m = 6, N = 400       W (T, m)   coefficients of tasks, T = 300
     L (m, m)   F_hat = F L' are other features, f_hat = L f, so that predictors become W L^-1
@@ -57,6 +57,8 @@ def theory(m=6, N=400, T=300, seed=0):
     yield from permutation_in_every_invertible_matrix(rng, m)
     yield from linear_identifiability(rng, F, W)
     yield from sparsity_prefers_scalings(rng, m, scaling)
+    yield from finitely_many_tasks()
+    yield from tasks_on_a_sphere(rng, m, T)
     yield from support_variability_bound(rng)
     yield from ridge_under_batch_norm(rng, m)
 
@@ -137,13 +139,14 @@ def sparse_estimators(F, W, L, scaling):
     told = ", ".join(f"{name} {value:.3g}" for name, value in loss.items())
     scaled = loss["a permutation-scaling"]
     yield Claim(
-        "Problems (2), (4): with ||w||_0 as in the truth, only permutation-scalings fit exactly",
+        "Thm. 3.1, Problems (2), (4): with ||w||_0 as in the truth, only permutation-scalings fit",
         "mean squared error: " + told, scaled < 1e-18 and mixed > 1e-4)
     mixed = min(need["a rotation"], need["a random L"])
     told = ", ".join(f"{name} {value:.2f}" for name, value in need.items())
     scaled = need["a permutation-scaling"]
     yield Claim(
-        "Problem (55): the fewest features that fit exactly are attained by permutation-scalings",
+        "Thm. B.6, Problem (55): the fewest features that fit exactly are attained by "
+        "permutation-scalings",
         "mean ||w||_0: " + told, scaled == need["the factors"] < mixed)
 
 
@@ -207,6 +210,31 @@ def sparsity_prefers_scalings(rng, m, scaling, T=2000, k=3):
         scaled == true < min(others))
 
 
+def finitely_many_tasks():
+    """App. B.4, (63) to (66): three tasks that meet Assumption 3.6, not 3.5, and an L that keeps
+    them sparse and mixes the factors.  [L23]"""
+    L = np.array([[3, -1, -1], [-1, 1, 3], [1, 3, 1]])
+    W = np.array([[1, 1, 0], [1, 0, 1], [0, 1, 1]])
+    sizes = [int(np.count_nonzero(w)) for w in (*W, *(W @ L))]
+    verdicts = metrics.assumptions(np.eye(3), np.tile(W, (5, 1)))
+    met = [name for name, (holds, _) in verdicts.items() if holds]
+    yield Claim(
+        "App. B.4, (63): with three tasks an L that mixes all factors keeps every ||w||_0",
+        f"||w||_0 {sizes[:3]}, ||w L||_0 {sizes[3:]}; assumptions met: {', '.join(met)}",
+        sizes[:3] == sizes[3:] and (L != 0).all() and "3.6" in met and "3.5" not in met)
+
+
+def tasks_on_a_sphere(rng, m, T):
+    """App. B.6: coefficients on the unit sphere of each support, a distribution without a density,
+    meet Assumption 3.5.  [L23]"""
+    w = data.sample_tasks(rng, 10 * T, m, "sphere")
+    holds, why = metrics.assumptions(np.eye(m), w)["3.5"]
+    size = np.abs(np.linalg.norm(w, axis=1) - 1).max()
+    yield Claim(
+        "App. B.6: coefficients on a sphere, without a density, meet Assumption 3.5",
+        f"{why}; norms miss 1 by {size:.0e}", holds and size < 1e-12)
+
+
 def variability_bound(m, p, T):
     """Proposition B.7: Assumption 3.6 fails with at most this probability, of supports of T tasks
     that hold each feature with probability p.  [L23]"""
@@ -235,7 +263,8 @@ def support_variability_bound(rng):
 
 
 def ridge_under_batch_norm(rng, m, sets=2000, n=50, K=4, eps=0.3):
-    """Ours: why a strong inner-Ridge finds independent factors that are not Gaussian."""
+    """Ours: why a strong inner-Ridge finds independent uniform factors, not Gaussian or Laplace
+    ones. eps ||F||_F^2/n is eps m under batch norm."""
     W = rng.standard_normal((sets, K, m))
     W = (W * supports(rng, sets * K, m).reshape(W.shape)).swapaxes(1, 2)    # (sets, m, K)
     noise = 0.1 * rng.standard_normal((sets, n, K))

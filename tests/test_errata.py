@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import data
 import metrics
 import solvers
 
@@ -73,18 +74,32 @@ def test_rows_of_factors_are_completeness():
     assert abs(by_rows - c) < 1e-9 and abs(by_rows - d) > 0.01
 
 
-def test_filling_columns_makes_supports_dense():
-    rng = np.random.default_rng(0)
-    S = rng.random((1000, 6)) < 0.5
-    published, meant = (
-        S.copy(),
-        S.copy(),
-    )  # of a batch of 1,000: a smaller one has fewer empty supports
-    empty = ~S.any(axis=1)
-    columns = rng.integers(6, size=empty.sum())
-    published[:, columns] = 1  # as published: all rows
-    meant[np.flatnonzero(empty), columns] = 1
-    assert published.mean() > 0.9 and abs(meant.mean() - 0.5) < 0.02
+@pytest.mark.parametrize("T", [8, 1000])
+def test_filling_columns_makes_supports_dense(T):
+    """rand_idx has six entries, whatever is empty, and fills those columns of every row."""
+    shares = []
+    for seed in range(200 if T == 8 else 20):
+        rng = np.random.default_rng(seed)
+        S = rng.random((T, 6)) < 0.5
+        S[:, rng.integers(6, size=6)] = True
+        shares.append(S.mean())
+    assert abs(np.mean(shares) - 0.83) < 0.02  # four columns of six, and half of the others
+
+
+def test_what_the_weights_leave_of_the_images():
+    """Standardised before the noise, as D.2.1 says, or after it, as in the published code."""
+    shapes = data.Shapes3D()
+    _, p = data.latents(shapes, 1.0, 0.9)
+    assert 1 / np.sum(p**2) == pytest.approx(2803, abs=1)
+    factors = shapes.factors.astype(float)
+    deviation = factors.std(axis=0)
+    noise = np.random.default_rng(0).random(factors.shape) - 0.5
+    z = (factors - factors.mean(axis=0) + noise) / deviation
+    log_p = -0.5 * np.vecdot(z @ np.linalg.inv(0.1 * np.eye(6) + 0.9), z)
+    p = np.exp(log_p - log_p.max())
+    assert p.sum() ** 2 / np.sum(p**2) == pytest.approx(2670, abs=5)
+    _, p = data.latents(shapes, 1.0, 0.99)
+    assert 1 / np.sum(p**2) == pytest.approx(9.5, abs=0.1)
 
 
 def test_a_loose_inner_solve_is_a_wrong_gradient():
