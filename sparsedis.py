@@ -663,8 +663,9 @@ def conv2d(x, W, b=None, stride=1, pad=0, need_dx=True):
     X, V = space_to_depth(zero_pad(x, pad), stride), fold_kernel(W, stride)
     q = W.shape[0] // stride
     _, C, O = V.shape                                               # C is C' from here on
-    out = gather_then_multiply(X, V, q) if C <= O else multiply_then_add(X, V, q)
-    if b is not None:
+    bias = 0 if b is None else b
+    out = gather_then_multiply(X, V, q) if C <= O else multiply_then_add(X, V, q, bias)
+    if b is not None and C <= O:
         out += b
     return out, ConvCache(X, V, W.shape, stride, pad, need_dx, b is not None)
 
@@ -686,12 +687,12 @@ def gather_then_multiply(X, V, q):
     return xp.reshape(rows(w) @ xp.reshape(V, (qq * C, O)), (*w.shape[:3], O))
 
 
-def multiply_then_add(X, V, q):
-    """shift_add(X V), (N, H', W', O)."""
+def multiply_then_add(X, V, q, bias=0):
+    """bias + shift_add(X V), (N, H', W', O)."""
     xp = array_namespace(X)
     qq, C, O = V.shape
     Z = rows(X) @ xp.reshape(xp.permute_dims(V, (1, 0, 2)), (C, qq * O))
-    return shift_add(xp.reshape(Z, (*X.shape[:3], qq * O)), q)
+    return shift_add(xp.reshape(Z, (*X.shape[:3], qq * O)), q, bias)
 
 
 def conv2d_backward(dout, cache):
@@ -776,13 +777,13 @@ def windows(X, q):
     return xp.reshape(out, (N, H, W, q * q * C))
 
 
-def shift_add(Z, q):
-    """(N, H, W, q q O) -> (N, H-q+1, W-q+1, O), the sum of q^2 shifted blocks."""
+def shift_add(Z, q, bias=0):
+    """(N, H, W, q q O) -> (N, H-q+1, W-q+1, O), bias and the sum of q^2 shifted blocks."""
     xp = array_namespace(Z)
     N, H, W, O = Z.shape
     Z = xp.reshape(Z, (N, H, W, q * q, O // (q * q)))
     H, W = H - q + 1, W - q + 1
-    out = Z[:, :H, :W, 0, :] + 0
+    out = Z[:, :H, :W, 0, :] + bias
     for k, down, right in itertools.islice(shifts(q, H, W), 1, None):
         out += Z[:, down, right, k, :]
     return out

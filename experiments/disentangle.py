@@ -137,9 +137,9 @@ def check(config):
 
 
 def check_images(config, p):
-    """Refuse weights that leave fewer images than features need."""
+    """Refuse weights that leave fewer images than there are factors."""
     effective = 1 / np.sum(p ** 2)
-    if effective < 2:
+    if effective < len(data.FACTORS):
         raise ValueError(
             f"--rho {config.rho} --alpha {config.alpha}: leaves {effective:.1f} effective images")
 

@@ -54,3 +54,8 @@ def test_a_data_file_with_few_rows_trains(tmp_path, monkeypatch, capsys):
 )
 def test_the_head_follows_the_tasks(settings, head):
     assert disentangle.head_of(disentangle.Disentangle(**settings)) == head
+
+
+def test_weights_that_leave_no_images_are_refused(capsys, tmp_path):
+    assert run.main(["--rho", "0.9999", "--alpha", "0", "--results", str(tmp_path)]) == 2
+    assert "effective images" in capsys.readouterr().err and not list(tmp_path.iterdir())
