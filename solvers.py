@@ -104,6 +104,7 @@ def check_labels(Y, loss):
 
 _size = os.cpu_count() or 1                                         # of the pool, in threads
 _here = threading.local()                                           # .in_block: in the pool
+_inside, _limit, _lock = 0, None, threading.Lock()                  # of one_blas_thread
 
 
 @contextlib.contextmanager
@@ -112,19 +113,35 @@ def cpu_threads(n):
     global _size
     before, _size = _size, n
     try:
-        with blas().limit(limits=1, user_api="blas"):
+        with one_blas_thread():
             yield
     finally:
         _size = before
 
 
+@contextlib.contextmanager
+def one_blas_thread():
+    """BLAS on one thread from the first who enters to the last who leaves, in whatever thread; then
+    as the caller had set it."""
+    global _inside, _limit
+    with _lock:
+        if not _inside:
+            _limit = blas().limit(limits=1, user_api="blas")
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _limit.restore_original_limits()
+
+
 def on_one_blas_thread(function):
-    """A function that holds BLAS at one thread, and restores what the caller has set."""
+    """A function that is called within one_blas_thread."""
     @functools.wraps(function)
     def held(*args, **kwargs):
-        if in_block():
-            return function(*args, **kwargs)
-        with blas().limit(limits=1, user_api="blas"):
+        with one_blas_thread():
             return function(*args, **kwargs)
 
     return held

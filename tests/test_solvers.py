@@ -1083,3 +1083,16 @@ def test_blocks_of_tasks_do_not_depend_on_threads(threads):
     with solvers.cpu_threads(2):
         nested = solvers.on_threads(lambda i: solvers.on_threads(abs, (-i, i)), (1, 2))
         assert nested == [[1, 1], [2, 2]]
+
+
+def test_two_callers_at_once_leave_blas_as_it_was():
+    """The first to enter is not the last to leave."""
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        first, second = solvers.one_blas_thread(), solvers.one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert blas_threads() == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == before
