@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogFormatter
 from sklearn.linear_model import Lasso
 from threadpoolctl import threadpool_info
 
@@ -531,6 +532,9 @@ def draw_growth(threads, path):
         for ax in (above, below):
             ax.set_xticks(panel.sizes, panel.sizes, fontsize=8)
             ax.set_xticks([], minor=True)
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))     # plain
+            ax.tick_params(axis="y", which="both", labelsize=8)
         above.legend(fontsize=7)
         below.set_xlabel(panel.name)
     axes[0, 0].set_ylabel("ms")
