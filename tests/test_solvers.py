@@ -1096,3 +1096,28 @@ def test_two_callers_at_once_leave_blas_as_it_was():
         assert blas_threads() == {1}
         second.__exit__(None, None, None)
         assert blas_threads() == before
+
+
+def test_the_gap_is_in_units_of_what_w_gains():
+    """At a dual point that is far from optimal, where W gains something, of large and small F."""
+    F, Y = svm_problem(1, 20, 6, 3)
+    for scale in (1.0, 1e-3):
+        lam1, lam2 = np.array([0.1 * scale]), np.array([50.0])
+        exact = solvers.group_svm(scale * F, Y, lam1, lam2)[1]
+        Lam = 0.9 * exact + 0.1 / 3
+        _, W, dD = solvers.svm_primal(scale * F, Y, Lam, lam1, lam2)
+        gap = solvers.svm_gap(Y, Lam, W, dD, lam1, lam2)[0]
+        told = duality_gap(scale * F[0], Y[0], lam1[0], lam2[0], W[0], Lam[0])
+        assert gap == pytest.approx(told, rel=1e-5) and gap > 1e-3
+
+
+def test_dual_solutions_that_are_not_unique_are_not_strict():
+    """Of two equal samples on the margin the sum of Lam is determined, and not its parts: moving
+    one of them apart takes W along a kink."""
+    F, Y = svm_problem(1, 20, 3, 2)
+    W, Lam, info = solvers.group_svm(F, Y, 0.0, 1.0)
+    assert info["strict"][0]
+    i = np.flatnonzero(((Lam[0] > 1e-3) & (Lam[0] < 1 - 1e-3)).all(axis=1))[0]  # on the margin
+    twice = np.append(F, F[:, i : i + 1], axis=1), np.append(Y, Y[:, i : i + 1], axis=1)
+    _, _, info = solvers.group_svm(*twice, 0.0, 1.0)
+    assert info["converged"][0] and not info["strict"][0]
