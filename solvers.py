@@ -104,7 +104,8 @@ def check_labels(Y, loss):
 
 _size = os.cpu_count() or 1                                         # of the pool, in threads
 _here = threading.local()                                           # .in_block: in the pool
-_inside, _limit, _lock = 0, None, threading.Lock()                  # of one_blas_thread
+_inside, _limit = 0, None                                           # who is in one_blas_thread
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -295,6 +296,11 @@ def solve_psd(A, b):
     A solve and one refinement, as exact as the condition of A, scaled to a diagonal of 1, allows.
     Where A is singular, of all solutions the one of least norm.
     """
+    return solve_and_tell(A, b)[0]
+
+
+def solve_and_tell(A, b):
+    """solve_psd's x (T, k), and which A are singular to rounding, (T,)."""
     xp = array_namespace(A)
     A, D = with_unit_diagonal(A)
     b = b / D
@@ -302,10 +308,10 @@ def solve_psd(A, b):
     B = xp.concat([b[:, :, None], probes(b)], axis=2)               # (T, k, 3)
     X = xp.linalg.solve(A_regular, B)
     X = X + xp.linalg.solve(A_regular, B - xp.matmul(A, X))
-    x, alone = X[:, :, 0] / D, unsolved(A, X, B)
-    if bool(xp.any(alone)):
-        x = xp.where(alone[:, None], least_norm(A, D, b), x)
-    return x
+    x, singular = X[:, :, 0] / D, unsolved(A, X, B)
+    if bool(xp.any(singular)):
+        x = xp.where(singular[:, None], least_norm(A, D, b), x)
+    return x, singular
 
 
 def least_norm(A, D, b):
@@ -330,14 +336,7 @@ def unsolved(A, X, B):
     """Which A (T, k, k) leave a probe unsolved, for they have eigenvalues below rounding, (T,)."""
     xp = array_namespace(A)
     left = xp.abs(B - xp.matmul(A, X))
-    return xp.any(left[:, :, -2:] > 1e-3, axis=(1, 2))
-
-
-def is_singular(A):
-    """Which symmetric positive semi-definite A (T, k, k) are singular to rounding, (T,)."""
-    A, _ = with_unit_diagonal(A)
-    B = probes(A[:, :, 0])
-    return unsolved(A, array_namespace(A).linalg.solve(regularised(A), B), B)
+    return xp.any(left[:, :, 1:] > 1e-3, axis=(1, 2))
 
 
 def solve_once(A, b):
@@ -406,7 +405,7 @@ def until_solved(step, measure, w, data, tol, max_iter):
     """Repeat w <- step(w, *found, *data) until no task's gap exceeds tol  ->  w, info.
 
     measure(w, *data) -> gap (T,), found: what a step wants to know of w. Every array has T rows;
-    tasks that are solved leave the batch.
+    solved tasks leave once they are over a quarter of the batch, and step on until then.
     """
     xp = array_namespace(w)
     ids = xp.arange(w.shape[0], device=device(w))
@@ -527,8 +526,8 @@ def lasso_vjp(F, y, lam, w, dw):
     is singular, u is of least norm.
     """
     y, lam = check_problem(F, y, lam)
-
-    xp, (_, n, m) = array_namespace(F), F.shape
+    xp = array_namespace(F)
+    _, n, m = F.shape
     dF, dy, dlam = (xp.empty_like(a) for a in (F, y, lam))
 
     def pull(some):
@@ -876,7 +875,7 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     """The multiclass SVM whose features are switched on and off as groups, for every task.
 
     F (T, n, m), Y (T, n, k) one-hot, lam1 >= 0 and lam2 > 0 numbers or (T,)  ->  W (T, k, m),
-    Lam (T, n, k), info with n_iter and, per task,                 [L23, Problems (8), (10)]
+    Lam (T, n, k), info with n_iter and, per task,                [L23, Problems (81), (10)]
         gap        the duality gap P + D - n over n - P, what W gains over W = 0 (over 1 if nothing)
         converged  gap <= 1e-8 in float64, 1e-4 in float32, and Lam solves its face
         strict     no entry of Lam and no feature is about to be switched, and there is no other
@@ -893,7 +892,8 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     if method not in SVM_METHODS:
         raise ValueError(f"method: found {method}, expected {' or '.join(SVM_METHODS)}")
     solve, limit = SVM_METHODS[method]
-    tol, max_iter = tolerance("group_svm", F), max_iter or limit
+    tol = tolerance("group_svm", F)
+    max_iter = limit if max_iter is None else max_iter
 
     def fit(F, Y, lam1, lam2):
         svm = SVM(with_fewer_features(F, lam1), Y, lam1, lam2, tangent_basis(Y))
@@ -966,8 +966,7 @@ def svm_certificate(svm, Lam, tol):
     V, W, dD = svm_primal(F, Y, Lam, lam1, lam2)
     gap = svm_gap(Y, Lam, W, dD, lam1, lam2)
     H = svm_curvature(F, xp.matmul(transpose(Q), V), *bst_slopes(V, lam1), lam2)
-    face = face_system(H, Lam > 0, Q)
-    d = solve_on_face(face, -dD)
+    d, many = solve_on_face(H, Lam > 0, Q, -dD)
     error, clear = 10 * xp.max(xp.abs(d), axis=(1, 2)), xp.finfo(F.dtype).eps ** 0.5
 
     low = xp.min(dD, axis=2, keepdims=True)
@@ -977,8 +976,6 @@ def svm_certificate(svm, Lam, tol):
     reach = error[:, None] * xp.linalg.vector_norm(F, axis=1) + clear * lam1[:, None]
     kinked = xp.abs(xp.linalg.vector_norm(V, axis=1) - lam1[:, None]) <= reach
     kinked = xp.any(kinked & (lam1 > 0)[:, None], axis=1)
-    support = gather_support(face[2])
-    many = is_singular(padded(gather_square(face[0], support.first), support.on))
     clearly = xp.all(on | ((Lam == 0) & off), axis=(1, 2)) & ~many
     strict = ~kinked & (clearly | xp.all(W == 0, axis=(1, 2)))
     return Certificate(gap, (gap <= tol) & (error <= clear), strict)
@@ -1002,8 +999,9 @@ def svm_pbcd(svm, tol, max_iter):
     L = xp.sum(F * F, axis=2) / lam2[:, None]
     L = xp.where(L > 0, L, 1e-12)                                   # F_i = 0: to the least dD_il
     for n_iter in range(max_iter + 1):
-        V, _, dD = svm_primal(F, Y, Lam, lam1, lam2)
-        if n_iter == max_iter or bool(xp.all(gap_at(svm, Lam) <= tol)):
+        V, W, dD = svm_primal(F, Y, Lam, lam1, lam2)
+        gap = svm_gap(Y, Lam, W, dD, lam1, lam2)
+        if n_iter == max_iter or bool(xp.all(gap <= tol)):
             S = dD - xp.min(dD, axis=2, keepdims=True)
             Lam = svm_crossover(svm, Lam, S)
             return Lam, svm_certificate(svm, Lam, tol), n_iter
@@ -1246,7 +1244,7 @@ def svm_crossover(svm, Lam, S, steps=3):
             return Lam
         V, _, dD = svm_primal(F, Y, Lam, lam1, lam2)
         H = svm_curvature(F, xp.matmul(transpose(Q), V), *bst_slopes(V, lam1), lam2)
-        d = solve_on_face(face_system(H, free, Q), -dD)
+        d, _ = solve_on_face(H, free, Q, -dD)
         t = xp.minimum(longest_step(Lam, d), 1)[:, None, None]
         Lam = xp.maximum(Lam + t * d, 0)
 
@@ -1273,25 +1271,21 @@ def face_bases(free):
     return M, j < xp.sum(xp.astype(free, xp.int64), axis=2)[..., None]
 
 
-def face_system(H, free, Q):
-    """H (T, n, c, n, c), in the coordinates of Q, on the face of vectors that are 0 where not free
-    and sum to 0: its matrix (T, n c, n c) in bases M, M, and which columns of M are of the face."""
-    xp = array_namespace(H)
-    M, S = face_bases(free)
-    M = xp.astype(M, H.dtype)
-    T, n, _, c = M.shape
-    A = xp.reshape(on_both_sides(xp.matmul(transpose(M), Q), H), (T, n * c, n * c))
-    return A, M, xp.reshape(S, (T, n * c))
-
-
-def solve_on_face(system, B):
-    """The u (T, n, k) on a face, of least norm, for which H u and B agree along the face."""
+def solve_on_face(H, free, Q, B):
+    """The u (T, n, k) of least norm, 0 where not free and of rows that sum to 0, for which H u and
+    B agree along all such vectors, and whether there are others, (T,); H (T, n, c, n, c) in the
+    coordinates of Q."""
     xp = array_namespace(B)
-    A, M, S = system
-    T, n, _, c = M.shape
-    b = xp.reshape(xp.matmul(transpose(M), B[..., None]), (T, n * c))
-    x = solve_on_support(A, S, b)
-    return xp.matmul(M, xp.reshape(x, (T, n, c, 1)))[..., 0]
+    T, n, k = B.shape
+    M, S = face_bases(free)
+    M = xp.astype(M, B.dtype)
+    A = xp.reshape(on_both_sides(xp.matmul(transpose(M), Q), H), (T, n * (k - 1), n * (k - 1)))
+    b = xp.reshape(xp.matmul(transpose(M), B[..., None]), (T, n * (k - 1)))
+    support = gather_support(xp.reshape(S, b.shape))
+    A = padded(gather_square(A, support.first), support.on)
+    x, many = solve_and_tell(A, on_support(b, support))
+    x = xp.reshape(off_support(x, support), (T, n, k - 1, 1))
+    return xp.matmul(M, x)[..., 0], many
 
 
 SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10_000)}
@@ -1322,7 +1316,7 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
 
     dV = J(dW) / lam2[:, None, None]
     H = svm_curvature(F, xp.matmul(transpose(Q), V), flat, along, lam2)
-    u = solve_on_face(face_system(H, Lam > 0, Q), -scores(F, dV))
+    u, _ = solve_on_face(H, Lam > 0, Q, -scores(F, dV))
     uF = xp.matmul(transpose(u), F)                                 # (T, k, m)
     through_V = dV + J(uF) / lam2[:, None, None]
     dF = xp.matmul(u, W) + xp.matmul(label_minus_dual(Y, Lam), through_V)

@@ -185,14 +185,15 @@ def score_loss(Z, Y, smoothing=0.0, loss="logistic"):
 
 def class_loss(params, smoothing=0.0, loss="logistic"):
     """The outer loss of predictors W (T, k, m): that of the scores scale W F_i."""
-    scale = (params or {}).get("scale", 1)
+    params = params or {}
+    scale = params.get("scale", 1)
 
     def outer_loss(F, Y, W):
         xp = array_namespace(F)
         Z = xp.matmul(F, transpose(W))                              # (T, n, k)
         value, dZ = score_loss(scale * Z, Y, smoothing, loss)
         dW = scale * xp.matmul(transpose(dZ), F)
-        dparams = {"scale": xp.sum(dZ * Z)} if "scale" in (params or {}) else {}
+        dparams = {"scale": xp.sum(dZ * Z)} if "scale" in params else {}
         return Outer(value, scale * xp.matmul(dZ, W), dW, dparams, Z)
 
     return outer_loss

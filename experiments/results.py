@@ -296,11 +296,9 @@ class Run:
         if not path.exists():
             return sparsedis.Snapshot(params, state, None, 0)
         snapshot, spec, seed = load_checkpoint(path, xp, device)
-        same = json.dumps(spec) == json.dumps(encoder.spec) and seed == self.config.seed
-        alike = all(name in snapshot.params and snapshot.params[name].shape == a.shape
-                    and snapshot.params[name].dtype == a.dtype for name, a in params.items())
-        if not (same and alike and len(params) == len(snapshot.params)
-                and 0 < snapshot.step <= training.steps):
+        mine = self.config.seed, json.dumps(encoder.spec), layout(params)
+        its = seed, json.dumps(spec), layout(snapshot.params)
+        if its != mine or not 0 < snapshot.step <= training.steps:
             raise ValueError(f"{path}: a checkpoint of another run: --force runs it again")
         return snapshot
 
@@ -313,6 +311,11 @@ class Run:
         """Print the folder and the names of its files."""
         names = sorted(file.name for file in self.folder.iterdir() if file.name != ".lock")
         print(f"{self.folder}{os.sep}: {', '.join(names)}")
+
+
+def layout(arrays):
+    """The shape and dtype of each of named arrays."""
+    return {name: (tuple(a.shape), str(a.dtype)) for name, a in arrays.items()}
 
 
 class Log:

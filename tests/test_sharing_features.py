@@ -68,26 +68,16 @@ def test_tasks_whose_queries_are_even_over_groups_beat_erm_on_the_worst_group(tm
     assert run.main(args) == 0 and "already there" in capsys.readouterr().out
 
 
+def run_tiny(folder, steps):
+    """Train on the table of a folder, m = 4; the results are in the folder too."""
+    flags = {"features": folder / "x.npz", "steps": steps, "m": 4, "threads": 1, "results": folder}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    assert run.main(["sharing", *words]) == 0
+
+
 def test_every_domain_is_left_out_in_turn(tmp_path, capsys):
     spurious(tmp_path / "x.npz", "domain", N=600)
-    assert (
-        run.main(
-            [
-                "sharing",
-                "--features",
-                str(tmp_path / "x.npz"),
-                "--steps",
-                "5",
-                "--m",
-                "4",
-                "--threads",
-                "1",
-                "--results",
-                str(tmp_path),
-            ]
-        )
-        == 0
-    )
+    run_tiny(tmp_path, 5)
     out = capsys.readouterr().out
     assert (
         all(f"domain {i} left out" in out for i in range(3))
@@ -173,24 +163,7 @@ def test_several_classes_and_labels_of_text(tmp_path):
         y=np.array(["cat", "cow", "dog", "elk"])[y],
         domain=np.array(["art", "photo"])[rng.integers(2, size=400)],
     )
-    assert (
-        run.main(
-            [
-                "sharing",
-                "--features",
-                str(tmp_path / "x.npz"),
-                "--steps",
-                "40",
-                "--m",
-                "4",
-                "--threads",
-                "1",
-                "--results",
-                str(tmp_path),
-            ]
-        )
-        == 0
-    )
+    run_tiny(tmp_path, 40)
     result = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert result["sharing_accuracy"] > 0.8 and result["erm_accuracy"] > 0.8
 

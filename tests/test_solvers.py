@@ -1039,11 +1039,23 @@ def test_labels_that_a_loss_does_not_take_are_refused():
 
 
 @pytest.mark.parametrize("fuzz", fuzz_solvers.FUZZ, ids=lambda fuzz: fuzz.__name__)
-def test_a_certificate_is_right_or_false(fuzz):
+@settings(max_examples=13, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_certificate_is_right_or_false(fuzz, seed):
     """Against cvxpy, on thirteen problems of each kind; fuzz_solvers.py tries hundreds."""
+    told = fuzz_solvers.check(fuzz, seed)
+    assert told is None or told.startswith("not converged"), told
+
+
+@pytest.mark.parametrize("fuzz", fuzz_solvers.FUZZ, ids=lambda fuzz: fuzz.__name__)
+def test_most_odd_problems_converge(fuzz):
     told = [fuzz_solvers.check(fuzz, seed) for seed in range(1000, 1013)]
-    assert not [text for text in told if text and not text.startswith("not converged")]
     assert sum(text is None for text in told) >= 10
+
+
+def test_no_iteration_is_none():
+    F, Y = svm_problem(1, 20, 5, 3)
+    assert solvers.group_svm(F, Y, 1.0, 0.1, max_iter=0)[2]["n_iter"] == 0
 
 
 # ------------------------------------------------------------------------ threads
