@@ -11,6 +11,7 @@ What is drawn of these scores is in experiments/plots.py and figures.py.
 [L23] Lachapelle et al., ICML 2023.   [EW18] Eastwood and Williams, ICLR 2018.
 """
 import functools
+import itertools
 import warnings
 
 import numpy as np
@@ -223,17 +224,18 @@ LIKELIHOODS = {  # why Assumption 3.2 holds, or does not
 def assumptions(F, W, likelihood="gaussian"):
     """What samples tell of [L23, Assumptions 3.2 to 3.6]: name -> (holds, why).
 
-    F (N, m) are features and W (T, m) coefficients of tasks. 3.5 is judged by the rank of
-    coefficients that share a support: evidence, not proof.
+    F (N, m) are features and W (T, m) or (T, k, m) coefficients of tasks. 3.5 is judged by the
+    rank of coefficients that share a support: evidence, not proof.
     """
-    (F,), (W,) = to_samples(F), to_samples(W)
-    m = W.shape[1]
-    rank_F, rank_W = np.linalg.matrix_rank(F), np.linalg.matrix_rank(W)
+    (F,), m = to_samples(F), np.shape(W)[-1]
+    rows, = to_samples(to_numpy(W).reshape(-1, m))                  # (T k, m)
+    W = rows.reshape(len(W), -1, m)
+    rank_F, rank_W = np.linalg.matrix_rank(F), np.linalg.matrix_rank(rows)
     poor = support_of_low_rank(W)
     told_5 = "full rank on every support seen"
     if poor is not None:
         told_5 = f"dependent coefficients on support {poor}"
-    apart = supports_are_sufficient(W != 0)
+    apart = supports_are_sufficient((W != 0).any(axis=1))
     told_6 = "any two factors are told apart by some support"
     if not apart:
         told_6 = "some factor never comes without another"
@@ -246,15 +248,26 @@ def assumptions(F, W, likelihood="gaussian"):
 
 
 def support_of_low_rank(W, draws=20):
-    """A support on which as many coefficients as it has features are dependent, or None."""
+    """A support on which drawn coefficients W (T, k, m) are dependent, or None.
+
+    Where 3.5 holds, each further W_S among those drawn raises their common rank, up to |S|: every
+    vector a that is orthogonal to the ones before is met by the next.
+    """
     rng = np.random.default_rng(0)
-    S, found = W != 0, []
+    S, found = (W != 0).any(axis=1), []
     for support in np.unique(S, axis=0):
-        w = W[(S == support).all(axis=1)][:, support]                   # that share it
-        k = w.shape[1]
-        if len(w) < k:
+        W_S = W[(S == support).all(axis=1)][:, :, support]          # of the tasks that share it
+        size = W_S.shape[2]
+        if len(W_S) < size:
             continue
-        picked = [rng.choice(len(w), k, replace=False) for _ in range(draws)]
-        if any(np.linalg.matrix_rank(w[some]) < k for some in picked):
+        picked = [W_S[rng.choice(len(W_S), size, replace=False)] for _ in range(draws)]
+        if not all(rank_rises(some) for some in picked):
             found.append(np.flatnonzero(support).tolist())
     return found[0] if found else None
+
+
+def rank_rises(W):
+    """Whether each matrix of W (n, k, s) raises the rank of those before it, up to s."""
+    n, k, s = W.shape
+    ranks = [np.linalg.matrix_rank(W[:i].reshape(i * k, s)) for i in range(1, n + 1)]
+    return all(b > a or a == s for a, b in itertools.pairwise([0, *ranks]))

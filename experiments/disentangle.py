@@ -168,9 +168,10 @@ def describe(config, z, p):
     told = [f"{key.replace('_', ' ')} {value:.4g}"
             for key, value in data.describe_latents(z, p).items()]
     print("training images: " + ", ".join(told))
-    w = data.sample_tasks(np.random.default_rng(0), 4000, z.shape[1], config.tasks)
+    several = tasks_of(dataclasses.replace(config, image_sets=1, tasks_per_set=4000), z, p)
+    W, = several.sample_coefficients(np.random.default_rng(0))      # (4000, k, 6)
     some = np.random.default_rng(0).integers(len(z), size=1000)
-    verdicts = metrics.assumptions(z[some], w, config.likelihood)
+    verdicts = metrics.assumptions(z[some], W, config.likelihood)
     met = ", ".join(name for name, (holds, _) in verdicts.items() if holds)
     missed = [f"; {name} does not: {why}" for name, (holds, why) in verdicts.items() if not holds]
     print(f"assumptions of [L23]: {met} hold" + "".join(missed))
@@ -213,8 +214,7 @@ def score_features(features, shapes, z, p, count, run):
     C = metrics.correlation(z[index], F)
     matched = metrics.match(C)
     plots.draw_correlation(C, matched, shapes.names, run.path("correlation.png"))
-    plots.draw_responses(
-        features, shapes.factors, shapes.names, F, matched, run.path("responses.png"))
+    plots.draw_responses(features, shapes, F, matched, run.path("responses.png"))
     drawn = np.random.default_rng(20_001).choice(len(shapes), min(10_000, count), p=p)
     F_seen = features(drawn)
     C_seen = metrics.correlation(z[drawn], F_seen)

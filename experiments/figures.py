@@ -6,10 +6,10 @@
     FIGURES   name -> draw(rows, path), of the rows of the table of the sweep SWEEP_OF[name]
     ALONE     name -> draw(path), figures that need no runs
     cell      settings that rows have in common, as a dict
-    panels    what a row of axes shows, a column each: title -> cell, or variable -> cell
 
 Figs. 1 to 3 are drawn in regression.py and theory.py, Fig. 5 in fewshot.py, [F23]'s in sharing.py.
-The runs are listed in sweeps.py. A method has one colour in every figure.
+The runs are listed in sweeps.py. A method has one colour in every figure, bars are means over seeds
+with their standard deviation, and a dotted line is the MCC of a random mixing of the factors.
 """
 import dataclasses
 import os
@@ -26,18 +26,18 @@ import solvers
 from experiments import fewshot, plots, regression, sharing, theory
 from experiments.apply import encode_images
 from experiments.settings import option
-from experiments.sweeps import SCALES, SWEEP_OF, read_table, sweep_configs, where
+from experiments.sweeps import RESPONSES, SCALES, SWEEP_OF, read_table, sweep_configs, where
 
 # A line or a bar: what the name of its heads ends with, what its scores' do, label and colour.
 Method = namedtuple("Method", "penalty suffix label color")
 LASSO, RIDGE = Method("lasso", "", "Lasso", "C0"), Method("ridge", "", "Ridge", "C1")
-LASSO_ICA = Method("lasso", "_ica", "Lasso + ICA", "C9")
 RIDGE_ICA = Method("ridge", "_ica", "Ridge + ICA", "C3")
-METHODS = (LASSO, LASSO_ICA, RIDGE, RIDGE_ICA)
+METHODS = (LASSO, RIDGE, RIDGE_ICA)
 
+EPS_AXIS = "$\\epsilon = \\lambda/\\lambda_{max}$"
 LABELS = {
-    "mcc": "MCC", "r": "R", "dci_d": "DCI disentanglement", "dci_c": "DCI completeness",
-    "off": "share of features off"}
+    "mcc": "MCC", "r": "R", "dci_d": "DCI-D", "dci_c": "DCI-C", "off": "share of features off",
+    "rho": "correlation of the factors, $\\rho$", "alpha": "noise on the factors, $\\alpha$"}
 
 
 def of_method(rows, method):
@@ -61,37 +61,34 @@ def save_with_legend(fig, ax, path, columns):
 
 
 def draw_bars(rows, path, panels, scores):
-    """Scores, a row of axes each, against eps; panels title -> cell.  [L23, Figs. 4, 6, 14, 15]"""
-    size = 4.2 * len(panels), 2.6 * len(scores) + 0.6
+    """Scores, a row of axes each, against eps; panels title -> cell.    [L23, Figs. 8 and 10]"""
+    size = max(4.6, 3.3 * len(panels)), 2.3 * len(scores) + 0.6
     fig, axes = plots.subplots(len(scores), len(panels), size)
     axes = np.reshape(axes, (len(scores), len(panels)))
     for column, (title, cell) in zip(axes.T, panels.items(), strict=True):
-        inside = where(rows, cell)
         for ax, score in zip(column, scores, strict=True):
-            draw_groups(ax, inside, score)
-        column[0].set_title(title)
-        column[-1].set_xlabel("$\\lambda/\\lambda_{max}$")
+            draw_groups(ax, where(rows, cell), score)
+        column[0].set_title(title, fontsize=10)
+        column[-1].set_xlabel(EPS_AXIS)
     for ax, score in zip(axes[:, 0], scores, strict=True):
         ax.set_ylabel(LABELS[score])
-    save_with_legend(fig, axes[0, -1], path, columns=5 if len(panels) > 1 else 2)
+    save_with_legend(fig, axes[0, 0], path, columns=4)
 
 
-def draw_groups(ax, rows, score):
+def draw_groups(ax, rows, score, methods=METHODS):
     """For each eps a group of bars, one for each method: mean and deviation over seeds."""
     eps = sorted({row["eps"] for row in rows})
     kind = rows[0]["head"].split("-")[0] if rows else ""            # inner or outer
-    for j, method in enumerate(METHODS):
-        if score == "r" and method.suffix:
-            continue                                                # R does not see a linear map
+    for j, method in enumerate(methods):
         own = of_method(rows, method)
         groups = [scores_at(own, e, score + method.suffix) for e in eps]
-        place = np.arange(len(eps)) + 0.2 * (j - 1.5)
+        place = np.arange(len(eps)) + 0.27 * (j - (len(methods) - 1) / 2)
         means = [np.mean(group) for group in groups]
         spreads = [np.std(group) for group in groups]
         label = f"{kind}-{method.label}"
-        ax.bar(place, means, 0.18, yerr=spreads, capsize=2, color=method.color, label=label)
+        ax.bar(place, means, 0.24, yerr=spreads, capsize=2, color=method.color, label=label)
     ax.set_ylim(0, 1.02)
-    ax.set_xticks(range(len(eps)), eps)
+    ax.set_xticks(range(len(eps)), [f"{e:g}" for e in eps])
     if score == "mcc":
         draw_chance(ax)
 
@@ -101,66 +98,83 @@ def scores_at(rows, eps, key):
     return [row[key] for row in where(rows, {"eps": eps})] or [np.nan]
 
 
-# ------------------------------------------------------------------------------ lines
+def draw_block_share(rows, path):
+    """The share of |L| inside the blocks in which factors come.    [L23, after Assumption 3.6]"""
+    fig, axes = plots.subplots(1, 2, (7.6, 3))
+    for ax, size in zip(axes, (2, 3), strict=True):
+        inside = where(rows, {"tasks": f"blocks-{size}"})
+        draw_groups(ax, inside, f"block_share_{size}", (LASSO, RIDGE))
+        ax.axhline(size / 6, color="grey", ls="--", label="spread evenly")
+        ax.set(title=f"block size {size}", xlabel=EPS_AXIS)
+    axes[0].set_ylabel("share of |L| inside blocks")
+    save_with_legend(fig, axes[0], path, columns=3)
 
 
-def draw_best(rows, path, panels):
-    """MCC and R of the best eps against a setting; panels variable -> cell.    [L23, Fig. 7]"""
-    fig, axes = plots.subplots(2, len(panels), (max(5.4, 4.2 * len(panels)), 5.2))
-    axes = np.reshape(axes, (2, len(panels)))
-    for column, (variable, cell) in zip(axes.T, panels.items(), strict=True):
-        inside = where(rows, cell)
-        for ax, score in zip(column, ("mcc", "r"), strict=True):
-            for method in METHODS:
-                draw_best_line(ax, of_method(inside, method), variable, method, score)
-            ax.set(ylim=(0.3, 1.02), xlabel=variable, ylabel=f"{LABELS[score]}, best eps")
-        draw_chance(column[0])
-    save_with_legend(fig, axes[0, 0], path, columns=5 if len(panels) > 1 else 3)
+# ------------------------------------------------------------------------------ Figs. 4, 6, 9, 15
+
+# A row of axes: bars over eps in two cells, then the best eps of a cell against a variable.
+Band = namedtuple("Band", "left middle variable cell")
+RHO_9 = {"rho": 0.9, "alpha": 1.0}
+BY_RHO = Band({"rho": 0.0, "alpha": 1.0}, RHO_9, "rho", {"alpha": 1.0})
+BY_ALPHA = Band({"rho": 0.9, "alpha": 0.0}, RHO_9, "alpha", {"rho": 0.9})
 
 
-def draw_best_line(ax, rows, variable, method, score):
-    """A score of the best runs of a method against a variable."""
+def draw_bands(rows, path, lines):
+    """Bars and curves of scores, a row of axes for each pair (score, band).    [L23, Fig. 4]"""
+    fig, axes = plots.subplots(len(lines), 3, (10, 2.3 * len(lines) + 0.6))
+    for line, (score, band) in zip(axes, lines, strict=True):
+        for ax, cell in zip(line, (band.left, band.middle), strict=False):
+            draw_groups(ax, where(rows, cell), score)
+            ax.set(title=f"$\\{band.variable}$ = {cell[band.variable]:g}", xlabel=EPS_AXIS)
+        draw_best(line[2], where(rows, band.cell), band.variable, score)
+        line[0].set_ylabel(LABELS[score])
+    save_with_legend(fig, axes[0, 0], path, columns=4)
+
+
+def draw_best(ax, rows, variable, score):
+    """A score of each method's best eps against a variable; no axes without values in between."""
     levels = sorted({row[variable] for row in rows})
-    groups = [best_of_seeds(where(rows, {variable: level}), method, score) for level in levels]
-    plots.draw_line(ax, levels, groups, f"inner-{method.label}", method.color)
+    if len(levels) < 3:
+        ax.set_axis_off()
+        return
+    for method in METHODS:
+        best = best_runs(of_method(rows, method), variable, method)
+        groups = [[row[score + method.suffix] for row in best.get(level, ())] for level in levels]
+        plots.draw_line(ax, levels, groups, f"inner-{method.label}", method.color)
+    if score == "mcc":
+        draw_chance(ax)
+    ax.set(title="best $\\epsilon$", xlabel=LABELS[variable], ylim=(0, 1.02))
 
 
-def best_of_seeds(rows, method, score):
-    """For each seed, a score of its run of highest MCC."""
+def best_runs(rows, variable, method):
+    """Level of a variable -> the runs of the eps whose mean MCC is highest there.
+
+    Only eps that every level has are compared, so that all are searched alike; none, no level.
+    """
+    eps_of = {}
+    for row in rows:
+        eps_of.setdefault(row[variable], set()).add(row["eps"])
+    common = set.intersection(*eps_of.values()) if eps_of else set()
+    if not common:
+        return {}
+
+    def mcc_of(runs):
+        return np.mean([row["mcc" + method.suffix] for row in runs])
+
     best = {}
-    for row in sorted(rows, key=lambda row: row["mcc" + method.suffix]):
-        best[row["seed"]] = row[score + method.suffix]              # the last one stays
-    return list(best.values())
+    for level in eps_of:
+        runs_of = [where(rows, {variable: level, "eps": eps}) for eps in sorted(common)]
+        best[level] = max(runs_of, key=mcc_of)
+    return best
 
 
-def draw_blocks(rows, path):
-    """MCC, R and the share of |L| inside the blocks, against the blocks' size.  [L23, Fig. 8]"""
-    fig, axes = plots.subplots(1, 3, (11, 3))
-    for ax, score in zip(axes, ("mcc", "r", "block_share"), strict=True):
-        sizes = [2, 3] if score == "block_share" else [2, 3, 6]
-        for method in (LASSO, RIDGE):
-            draw_block_lines(ax, of_method(rows, method), method, score, sizes)
-        title = LABELS.get(score, "share of |L| inside blocks")
-        ax.set(xlabel="block size", ylim=(0, 1.03), xticks=sizes, title=title)
-    draw_chance(axes[0])
-    axes[2].plot([2, 3], [2 / 6, 3 / 6], color="grey", ls=":", label="spread evenly")
-    axes[0].legend(fontsize=7)
-    axes[2].legend(fontsize=7)
-    plots.save(fig, path)
-
-
-def draw_block_lines(ax, rows, method, score, sizes):
-    """A score of a method against the size of blocks, a line for each eps."""
-    eps = sorted({row["eps"] for row in rows})
-    styles = ("o--", "s-", "^:", "v-.", "d-", "x-")
-    for e, style in zip(eps, styles, strict=False):
-        groups = []
-        for size in sizes:
-            key = f"block_share_{size}" if score == "block_share" else score
-            cell = {"eps": e, "tasks": f"blocks-{size}"}
-            groups.append([row[key] for row in where(rows, cell)])
-        label = f"inner-{method.label}, eps {e}"
-        plots.draw_line(ax, sizes, groups, label, method.color, style)
+def draw_against_rho(rows, path):
+    """MCC and R of the best eps against the correlation of the factors: Figs. 4 and 6, right."""
+    fig, axes = plots.subplots(1, 2, (7.6, 3.2))
+    for ax, score in zip(axes, ("mcc", "r"), strict=True):
+        draw_best(ax, where(rows, BY_RHO.cell), "rho", score)
+        ax.set(ylabel=LABELS[score], title="")
+    save_with_legend(fig, axes[0], path, columns=4)
 
 
 def draw_against_eps(rows, path, keys):
@@ -171,22 +185,37 @@ def draw_against_eps(rows, path, keys):
         groups = [scores_at(rows, e, key) for e in eps]
         plots.draw_line(ax, range(len(eps)), groups, LABELS.get(key, key), f"C{k}")
     draw_chance(ax)
-    ax.set(xlabel="$\\lambda_1/\\lambda_{max}$", ylim=(0, 1.02))
+    ax.set(xlabel="$\\epsilon = \\lambda_1/\\lambda_{max}$", ylim=(0, 1.02))
     ax.set_xticks(range(len(eps)), eps)
     fig.legend(fontsize=7, ncols=3, loc="outside upper center")
     plots.save(fig, path)
 
 
-# ------------------------------------------------------------------------------ latent responses
+# ------------------------------------------------------------------------------ latents, responses
 
 
-def draw_best_responses(rows, path, cell):
-    """Latent responses of a cell's run of highest MCC.    [L23, Figs. 11 to 13]"""
-    inside = where(rows, cell)
+def draw_latents(path):
+    """[L23, Fig. 7]: the joint distribution of two factors, for four pairs of rho and alpha."""
+    shapes = data.Shapes3D()
+    fig, axes = plots.subplots(1, 4, (11, 2.9))
+    pairs = [(rho, alpha) for rho in (0.0, 0.9) for alpha in (0.0, 1.0)]
+    for ax, (rho, alpha) in zip(axes, pairs, strict=True):
+        z, p = data.latents(shapes, alpha, rho)
+        ax.hist2d(z[:, 0], z[:, 5], bins=60, weights=p, cmap="viridis")
+        ax.set(title=f"$\\rho$ = {rho:g}, $\\alpha$ = {alpha:g}", xlabel=data.FACTORS[0])
+    axes[0].set_ylabel(data.FACTORS[5])
+    plots.save(fig, path)
+
+
+def draw_run_responses(rows, path, part, printed):
+    """Latent responses of one run, its MCC beside the one that is printed.    [L23, Figs. 11-14]"""
+    (cell,), (head,), (eps,) = part.cells, part.heads, part.eps
+    wanted = {"head": head, "eps": eps, **cell}
+    inside = where(rows, wanted)
     if not inside:
-        raise ValueError(f"no finished run with {cell}: run its sweep first")
-    best = max(inside, key=lambda row: row["mcc"])
-    checkpoint = Path(best["folder"]) / "checkpoint.npz"
+        raise ValueError(f"no finished run with {wanted}: run.py sweep responses")
+    row, = inside
+    checkpoint = Path(row["folder"]) / "checkpoint.npz"
     shapes = data.Shapes3D()
     z, _ = data.latents(shapes)
 
@@ -196,7 +225,9 @@ def draw_best_responses(rows, path, cell):
     index = np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
     F = features(index)
     matched = metrics.match(metrics.correlation(z[index], F))
-    plots.draw_responses(features, shapes.factors, data.FACTORS, F, matched, path)
+    title = (f"{head}, $\\epsilon$ = {eps:g}, $\\rho$ = {cell['rho']:g}: "
+             f"MCC {row['mcc']:.3f} (the paper: {printed})")
+    plots.draw_responses(features, shapes, F, matched, path, title)
 
 
 # ------------------------------------------------------------------------------ for derivations.md
@@ -256,34 +287,30 @@ def draw_lasso_path(ax):
 
 # ------------------------------------------------------------------------------ the command
 
-RHO_0, RHO_9 = {"rho": 0.0, "alpha": 1.0}, {"rho": 0.9, "alpha": 1.0}
-ALPHA_0 = {"rho": 0.0, "alpha": 0.0}                                # in RHO_0, alpha is 1
-BY_RHO = {"rho = 0": RHO_0, "rho = 0.9": RHO_9}
-BY_ALPHA = {"alpha = 0": ALPHA_0, "alpha = 1": RHO_0}
-BY_BOTH = BY_RHO | {"alpha = 0": ALPHA_0}
-AT_RHO_9 = {"rho = 0.9": RHO_9}
-AGAINST_RHO, AGAINST_ALPHA = {"rho": {"alpha": 1.0}}, {"alpha": {"rho": 0.0}}
-MCC_R = ("mcc", "r")
+BLOCK_SIZES = {f"block size {size}": {"tasks": f"blocks-{size}"} for size in (2, 3, 6)}
+MCC_BANDS = [("mcc", BY_RHO), ("mcc", BY_ALPHA)]
+DCI_BANDS = [(score, band) for band in (BY_RHO, BY_ALPHA) for score in ("dci_d", "dci_c")]
+PRINTED = (0.99, 0.63, 0.96, 0.79)                                  # MCC of Figs. 11 to 14
 
 FIGURES = {
-    "fig4": partial(draw_bars, panels=BY_RHO, scores=MCC_R),
+    "fig4": partial(draw_bands, lines=MCC_BANDS),
     "fig5": fewshot.draw_fig5,
-    "fig6": partial(draw_bars, panels=BY_ALPHA, scores=MCC_R),
-    "fig7": partial(draw_best, panels=AGAINST_RHO | AGAINST_ALPHA),
-    "fig8": draw_blocks,
-    "fig9": partial(draw_bars, panels=AT_RHO_9, scores=MCC_R),      # Laplace coefficients
-    "fig10": partial(draw_bars, panels=AT_RHO_9, scores=MCC_R),     # outer regularisation
-    "fig11": partial(draw_best_responses, cell={"head": "inner-lasso", **RHO_0}),
-    "fig12": partial(draw_best_responses, cell={"head": "inner-lasso", **RHO_9}),
-    "fig13": partial(draw_best_responses, cell={"head": "inner-ridge", **RHO_9}),
-    "fig14": partial(draw_bars, panels=BY_BOTH, scores=["dci_d"]),
-    "fig15": partial(draw_bars, panels=BY_BOTH, scores=["dci_c"]),
-    "rho": partial(draw_best, panels=AGAINST_RHO),
-    "conjecture": partial(draw_against_eps, keys=(*MCC_R, "dci_d", "accuracy", "off")),
+    "fig6": partial(draw_bands, lines=[("r", BY_RHO), ("r", BY_ALPHA)]),
+    "fig8": partial(draw_bars, panels=BLOCK_SIZES, scores=("mcc", "r")),
+    "fig9": partial(draw_bands, lines=MCC_BANDS),                   # Laplace coefficients
+    "fig10": partial(draw_bars, panels={"outer regularisation": RHO_9}, scores=("mcc", "r")),
+    "fig15": partial(draw_bands, lines=DCI_BANDS),
+    "rho": draw_against_rho,
+    "blocks": draw_block_share,
+    "conjecture": partial(draw_against_eps, keys=("mcc", "r", "dci_d", "accuracy", "off")),
     "sharing": sharing.draw_sharing,
     "methods": sharing.print_methods}
+for number, (part, printed) in enumerate(zip(RESPONSES, PRINTED, strict=True), 11):
+    FIGURES[f"fig{number}"] = partial(draw_run_responses, part=part, printed=printed)
 
-ALONE = {"fig2": theory.draw_fig2, "fig3": theory.draw_fig3, "thresholds": draw_thresholds}
+ALONE = {
+    "fig2": theory.draw_fig2, "fig3": theory.draw_fig3, "fig7": draw_latents,
+    "thresholds": draw_thresholds}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +321,9 @@ class Figure:
         None, "a figure of [L23] by its number, or one of ours", positional=True,
         choices=("fig1", *ALONE, *FIGURES))
     cov: str = option("ar", "fig1: covariance of the factors", choices=("ar", "identity"))
+    noise: str = option(
+        "absolute", "fig1: a variance of 0.04, or of 0.04 of the signal's",
+        choices=("absolute", "relative"))
     jobs: int = option(os.cpu_count() or 1, "fig1: processes", 1)
     scale: str = option("quick", "of the sweep", choices=tuple(SCALES))
     out: str = option("", "the file to write; in the folder of results when not given")
@@ -305,8 +335,8 @@ def figure(config):
     name, folder = config.name, Path(config.results)
     folder.mkdir(parents=True, exist_ok=True)
     if name == "fig1":
-        path = Path(config.out or folder / f"fig1-{config.cov}.png")
-        regression.draw_fig1(config.cov, config.jobs, path)
+        path = Path(config.out or folder / f"fig1-{config.cov}-{config.noise}.png")
+        regression.draw_fig1(config.cov, config.noise, config.jobs, path)
     elif name in ALONE:
         path = Path(config.out or folder / f"{name}.png")
         ALONE[name](path)

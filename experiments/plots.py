@@ -69,33 +69,47 @@ def draw_correlation(C, matched, names, path):
     save(fig, path)
 
 
-def draw_responses(features, factors, names, F, matched, path, bases=6):
-    """Every feature's response (row) to one factor varied at a time (column), from a few images.
+def draw_responses(features, shapes, F, matched, path, title=""):
+    """Every feature's response (row) to one factor varied at a time (column), in a few images.
 
-    The other factors stay as they are; responses are in standard deviations of the feature over F.
-    [L23, App. D.2.6, Fig. 11]
+    The images come first, each framed in the colour of its lines. Its other factors stay as they
+    are; responses are in standard deviations of the feature over F.  [L23, App. D.2.6, Fig. 11]
     """
-    order = [int(j) for j in matched[1]]
-    some = np.random.default_rng(0).integers(len(factors), size=bases)
+    order, names = [int(j) for j in matched[1]], shapes.names
+    some = np.random.default_rng(0).integers(len(shapes), size=len(names))
     mean, deviation = F.mean(axis=0), np.maximum(F.std(axis=0), 1e-12)
-    rows_of = Grid(factors)
-    fig, axes = subplots(len(order), len(names), (10, 1.35 * len(order) + 0.6))
-    axes = np.reshape(axes, (len(order), len(names)))
+    rows_of = Grid(shapes.factors)
+    fig, axes = subplots(len(order) + 1, len(names), (10, 1.35 * len(order) + 2.1))
+    for ax, image, color in zip(axes[0], shapes.images(some), COLORS, strict=False):
+        show_framed(ax, image, color)
     for k, name in enumerate(names):
-        axes[0, k].set_title(name, fontsize=10)
-        for base in factors[some]:
+        for base, color in zip(shapes.factors[some], COLORS, strict=False):
             levels, index = rows_of.varied(base, k)
             response = (features(index) - mean) / deviation
-            for ax, j in zip(axes[:, k], order, strict=True):
-                ax.plot(levels, response[:, j], lw=1)
-    for i, k in np.ndindex(axes.shape):
-        axes[i, k].set(ylim=(-2.7, 2.7), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
+            for ax, j in zip(axes[1:, k], order, strict=True):
+                ax.plot(levels, response[:, j], lw=1, color=color)
+        axes[1, k].set_title(f"{name} varied", fontsize=10)
+    for i, k in np.ndindex(len(order), len(names)):
+        axes[i + 1, k].set(ylim=(-2.7, 2.7), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
         if k == matched[0][i]:
-            axes[i, k].set_facecolor("#eef4ff")
-    for ax, j in zip(axes[:, 0], order, strict=True):
+            axes[i + 1, k].set_facecolor("#eef4ff")
+    for ax, j in zip(axes[1:, 0], order, strict=True):
         ax.set_ylabel(f"feature {j}", fontsize=9)
-    fig.supxlabel("level of the factor varied; shaded: the matched factor", fontsize=9)
+    fig.suptitle(title, fontsize=11)
+    fig.supxlabel(
+        "level of the factor that is varied, in the image framed in the line's colour; shaded: the "
+        "matched factor", fontsize=9)
     save(fig, path)
+
+
+COLORS = [f"C{i}" for i in range(10)]
+
+
+def show_framed(ax, image, color):
+    """An image in a frame of a colour."""
+    ax.imshow(np.clip(image.squeeze(), 0, 1), cmap="gray")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set(color=color, linewidth=3)
 
 
 class Grid:

@@ -5,10 +5,15 @@
 
 Lasso profits from few active features only where features are disentangled; ridge sees no rotation.
 [L23, Sec. 2.2, App. D.1, Fig. 1]
+
+fig1_printed.json has the numbers of the printed figure, from the published repository (MIT,
+github.com/tristandeleu/synergies-disentanglement-sparsity, figures/synthetic/logs.p).
 """
 import itertools
+import json
 import warnings
 from collections import namedtuple
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -27,11 +32,12 @@ PERCENTS, SIZES = (5, 20, 80), (25, 50, 75, 100, 125, 150)
 SEEDS = 10
 
 
-def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise=0.04):
+def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise="absolute"):
     """Features z (n, m), labels y (n,) and coefficients w (m,) of one sparse task.
 
     z ~ N(0, Sigma), Sigma_ij = 0.9^|i-j| ("ar") or I ("identity"); w has `active` entries N(0, 1);
-    y = w.z + N(0, noise).                                          [L23, App. D.1]
+    y = w.z + noise of variance 0.04 ("absolute") or 0.04 Var(w.z) ("relative"; ours, docs/errata.md
+    says why).                                                      [L23, App. D.1]
     """
     Sigma = np.eye(m)
     if covariance == "ar":
@@ -39,14 +45,15 @@ def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise=0.04):
     z = rng.standard_normal((n, m)) @ np.linalg.cholesky(Sigma).T
     w = np.zeros(m)
     w[rng.choice(m, active, replace=False)] = rng.standard_normal(active)
-    return z, z @ w + noise ** 0.5 * rng.standard_normal(n), w
+    variance = 0.04 * (w @ Sigma @ w if noise == "relative" else 1)
+    return z, z @ w + variance ** 0.5 * rng.standard_normal(n), w
 
 
-def scores_of_task(covariance, percent, n, seed, m=100):
+def scores_of_task(covariance, noise, percent, n, seed, m=100):
     """R^2 of each estimator on 1,000 test samples of one task, penalties by 5-fold CV."""
     warnings.simplefilter("ignore")                                 # of fits that stop early
     rng = np.random.default_rng([seed, percent, n])
-    z, y, _ = gaussian_task(rng, n + 1000, m, percent * m // 100, covariance)
+    z, y, _ = gaussian_task(rng, n + 1000, m, percent * m // 100, covariance, noise)
     rotation, _ = np.linalg.qr(rng.standard_normal((m, m)))
     scores = []
     for estimator in ESTIMATORS:
@@ -59,28 +66,46 @@ def scores_of_task(covariance, percent, n, seed, m=100):
     return scores
 
 
-def draw_fig1(covariance, jobs, path, seeds=SEEDS, percents=PERCENTS, sizes=SIZES):
-    """R^2 against the number of samples, a panel for each sparsity, mean and standard error.
+def printed():
+    """Mean R^2 and standard error of the printed figure (2, percents, sizes, estimators)."""
+    panels = json.loads(Path(__file__).with_name("fig1_printed.json").read_text())["panels"]
+    told = [[[panels[f"{percent / 100:g}"][f"{features}-{penalty}"][kind]
+              for features, penalty, _, _ in ESTIMATORS] for percent in PERCENTS]
+            for kind in ("mean", "se")]
+    return np.swapaxes(told, 2, 3)
+
+
+def draw_fig1(covariance, noise, jobs, path, seeds=SEEDS, percents=PERCENTS, sizes=SIZES):
+    """R^2 against the number of samples, a panel for each sparsity, mean and standard error, above
+    the printed figure.
 
     Returns the scores (percents, sizes, seeds, estimators).
     """
     cells = itertools.product(percents, sizes, range(seeds))
-    tasks = (joblib.delayed(scores_of_task)(covariance, *cell) for cell in cells)
+    tasks = (joblib.delayed(scores_of_task)(covariance, noise, *cell) for cell in cells)
     scores = joblib.Parallel(n_jobs=jobs)(tasks)
     scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(ESTIMATORS)))
-    fig, axes = plots.subplots(1, len(percents), (3.7 * len(percents), 3.2))
-    axes = np.atleast_1d(axes)
-    for ax, percent, told in zip(axes, percents, scores, strict=True):
-        mean, error = told.mean(axis=1), told.std(axis=1) / seeds ** 0.5
-        for k, (features, penalty, style, color) in enumerate(ESTIMATORS):
-            print(
-                f"l/m = {percent} %, n = {sizes[0]}, {features}-{penalty}: "
-                f"R^2 {mean[0, k]:.2f} +- {error[0, k]:.2f}")
-            label = f"{features}-{penalty.capitalize()}"
-            ax.errorbar(
-                sizes, mean[:, k], error[:, k], fmt=style, color=color, capsize=3, label=label)
-        ax.set(title=f"$\\ell/m$ = {percent} %", xlabel="samples", ylim=(-0.3, 1.02))
-    axes[0].set_ylabel("$R^2$")
-    axes[-1].legend(fontsize=8)
+    mean, error = scores.mean(axis=2), scores.std(axis=2) / seeds ** 0.5
+    for percent, told, spread in zip(percents, mean[:, 0], error[:, 0], strict=True):
+        for estimator, r2, se in zip(ESTIMATORS, told, spread, strict=True):
+            print(f"l/m = {percent} %, n = {sizes[0]}, {estimator.features}-{estimator.penalty}: "
+                  f"R^2 {r2:.2f} +- {se:.2f}")
+    fig, axes = plots.subplots(2, len(PERCENTS), (10, 5.4))
+    draw_panels(axes[0], percents, sizes, mean, error)
+    draw_panels(axes[1], PERCENTS, SIZES, *printed())
+    axes[0, 0].set_ylabel(f"ours: {covariance}, {noise} noise\n$R^2$ on test samples")
+    axes[1, 0].set_ylabel("printed\n$R^2$ on test samples")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, ncols=4, loc="outside upper center")
     plots.save(fig, path)
     return scores
+
+
+def draw_panels(axes, percents, sizes, mean, error):
+    """A row of panels, mean and error (percents, sizes, estimators)."""
+    for ax, percent, told, spread in zip(axes, percents, mean, error, strict=False):
+        for k, (features, penalty, style, color) in enumerate(ESTIMATORS):
+            label = f"{features}-{penalty.capitalize()}"
+            ax.errorbar(
+                sizes, told[:, k], spread[:, k], fmt=style, color=color, capsize=3, label=label)
+        ax.set(title=f"$\\ell/m$ = {percent} %", xlabel="training samples n", ylim=(-0.3, 1.02))

@@ -32,32 +32,54 @@ from experiments.settings import option
 
 INNER, OUTER = ("inner-lasso", "inner-ridge"), ("outer-lasso", "outer-ridge")
 
-# Settings of all runs of a scale; how many seeds; eps by sweep, "other" for those not named.
-Scale = namedtuple("Scale", "fixed seeds eps")
-QUICK = {"steps": 800}
+# What all runs of a scale have in common. The text of [L23] gives n = 50 and no other number of
+# PAPER: they, the eps, the seeds and the levels of rho and alpha are its published code's.
 TINY = {"steps": 2, "image_sets": 1, "samples": 12, "tasks_per_set": 2, "eval_images": 60}
+QUICK = {"steps": 800}
 PAPER = {"steps": 20_000, "image_sets": 8, "samples": 50, "tasks_per_set": 1, "warmup": 0.0,
          "lr": 1e-3, "flat": 1.0, "beta1": 0.9, "beta2": 0.999}
-SCALES = {
-    "tiny": Scale(TINY, 1, {"other": (0.3,)}),                      # to try how sweeps run
-    "quick": Scale(QUICK, 2, {"main": (0.01, 0.1, 0.3), "rho": (0.3,), "other": (0.1, 0.3)}),
-    "paper": Scale(PAPER, 10, {"other": (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)})}
+SCALES = {"tiny": TINY, "quick": QUICK, "paper": PAPER}             # tiny: to try how sweeps run
 
-QUICK_MAIN = [{"rho": 0.0}, {"rho": 0.9}, {"rho": 0.0, "alpha": 0.0}]
-PAPER_MAIN = [{"rho": rho} for rho in (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)]
-PAPER_MAIN += [{"rho": 0.0, "alpha": alpha} for alpha in (0.0, 0.25, 0.5, 0.75)]
+EPS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+OUTER_EPS = (1e-4, 1e-3, 0.01, 0.1, 0.3)
+BEST = (0.0, 0.1, 0.3)                                              # of which curves take the best
+
+CORNERS = [{"rho": 0.0}, {"rho": 0.9}, {"rho": 0.9, "alpha": 0.0}]  # as bars, over eps
+BETWEEN = [{"rho": rho} for rho in (0.5, 0.8, 0.95, 0.99)]          # on the curves only
+BETWEEN += [{"rho": 0.9, "alpha": alpha} for alpha in (0.25, 0.5, 0.75)]
 BLOCKS = [{"rho": 0.0, "tasks": f"blocks-{size}"} for size in (2, 3, 6)]
-LAPLACE = [{"rho": 0.9, "tasks": "laplace"}]
-BY_RHO = [{"rho": rho} for rho in (0.0, 0.5, 0.8, 0.9, 0.95)]
 
-# The heads of a sweep of Disentangle, and its cells at either scale.
-Grid = namedtuple("Grid", "heads quick paper")
+# Runs of all cells with all heads, eps and seeds.
+Part = namedtuple("Part", "cells heads eps seeds")
+
+
+def laplace(cells):
+    """The cells with Laplace coefficients."""
+    return [cell | {"tasks": "laplace"} for cell in cells]
+
+
+def shown(head, eps, rho):
+    """One run, whose latent responses are drawn."""
+    return Part([{"rho": rho}], [head], [eps], 1)
+
+
+# Figs. 11 to 14, in this order; eps is the best of docs/main-quick.csv, 0 in Fig. 12.
+RESPONSES = [shown("inner-lasso", 0.3, 0.0), shown("inner-ridge", 0.0, 0.0),
+             shown("inner-lasso", 0.3, 0.9), shown("inner-ridge", 0.3, 0.9)]
+
+# The sweeps of Disentangle: their parts at quick and at paper scale.
 SWEEPS = {
-    "main": Grid(INNER, QUICK_MAIN, PAPER_MAIN),
-    "blocks": Grid(INNER, BLOCKS, BLOCKS),
-    "laplace": Grid(INNER, LAPLACE, LAPLACE),
-    "outer": Grid(OUTER, [{"rho": 0.9}], [{"rho": 0.9}]),
-    "rho": Grid(INNER, BY_RHO, BY_RHO)}
+    "main": {
+        "quick": [Part(CORNERS, INNER, EPS, 3), Part(BETWEEN, INNER, BEST, 2)],
+        "paper": [Part(CORNERS + BETWEEN, INNER, EPS, 10)]},
+    "blocks": {"quick": [Part(BLOCKS, INNER, EPS, 2)], "paper": [Part(BLOCKS, INNER, EPS, 10)]},
+    "outer": {
+        "quick": [Part([{"rho": 0.9}], OUTER, OUTER_EPS, 2)],
+        "paper": [Part([{"rho": 0.9}], OUTER, OUTER_EPS, 10)]},
+    "laplace": {
+        "quick": [Part(laplace(CORNERS), INNER, EPS, 2)],
+        "paper": [Part(laplace(CORNERS + BETWEEN), INNER, EPS, 10)]},
+    "responses": {"quick": RESPONSES, "paper": RESPONSES}}
 
 # A sweep of FewShot over eps: its settings, and its steps at quick scale.
 Episodes = namedtuple("Episodes", "cell steps eps")
@@ -78,9 +100,10 @@ SHARING_SWEEP = [
 
 NAMES = (*SWEEPS, *EPISODE_SWEEPS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
-    "main": ("fig4", "fig6", "fig7", "fig11", "fig12", "fig13", "fig14", "fig15"),
-    "glyphs": ("fig5",), "blocks": ("fig8",), "laplace": ("fig9",), "outer": ("fig10",),
-    "rho": ("rho",), "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
+    "main": ("fig4", "fig6", "fig15", "rho"), "glyphs": ("fig5",),
+    "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
+    "responses": ("fig11", "fig12", "fig13", "fig14"),
+    "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
 SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in figures}
 
 
@@ -96,12 +119,24 @@ def sweep_configs(name, scale, folder):
         steps, seeds = {"tiny": (2, 1), "quick": (quick_steps, 1), "paper": (20_000, 5)}[scale]
         return [fewshot.FewShot(eps=eps, seed=seed, steps=steps, **elsewhere, **cell)
                 for seed in range(seeds) for eps in values]
-    fixed, seeds, eps_of = SCALES[scale]
-    grid, values = SWEEPS[name], eps_of.get(name, eps_of["other"])
-    cells = grid.paper if scale == "paper" else grid.quick
-    runs = itertools.product(range(seeds), cells, grid.heads, values)
-    return [disentangle.Disentangle(head=head, eps=eps, seed=seed, **elsewhere, **cell, **fixed)
-            for seed, cell, head, eps in runs]
+    return [
+        disentangle.Disentangle(head=head, eps=eps, seed=seed, **elsewhere, **cell, **SCALES[scale])
+        for seed, part in seeds_of(parts_of(name, scale))
+        for cell, head, eps in itertools.product(part.cells, part.heads, part.eps)]
+
+
+def parts_of(name, scale):
+    """The parts of a sweep of Disentangle; tiny: quick's first eps and seed."""
+    if scale != "tiny":
+        return SWEEPS[name][scale]
+    return [part._replace(eps=part.eps[:1], seeds=1) for part in SWEEPS[name]["quick"]]
+
+
+def seeds_of(parts):
+    """Pairs (seed, part): all parts of one seed, then of the next."""
+    most = max(part.seeds for part in parts)
+    pairs = itertools.product(range(most), parts)
+    return [(seed, part) for seed, part in pairs if seed < part.seeds]
 
 
 # ------------------------------------------------------------------------------ running them

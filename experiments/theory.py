@@ -59,6 +59,7 @@ def theory(m=6, N=400, T=300, seed=0):
     yield from sparsity_prefers_scalings(rng, m, scaling)
     yield from finitely_many_tasks()
     yield from tasks_on_a_sphere(rng, m, T)
+    yield from several_outputs(rng, m, T)
     yield from support_variability_bound(rng)
     yield from ridge_under_batch_norm(rng, m)
 
@@ -234,6 +235,28 @@ def tasks_on_a_sphere(rng, m, T):
     yield Claim(text, why, holds)
 
 
+def several_outputs(rng, m, T, k=2):
+    """Assumption 3.5 for k outputs: W_S a = 0 with probability 0 for every a.  [L23, Sec. 3.3]
+
+    One coefficient matrix, seen again and again, meets it where its columns are independent,
+    which takes k >= |S|.
+    """
+    S = np.eye(m, dtype=bool) | np.eye(m, k=1, dtype=bool)              # one or two features
+    S = S[rng.integers(m, size=10 * T)]
+    fixed = rng.standard_normal((m, k, m)) * (np.eye(m) + np.eye(m, k=1))[:, None, :]
+    again = fixed[rng.integers(m, size=10 * T)]
+    cases = {
+        "density": rng.standard_normal((10 * T, k, m)) * S[:, None, :],
+        "finitely many W of independent columns": again,
+        "rank one on each support": again[:, :1] * rng.standard_normal((10 * T, k, 1)),
+        "finitely many w, k = 1": again[:, :1]}
+    verdicts = {name: metrics.assumptions(np.eye(m), W)["3.5"][0] for name, W in cases.items()}
+    told = ", ".join(f"{name} {verdict}" for name, verdict in verdicts.items())
+    yield Claim(
+        f"Assumption 3.5 with k = {k} outputs holds for a finite set of W, |S| <= k, but not for k "
+        "= 1", told, list(verdicts.values()) == [True, True, False, False])
+
+
 def variability_bound(m, p, T):
     """Proposition B.7: Assumption 3.6 fails with at most this probability, of supports of T tasks
     that hold each feature with probability p.  [L23]"""
@@ -314,30 +337,66 @@ def draw_bound(path):
 
 
 def draw_fig2(path):
-    """[L23, Fig. 2]: coefficients of tasks on one support of two features, and what the checker of
-    Assumption 3.5 says."""
+    """[L23, Fig. 2]: three distributions P_W|S of the coefficients of a support of two features,
+    and a vector a with w.a = 0 with positive probability, where there is one.
+
+    A density gives every such event probability zero: Assumption 3.5 holds.
+    """
     rng = np.random.default_rng(0)
-    few = rng.standard_normal((300, 1)) * [1, 0.6]
-    dense = rng.standard_normal((300, 2))
-    finite = rng.standard_normal((4, 2))[rng.integers(4, size=300)]
-    cases = {"Gaussian": dense, "on a line": few, "finitely many": finite}
-    fig, axes = plots.subplots(1, 3, (9, 3))
-    for ax, (name, w) in zip(axes, cases.items(), strict=True):
-        holds, why = metrics.assumptions(rng.standard_normal((50, 2)), w)["3.5"]
-        ax.plot(*w.T, ".", ms=4)
-        ax.set(xlabel="$w_1$", ylabel="$w_2$", xlim=(-3, 3), ylim=(-3, 3))
-        ax.set_title(f"{name}: {'holds' if holds else 'violated'}\n{why}", fontsize=8)
+    along = np.array([1, 0.6])
+    finite = np.array([[1.2, 1.6], [-1.8, 0.4], [0.6, -1.5], [1.9, -0.3]])
+    fig, axes = plots.subplots(1, 3, (9.6, 3.4))
+    grid = np.linspace(-3, 3, 121)
+    x, y = np.meshgrid(grid, grid)
+    axes[0].contour(x, y, x ** 2 - 0.8 * x * y + y ** 2, levels=(0.4, 1.5, 3.5), colors="C3")
+    axes[1].plot(*np.outer(along, [-3, 3]), color="C0")
+    axes[2].plot(*finite.T, "o", color="C1")
+    covariance = [[1, 0.4], [0.4, 1]]
+    drawn = {
+        "Gaussian, full-rank covariance": rng.multivariate_normal([0, 0], covariance, 300),
+        "Gaussian, low-rank covariance": rng.standard_normal((300, 1)) * along,
+        "finite support": finite[rng.integers(len(finite), size=300)]}
+    for ax, (name, w) in zip(axes, drawn.items(), strict=True):
+        holds, _ = metrics.assumptions(rng.standard_normal((50, 2)), w)["3.5"]
+        ax.set(xlim=(-3, 3), ylim=(-3, 3), aspect="equal", xlabel="$w_1$", ylabel="$w_2$")
+        ax.set_title(f"{name}\n3.5 {'holds' if holds else 'is violated'}", fontsize=9)
+    for ax, w in ((axes[1], along), (axes[2], finite[0])):
+        draw_orthogonal(ax, w)
     plots.save(fig, path)
+
+
+def draw_orthogonal(ax, w):
+    """The vector a orthogonal to w, dashed where w lies, as an arrow from 0."""
+    a = np.array([-w[1], w[0]]) / np.linalg.norm(w) * 1.5
+    ax.annotate("", a, (0, 0), arrowprops={"arrowstyle": "->", "color": "C2", "lw": 2})
+    ax.text(*(1.15 * a), "a", color="C2")
+    ax.plot(*np.outer(w, [-3, 3]), ":", color="C2", lw=1)
+
+
+SUPPORTS = ((0, 1), (1, 2), (0, 2), (3,), (2, 3, 4), (4, 5), (3, 5))  # meets Assumption 3.6, m = 6
 
 
 def draw_fig3(path):
-    """[L23, Fig. 3]: supports of tasks of several kinds, and what the checker of Assumption 3.6
-    says."""
-    kinds = ("bernoulli-gauss", "blocks-2", "fixed-1")
-    fig, axes = plots.subplots(1, len(kinds), (3 * len(kinds), 2.6))
-    for ax, kind in zip(axes, kinds, strict=True):
-        S = data.sample_tasks(np.random.default_rng(0), 24, 6, kind) != 0
-        verdict = "holds" if metrics.supports_are_sufficient(S) else "violated"
-        ax.imshow(S.T, cmap="Greys", aspect="auto")
-        ax.set(title=f"{kind}: {verdict}", xlabel="task", ylabel="feature")
+    """[L23, Fig. 3]: a set of supports, and the verification of Assumption 3.6 for each feature j:
+    the union of the supports without j is every other feature."""
+    S = np.array([np.isin(np.arange(6), support) for support in SUPPORTS])
+    fig, axes = plots.subplots(1, 7, (12, 2.6))
+    axes[0].imshow(S.T, cmap="Greys", vmax=1.5)
+    axes[0].set(title="supports $\\mathcal{S}$", xlabel="support", ylabel="feature", xticks=[])
+    for j, ax in enumerate(axes[1:]):
+        draw_without(ax, S[~S[:, j]], j)
+    holds = metrics.supports_are_sufficient(S)
+    fig.suptitle(f"Assumption 3.6 {'holds' if holds else 'is violated'}", fontsize=10)
     plots.save(fig, path)
+
+
+def draw_without(ax, S, j):
+    """The supports (columns) without feature j, and after a line their union."""
+    union = S.any(axis=0)
+    ax.imshow(np.vstack([S, union]).T, cmap="Greys", vmax=1.5)
+    ax.axvline(len(S) - 0.5, color="C0")
+    ax.axhline(j, color="C3", lw=1)
+    others = np.delete(union, j)
+    verdict = "all others" if others.all() else "not all others"
+    ax.set(title=f"without {j}", xticks=[], yticks=[], xlabel=f"union: {verdict}")
+    ax.xaxis.label.set_size(8)

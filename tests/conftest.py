@@ -120,9 +120,14 @@ def stub_drawing(*args):
 def tiny_sweeps(monkeypatch, tmp_path):
     """The sweeps of quick scale, shrunk to a second a run, in a folder of their own."""
     tiny = {"steps": 1, "image_sets": 1, "samples": 12, "tasks_per_set": 2, "eval_images": 60}
-    grid = sweeps.Grid(sweeps.INNER, [{"rho": 0.0}, {"rho": 0.9}], [])
-    monkeypatch.setitem(sweeps.SCALES, "quick", sweeps.Scale(tiny, 1, {"other": (0.3,)}))
-    monkeypatch.setitem(sweeps.SWEEPS, "main", grid)
+    monkeypatch.setitem(sweeps.SCALES, "quick", tiny)
+    for name, scales in sweeps.SWEEPS.items():
+        few = [part._replace(eps=part.eps[-2:-1], seeds=1) for part in scales["quick"]]
+        monkeypatch.setitem(sweeps.SWEEPS, name, {**scales, "quick": few})
+    main = [sweeps.Part([{"rho": 0.0}, {"rho": 0.9}], sweeps.INNER, (0.3,), 1)]
+    monkeypatch.setitem(sweeps.SWEEPS, "main", {"quick": main})
+    shown = [part._replace(eps=(0.3,)) for part in sweeps.RESPONSES]
+    monkeypatch.setitem(sweeps.SWEEPS, "responses", {"quick": shown})
     for draw in ("draw_training", "draw_correlation", "draw_responses"):  # slow, tested elsewhere
         monkeypatch.setattr(plots, draw, stub_drawing)
     monkeypatch.chdir(tmp_path)

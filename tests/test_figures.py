@@ -19,8 +19,11 @@ def test_figures_are_drawn_from_the_table(tiny_sweeps, capsys):
     assert run.main(["figure", "fig4"]) == 0
     assert "3 of 4 runs are missing" in capsys.readouterr().out
     assert run.main(["sweep", "main"]) == 0
-    for name in ("fig4", "fig6", "fig7", "fig11", "fig12", "fig13", "fig14", "fig15"):
+    for name in ("fig4", "fig6", "fig15", "rho"):
         assert run.main(["figure", name]) == 0 and is_png(f"results/{name}-quick.png")
+    assert run.main(["figure", "fig12"]) == 2  # its eps is not in this sweep
+    assert "no finished run with" in capsys.readouterr().err
+    assert run.main(["figure", "fig13"]) == 0 and is_png("results/fig13-quick.png")
     assert run.main(["sweep", "outer", "--index", "0"]) == 0
     assert run.main(["figure", "fig10", "--out", "here.png"]) == 0 and is_png("here.png")
 
@@ -73,37 +76,66 @@ def drawn(monkeypatch):
 
 def test_bars_are_means_over_seeds(drawn):
     rows = [
-        row("inner-lasso", eps, seed, mcc=eps + 0.1 * seed, mcc_ica=1.0, r=0.5)
+        row("inner-ridge", eps, seed, mcc=eps + 0.1 * seed, mcc_ica=1.0, r=0.5, r_ica=0.5)
         for eps in (0.1, 0.3)
         for seed in (0, 1)
     ]
     figures.draw_bars(rows, None, {"all": {"rho": 0.0}, "none": {"rho": 0.5}}, ("mcc", "r"))
-    ((mcc, empty, r, _),) = drawn
-    heights = [bar.get_height() for bar in mcc.patches[:2]]
-    np.testing.assert_allclose(heights, [0.15, 0.35])
+    ((mcc, empty, _, _),) = drawn
+    by_method = [[bar.get_height() for bar in bars] for bars in mcc.containers if len(bars) == 2]
+    np.testing.assert_allclose(by_method[1:], [[0.15, 0.35], [1, 1]])
     _, labels = mcc.get_legend_handles_labels()
-    assert {"random mixing", "inner-Lasso", "inner-Lasso + ICA"} <= set(labels)
-    assert len(r.containers) < len(mcc.containers)  # R does not see ICA
+    assert {"random mixing", "inner-Lasso", "inner-Ridge", "inner-Ridge + ICA"} == set(labels)
     assert mcc.get_title() == "all" and not empty.patches
 
 
-def test_the_best_run_of_each_seed_counts(drawn):
+def test_bands_show_the_cells_of_the_paper(drawn):
+    """Fig. 4: above rho at alpha = 1, below alpha at rho = 0.9."""
+    cells = [(0.0, 1.0), (0.5, 1.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)]
     rows = [
-        row("inner-lasso", 0.1, 0, mcc=0.5, r=0.9, mcc_ica=0.8),
-        row("inner-lasso", 0.3, 0, mcc=0.7, r=0.6, mcc_ica=0.1),
-        row("inner-lasso", 0.1, 1, mcc=0.9, r=0.8, mcc_ica=0.2),
+        row("inner-lasso", eps, 0, rho=rho, alpha=alpha, mcc=rho + alpha / 10 + eps / 100)
+        for rho, alpha in cells
+        for eps in (0.1, 0.3)
     ]
-    assert figures.best_of_seeds(rows, figures.LASSO, "mcc") == [0.7, 0.9]
-    assert sorted(figures.best_of_seeds(rows, figures.LASSO, "r")) == [0.6, 0.8]
-    assert sorted(figures.best_of_seeds(rows, figures.LASSO_ICA, "mcc")) == [0.2, 0.8]
+    figures.FIGURES["fig4"](rows, None)
+    ((left, middle, right, low, low_middle, low_right),) = drawn
+    titles = [ax.get_title() for ax in (left, middle, low, low_middle)]
+    assert titles == [r"$\rho$ = 0", r"$\rho$ = 0.9", r"$\alpha$ = 0", r"$\alpha$ = 1"]
+    heights = [ax.patches[1].get_height() for ax in (left, middle, low, low_middle)]
+    np.testing.assert_allclose(heights, [0.103, 1.003, 0.903, 1.003])
+    by_rho, by_alpha = (ax.lines[0].get_xydata() for ax in (right, low_right))
+    np.testing.assert_allclose(by_rho, [[0, 0.103], [0.5, 0.603], [0.9, 1.003]])
+    np.testing.assert_allclose(by_alpha, [[0, 0.903], [0.5, 0.953], [1, 1.003]])
+
+
+def test_the_best_eps_is_one_that_every_level_has():
+    rows = [
+        row("inner-ridge", 0.1, 0, rho=0.0, mcc=0.5, mcc_ica=0.9),
+        row("inner-ridge", 0.3, 0, rho=0.0, mcc=0.7, mcc_ica=0.1),
+        row("inner-ridge", 1.0, 0, rho=0.0, mcc=1.0, mcc_ica=1.0),  # only here
+        row("inner-ridge", 0.1, 0, rho=0.9, mcc=0.6, mcc_ica=0.2),
+        row("inner-ridge", 0.1, 1, rho=0.9, mcc=0.6, mcc_ica=0.2),
+        row("inner-ridge", 0.3, 0, rho=0.9, mcc=0.8, mcc_ica=0.3),  # of one seed the best,
+        row("inner-ridge", 0.3, 1, rho=0.9, mcc=0.3, mcc_ica=0.4),  # not on average
+    ]
+    best = figures.best_runs(rows, "rho", figures.RIDGE)
+    assert [[r["mcc"] for r in best[level]] for level in (0.0, 0.9)] == [[0.7], [0.6, 0.6]]
+    best = figures.best_runs(rows, "rho", figures.RIDGE_ICA)
+    assert [[r["mcc_ica"] for r in best[level]] for level in (0.0, 0.9)] == [[0.9], [0.3, 0.4]]
+
+
+def test_a_curve_needs_levels_in_between(drawn):
+    _, ax = plots.subplots(1, 1, (2, 2))
+    figures.draw_best(ax, [row("inner-lasso", 0.1, 0, mcc=0.5)], "rho", "mcc")
+    assert not ax.axison
 
 
 def test_shares_inside_blocks_are_those_of_their_size(drawn):
     shares = {"block_share_2": 0.2, "block_share_3": 0.3, "mcc": 0.5, "r": 0.6}
     rows = [row("inner-lasso", 0.1, 0, tasks=f"blocks-{size}", **shares) for size in (2, 3, 6)]
-    figures.draw_blocks(rows, None)
-    ((mcc, _, share),) = drawn
-    assert [list(ax.lines[0].get_ydata()) for ax in (mcc, share)] == [[0.5] * 3, [0.2, 0.3]]
+    figures.draw_block_share(rows, None)
+    ((of_2, of_3),) = drawn
+    assert [ax.patches[0].get_height() for ax in (of_2, of_3)] == [0.2, 0.3]
 
 
 def test_chance_is_that_of_six_features(drawn):
@@ -112,6 +144,12 @@ def test_chance_is_that_of_six_features(drawn):
     assert 0.6 < ax.lines[0].get_ydata()[0] < 0.65
 
 
-def test_a_cell_without_runs_is_named():
-    with pytest.raises(ValueError, match="no finished run with"):
-        figures.draw_best_responses([], None, {"rho": 0.0})
+def test_the_latents_are_those_of_the_pairs(drawn):
+    figures.draw_latents(None)
+    ((uniform, _, grid, noisy),) = drawn
+    assert [ax.get_title() for ax in (uniform, noisy)] == [
+        r"$\rho$ = 0, $\alpha$ = 0",
+        r"$\rho$ = 0.9, $\alpha$ = 1",
+    ]
+    taken = [np.count_nonzero(ax.collections[0].get_array()) for ax in (grid, noisy)]
+    assert taken[0] <= 10 * 15 < taken[1]  # a grid of levels; the noise fills it

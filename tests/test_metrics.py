@@ -173,6 +173,22 @@ def test_the_assumptions_are_told_apart():
     assert "3.3" not in held(W, F[:, [0, 1, 2, 3, 4, 4]])
 
 
+def test_the_assumptions_of_several_outputs():
+    """Matrices W (T, k, m): 3.5 asks that no vector is met by W_S with positive probability."""
+    rng = np.random.default_rng(0)
+    S = supports(rng, 3000, 4)[:, None, :]
+    held = lambda W: {n for n, (holds, _) in metrics.assumptions(np.eye(4), W).items() if holds}
+    dense = rng.standard_normal((3000, 2, 4)) * S
+    assert held(dense) == {"3.2", "3.3", "3.4", "3.5", "3.6"}
+    assert held(dense[:, :1]) == held(dense[:, 0]) == held(dense)
+    direction = rng.standard_normal(4)
+    assert "3.5" not in held(rng.standard_normal((3000, 2, 1)) * direction * S)  # rank one
+    pairs = rng.standard_normal((3, 2, 4)) * [1, 1, 0, 0]
+    assert metrics.support_of_low_rank(pairs[rng.integers(3, size=60)]) is None
+    again = np.repeat([[[1.0, 2, 3, 0], [3, 1, 2, 0]]], 60, axis=0)
+    assert metrics.support_of_low_rank(again) == [0, 1, 2]  # two rows miss a vector of R^3
+
+
 def test_support_variability_by_hand():
     assert metrics.supports_are_sufficient(np.eye(3))
     assert not metrics.supports_are_sufficient(

@@ -7,7 +7,7 @@ from experiments import regression
 
 def test_fig1_draws_four_estimators(tmp_path):
     scores = regression.draw_fig1(
-        "identity", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50)
+        "identity", "absolute", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50)
     )
     assert scores.shape == (1, 2, 2, 4) and (tmp_path / "f.png").exists()
     np.testing.assert_allclose(
@@ -21,3 +21,13 @@ def test_a_gaussian_task_is_as_described():
     z, y, w = regression.gaussian_task(rng, 20_000, m=10, active=3, covariance="ar")
     np.testing.assert_allclose(np.cov(z.T)[0, :3], [1, 0.9, 0.81], atol=0.05)
     assert np.count_nonzero(w) == 3 and abs((y - z @ w).var() - 0.04) < 0.003
+    z, y, w = regression.gaussian_task(rng, 20_000, 10, 3, "identity", "relative")
+    assert abs((y - z @ w).var() / (z @ w).var() - 0.04) < 0.003
+
+
+def test_the_printed_figure_is_read_in_our_order():
+    """Mean, standard error: disentangled and entangled Lasso, then both ridges."""
+    mean, error = regression.printed()
+    assert mean.shape == error.shape == (3, 6, 4)
+    np.testing.assert_allclose(mean[0, 0], [0.633, -0.0768, -0.0735, -0.0735])
+    np.testing.assert_allclose(error[0, 0, :2], [0.11, 0.017])

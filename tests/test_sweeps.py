@@ -10,14 +10,12 @@ import pytest
 import run
 from experiments import disentangle, settings, sweeps
 
-ONE_HEAD = sweeps.Grid(("inner-lasso",), [{"rho": 0.9}], [])
+ONE_HEAD = {"quick": [sweeps.Part([{"rho": 0.9}], ("inner-lasso",), (0.1, 0.3), 2)]}
 
 
 @pytest.fixture
 def one_head(tiny_sweeps, monkeypatch):
     """A sweep `main` of one head and one cell, two eps and two seeds."""
-    scale = sweeps.SCALES["quick"]._replace(seeds=2, eps={"other": (0.1, 0.3)})
-    monkeypatch.setitem(sweeps.SCALES, "quick", scale)
     monkeypatch.setitem(sweeps.SWEEPS, "main", ONE_HEAD)
 
 
@@ -67,19 +65,47 @@ def test_texts_with_commas_survive_the_table(tmp_path):
     assert told[1] == {"seed": "1", "note": "", "mcc": "", "more": "2"}
 
 
-QUICK = {"main": 36, "blocks": 24, "laplace": 8, "outer": 8, "rho": 20, "glyphs": 5, "shapes": 4}
-PAPER = {"main": 1200, "blocks": 360, "laplace": 120, "outer": 120, "rho": 600, "glyphs": 25}
-PAPER |= {"shapes": 20}
+QUICK = {"main": 192, "blocks": 72, "laplace": 72, "outer": 20, "responses": 4}
+PAPER = {"main": 1200, "blocks": 360, "laplace": 1200, "outer": 100, "responses": 4}
+QUICK |= {"glyphs": 5, "shapes": 4, "sharing": 33}
+PAPER |= {"glyphs": 25, "shapes": 20, "sharing": 33}
 
 
 @pytest.mark.parametrize("scale, counts", [("quick", QUICK), ("paper", PAPER)])
 def test_the_runs_of_a_sweep_differ_and_come_seed_by_seed(scale, counts):
+    assert counts.keys() == set(sweeps.NAMES)
     for name, expected in counts.items():
         configs = sweeps.sweep_configs(name, scale, "results")
+        assert len(configs) == len(set(configs)) == expected
         seeds = [config.seed for config in configs]
-        assert len(configs) == len(set(configs)) == expected and seeds == sorted(seeds)
-    configs = sweeps.sweep_configs("sharing", scale, "results")
-    assert len(configs) == len(set(configs)) == 33
+        assert seeds == sorted(seeds) or name == "sharing"
+
+
+def test_the_runs_of_the_papers_response_figures_are_runs_of_main():
+    main = sweeps.sweep_configs("main", "quick", "results")
+    shown = sweeps.sweep_configs("responses", "quick", "results")
+    assert set(shown) <= set(main)
+    assert [config.head for config in shown] == [f"inner-{w}" for w in "lasso ridge".split()] * 2
+    assert [config.rho for config in shown] == [0.0, 0.0, 0.9, 0.9] and shown[1].eps == 0
+
+
+def test_every_method_is_searched_alike():
+    """Each head of a cell has the same eps and seeds; what the curves choose from is everywhere."""
+    for scale, values in (("quick", sweeps.BEST), ("paper", sweeps.EPS)):
+        runs = {}
+        for config in sweeps.sweep_configs("main", scale, "results"):
+            own = runs.setdefault((config.rho, config.alpha), {})
+            own.setdefault(config.head, set()).add((config.eps, config.seed))
+        assert len(runs) == 10
+        for heads in runs.values():
+            assert heads["inner-lasso"] == heads["inner-ridge"]
+            assert set(values) <= {eps for eps, _ in heads["inner-lasso"]}
+
+
+def test_a_trial_of_every_sweep_is_short():
+    for name in sweeps.NAMES:
+        configs = sweeps.sweep_configs(name, "tiny", "results")
+        assert configs and all(config.steps <= 2 for config in configs)
 
 
 @pytest.mark.slow
