@@ -144,39 +144,38 @@ def draw_real(F_real, F, path):
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """MCC against the step, or the minutes, of finished runs, in one figure."""
+    """MCC against the step, or the minutes, of runs, finished or not, in one figure."""
 
-    folders: tuple = option(None, "folders of results", positional=True)
+    folders: tuple = option(None, "folders of results, or LABEL=FOLDER", positional=True)
     against: str = option("step", "what MCC is drawn against", choices=("step", "minutes"))
     out: str = option("curves.png", "the file to write")
 
 
 def curves(config):
-    """Draw the runs, named by the settings in which they differ."""
-    runs = [read_run(Path(folder)) for folder in config.folders]
+    """Draw the runs, named by their labels, or by the settings in which they differ."""
+    words = [word.rpartition("=") for word in config.folders]
+    runs = [read_run(Path(folder)) for _, _, folder in words]
     told = [content for content, _ in runs]
     differ = [key for key in told[0] if differs(key, told)]
     fig, ax = plots.subplots(1, 1, (5.2, 3.4))
-    for content, rows in runs:
-        label = ", ".join(f"{key.replace('_', ' ')} {content[key]}" for key in differ)
+    for (label, _, _), (content, rows) in zip(words, runs, strict=True):
+        settings = ", ".join(f"{key.replace('_', ' ')} {content[key]}" for key in differ)
         x = [row["step"] if config.against == "step" else row["seconds"] / 60 for row in rows]
-        ax.plot(x, [row["mcc"] for row in rows], label=label)
+        ax.plot(x, [row["mcc"] for row in rows], "o-", ms=3, label=label or settings)
     chance = metrics.chance(len(data.FACTORS), told[0].get("features", len(data.FACTORS)))
-    ax.axhline(chance, color="grey", ls=":", label="random mixing")
-    ax.set(xlabel=config.against, ylabel="MCC (1,000 images)", ylim=(0.3, 1))
+    ax.axhline(chance, **plots.CHANCE)
+    ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))
     ax.legend(fontsize=8, loc="lower right")
     plots.save(fig, Path(config.out))
     print(config.out)
 
 
 def read_run(folder):
-    """The settings and the lines of a finished run."""
-    if not (folder / "result.json").exists():
-        raise ValueError(f"{folder}: no finished run (no result.json)")
+    """The settings and the lines of a run."""
     content = results.read_json(folder / "config.json")
     rows = results.read_lines(folder / "metrics.jsonl", numbers=("step", "seconds", "mcc"))
     if not rows:
-        raise ValueError(f"{folder}: metrics.jsonl has no lines with an MCC")
+        raise ValueError(f"{folder}: no run that tells an MCC (metrics.jsonl)")
     return content, rows
 
 

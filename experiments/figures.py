@@ -202,8 +202,8 @@ def draw_latents(path):
     for ax, (rho, alpha) in zip(axes, pairs, strict=True):
         z, p = data.latents(shapes, alpha, rho)
         ax.hist2d(z[:, 0], z[:, 5], bins=60, weights=p, cmap="viridis")
-        ax.set(title=f"$\\rho$ = {rho:g}, $\\alpha$ = {alpha:g}", xlabel=data.FACTORS[0])
-    axes[0].set_ylabel(data.FACTORS[5])
+        ax.set(title=f"$\\rho$ = {rho:g}, $\\alpha$ = {alpha:g}", xlabel="floor hue, in deviations")
+    axes[0].set_ylabel("orientation, in deviations")
     plots.save(fig, path)
 
 

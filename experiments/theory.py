@@ -381,7 +381,7 @@ def draw_fig3(path):
     the union of the supports without j is every other feature."""
     S = np.array([np.isin(np.arange(6), support) for support in SUPPORTS])
     fig, axes = plots.subplots(1, 7, (12, 2.6))
-    axes[0].imshow(S.T, cmap="Greys", vmax=1.5)
+    axes[0].imshow(S.T, cmap="Greys", vmax=1.5, aspect="auto")
     axes[0].set(title="supports $\\mathcal{S}$", xlabel="support", ylabel="feature", xticks=[])
     for j, ax in enumerate(axes[1:]):
         draw_without(ax, S[~S[:, j]], j)
@@ -393,7 +393,7 @@ def draw_fig3(path):
 def draw_without(ax, S, j):
     """The supports (columns) without feature j, and after a line their union."""
     union = S.any(axis=0)
-    ax.imshow(np.vstack([S, union]).T, cmap="Greys", vmax=1.5)
+    ax.imshow(np.vstack([S, union]).T, cmap="Greys", vmax=1.5, aspect="auto")
     ax.axvline(len(S) - 0.5, color="C0")
     ax.axhline(j, color="C3", lw=1)
     others = np.delete(union, j)
