@@ -6,14 +6,18 @@
 Each command is a settings class and a function of experiments/, which holds all the rest.
 """
 import argparse
+import difflib
 import importlib
 import sys
 import warnings
 
 from experiments import process, settings
 
+VERSION = "0.2.0"                                                   # as in pyproject.toml
+
 COMMANDS = {  # name: module of experiments/, settings class, function, what it does
     "disentangle": ("disentangle", "Disentangle", "command", "the main job, and the default"),
+    "tasks": ("tasks", "Tasks", "command", "your own table or images with many targets"),
     "fewshot": ("fewshot", "FewShot", "command", "few-shot learning with group-Lasso SVMs"),
     "sharing": ("sharing_features", "Sharing", "command", "sparse and shared features [F23]"),
     "render": ("render", "Render", "render", "write the rendered data set as HDF5"),
@@ -30,10 +34,17 @@ COMMANDS = {  # name: module of experiments/, settings class, function, what it 
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line."""
+    """argparse, with errors in one line, which name the flag that was meant."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def parse_args(self, args):
+        found, unknown = self.parse_known_args(args)
+        if unknown:
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(f"no argument {unknown[0]}{nearest(unknown[0], flags)}")
+        return found
 
 
 def parser_of(name):
@@ -44,6 +55,12 @@ def parser_of(name):
     parser = Parser(prog=f"run.py {name}", description=cls.__doc__)
     settings.add_flags(parser, cls)
     return parser, cls, getattr(module, function)
+
+
+def nearest(word, words):
+    """", did you mean X?" for a mistyped word, or nothing."""
+    close = difflib.get_close_matches(word.partition("=")[0], words, n=1, cutoff=0.6)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def help_text():
@@ -57,11 +74,15 @@ def main(argv):
     if argv and argv[0] in ("-h", "--help"):
         print(help_text())
         return 0
+    if argv == ["--version"]:
+        print(VERSION)
+        return 0
     if not argv or (argv[0].startswith("-")):
         argv = ["disentangle", *argv]
     name, *rest = argv
     if name not in COMMANDS:
-        print(f"run.py: no command {name}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        told = nearest(name, COMMANDS) or f", expected one of {', '.join(COMMANDS)}"
+        print(f"run.py: no command {name}{told}", file=sys.stderr)
         return 2
     parser, settings_class, function = parser_of(name)
     args = parser.parse_args(rest)

@@ -280,7 +280,7 @@ def regularised(A):
     """A + delta I for symmetric positive semi-definite A (T, k, k): delta, of rounding size,
     keeps it regular."""
     xp, k = array_namespace(A), A.shape[-1]
-    delta = 4 * k * xp.finfo(A.dtype).eps * xp.max(xp.abs(A), axis=(1, 2))          # (T,)
+    delta = 32 * k * xp.finfo(A.dtype).eps * xp.max(xp.abs(A), axis=(1, 2))         # (T,)
     return A + safe_divisor(delta)[:, None, None] * identity(k, A)
 
 

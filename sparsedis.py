@@ -15,8 +15,8 @@ The bilevel problem, and the function that computes each part:
     with       F_t = normalise(f_theta(x_t))                           Encoder, head_on_sets
                w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   bilevel, solvers.lasso
                                                                        [L23, Problem (6)]
-In this order: heads and objectives, training, layers, encoders. Every forward pass f(x, ...) ->
-(out, cache) is followed by its backward pass f_backward(dout, cache) -> (dx, dparams...).
+In this order: heads and objectives, training, layers, encoders, an estimator. Every forward pass
+f(x, ...) -> (out, cache) is followed by its backward pass f_backward(dout, cache) -> (dx, dparams).
 The inner problems lie in solvers.py, images and tasks in data.py.
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
@@ -26,11 +26,24 @@ import dataclasses
 import functools
 import itertools
 import math
+import warnings
 from collections import namedtuple
 from typing import NamedTuple
 
 import array_api_compat.numpy
-from array_api_compat import array_namespace, device, is_numpy_array
+import numpy as np
+from array_api_compat import array_namespace, device, is_numpy_array, to_device
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    MultiOutputMixin,
+    RegressorMixin,
+    TransformerMixin,
+)
+from sklearn.linear_model import LassoCV, LogisticRegression
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 import solvers
 from solvers import cpu_threads as cpu_threads  # for experiments, which time and repeat runs
@@ -320,15 +333,17 @@ EPISODE_HEADS = {
 def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm="batch"):
     """[L23, Problem (6)] on one batch: a head of HEADS on G image sets with K tasks each.
 
-    y (G, K, n) or (G, K, n, k). eps rises from 0 over the share `warmup` of the steps (0: constant,
-    as in the paper). n_support: Problem (7). norm: see normalise.
+    y (G, K, n) or (G, K, n, k), or a pair of y and a mask `known` (G, K, n). eps rises from 0 over
+    the share `warmup` of the steps (0: constant, as in the paper). n_support: Problem (7). norm:
+    see normalise.
     """
     def objective(progress, features, y, params):
         F, = features
+        y, known = y if isinstance(y, tuple) else (y, None)
         xp = array_namespace(F)
         now = eps * rise(progress, warmup)
         F_sets = xp.reshape(F, (y.shape[0], y.shape[2], -1))        # (G, n, m)
-        loss, dF, info = head_on_sets(*HEADS[head], F_sets, y, now, n_support, norm)
+        loss, dF, info = head_on_sets(*HEADS[head], F_sets, y, now, n_support, norm, known)
         return loss, [xp.reshape(dF, F.shape)], {}, {"eps": now, **info}
 
     return objective
@@ -339,12 +354,13 @@ def rise(progress, share):
     return min(1, progress / share) if share else 1.0
 
 
-def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm="batch"):
+def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm="batch", known=None):
     """A head on G image sets that K tasks share: F (G, n, m), y (G, K, n, ...) -> loss, dF, info.
 
     Each set's features are normalised and repeated for its K tasks; the K gradients are added up.
     Predictors have no intercept: under Problem (6) the mean of y stays in the loss but has no
-    gradient. Under Problem (7) all samples of a set normalise it.
+    gradient. Under Problem (7) all samples of a set normalise it. Where known (G, K, n) is False, a
+    task has no label: with F_i = 0, and y_i = 0 or any class, the sample pulls at no predictor.
     """
     xp = array_namespace(F)
     G, n, m = F.shape
@@ -352,8 +368,12 @@ def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm="batch"):
     F_norm, cache = normalise(F, norm)
     F_task = xp.repeat(F_norm, K, axis=0)                           # (T, n, m), T = G K
     y_task = xp.reshape(y, (G * K, *y.shape[2:]))
+    if known is not None:
+        known = xp.astype(xp.reshape(known, (G * K, n, 1)), F.dtype)
+        F_task = F_task * known
     lam = eps * lambda_max(F_task[:, :n_support, :], y_task[:, :n_support, ...])    # App. D.2.3
     loss, dF_task, _, info = head(F_task, y_task, lam, n_support)
+    dF_task = dF_task if known is None else dF_task * known
     dF = xp.sum(xp.reshape(dF_task, (G, K, n, m)), axis=1)
     return loss, normalise_backward(dF, cache)[0], info
 
@@ -598,6 +618,19 @@ def flatten(x):
 def flatten_backward(dout, cache):
     """dout in the shape of x."""
     return (array_namespace(dout).reshape(dout, cache),)
+
+
+def trim(x):
+    """An image without the last row and column of an odd side."""
+    return x[:, :x.shape[1] // 2 * 2, :x.shape[2] // 2 * 2, :], x.shape
+
+
+def trim_backward(dout, cache):
+    """0 in the row and the column that were left out."""
+    _, H, W, _ = dout.shape
+    dx = array_namespace(dout).zeros(cache, dtype=dout.dtype, device=device(dout))
+    dx[:, :H, :W, :] = dout
+    return (dx,)
 
 
 def global_pool(x):
@@ -1154,6 +1187,7 @@ RELU = Layer(relu, relu_backward)
 LEAKY = Layer(leaky_relu, leaky_relu_backward)
 POOL = Layer(max_pool2d, max_pool2d_backward)
 FLATTEN = Layer(flatten, flatten_backward)
+TRIM = Layer(trim, trim_backward)
 MEAN = Layer(global_pool, global_pool_backward)
 
 
@@ -1185,6 +1219,23 @@ def cnn(m, channels=3, norm=False):
         layers.append(BatchNorm("norm", m))
     spec = Spec("cnn", {"m": m, "channels": channels, "norm": norm})
     return Encoder(Sequential(*layers), spec)
+
+
+def convnet(m, shape, widths=(32, 32, 64, 64), hidden=256):
+    """The same for images of any shape (H, W, C), H and W at least 4: 4 x 4 convolutions of stride
+    2, as many as there are widths and as leave at least one pixel."""
+    H, W, c = shape
+    layers = []
+    for i, o in enumerate(widths, start=1):
+        if min(H, W) < 4:
+            break
+        odd = H % 2 + W % 2 > 0
+        layers += odd * [TRIM]
+        layers += [conv(f"conv{i}", 4, c, o, stride=2, pad=1, need_dx=odd or i > 1), RELU]
+        H, W, c = H // 2, W // 2, o
+    spec = Spec("convnet", {"m": m, "shape": shape, "widths": widths, "hidden": hidden})
+    head = mlp([H * W * c, hidden, m]).layer
+    return Encoder(Sequential(InBlocks(*layers, size=10), FLATTEN, head), spec)
 
 
 def conv4(channels=3, filters=64):
@@ -1231,7 +1282,7 @@ def conv_norm(name, k, c, o, *before):
     return InBlocks(*before, own, size=1), BatchNorm(f"{name}.norm", o, 1)
 
 
-ENCODERS = {"mlp": mlp, "cnn": cnn, "conv4": conv4, "resnet12": resnet12}
+ENCODERS = {"mlp": mlp, "cnn": cnn, "convnet": convnet, "conv4": conv4, "resnet12": resnet12}
 
 
 def build(spec):
@@ -1239,3 +1290,298 @@ def build(spec):
     if spec.name not in ENCODERS:
         raise ValueError(f"encoder: found {spec.name}, expected one of {', '.join(ENCODERS)}")
     return ENCODERS[spec.name](**spec.sizes)
+
+
+# ------------------------------------------------------------------------------ estimator
+# For scikit-learn's users: NumPy arrays outside, parameters on the CPU or a GPU inside.
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class SparseTasks(
+        ClassNamePrefixFeaturesOutMixin, TransformerMixin, MultiOutputMixin, RegressorMixin,
+        BaseEstimator):
+    """Features of X (N, d) or (N, H, W, C), learned from many sparse fits of targets Y (N, K).
+
+    Y is real, NaN where a label is missing; likelihood="categorical": classes 0, 1, ..., a negative
+    one where missing. X is brought to mean 0 and variance 1 in each column or channel. A step draws
+    image_sets sets of `samples` rows, and tasks_per_set targets for each; predictors are fitted on
+    `split` rows of a set and scored on the others: with the same few targets again and again, that
+    finds correlated factors better than Problem (6) (None).               [L23, Problem (7)]
+
+    encoder_, params_, state_     the trained encoder
+    coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k),
+                                  their penalty chosen by 5-fold cross-validation: L1 where the head
+                                  is a Lasso, else L2
+    ValueError where X or Y do not fit; FloatingPointError where training diverges.
+    """
+
+    n_components: int = 6                   # features, m
+    head: str = "inner-lasso"               # a name of HEADS
+    eps: float = 0.5                        # these as of task_objective, split is n_support
+    warmup: float = 0.5
+    split: int | None = 25
+    steps: int = 800                        # these as of Training, adam and cosine
+    lr: float = 8e-3
+    flat: float = 0.3
+    beta1: float = 0.85
+    beta2: float = 0.99
+    samples: int = 50
+    image_sets: int = 4
+    tasks_per_set: int = 16
+    likelihood: str = "gaussian"            # or categorical
+    encoder: str = "auto"                   # mlp or convnet; auto: by the shape of X
+    hidden: int = 128                       # units of its hidden layers
+    device: str = "cpu"                     # or gpu
+    random_state: int = 0
+
+    def fit(self, X, y):
+        """Train the encoder, then fit a predictor to each target; y is Y (N, K), or (N,)."""
+        training = self.prepare(X, y)
+        xp, on = library_of(self.device)
+        rng = np.random.default_rng(self.random_state)
+        params, state = training.encoder.init(rng, xp=xp, device=on)
+        return self.conclude(train(training, Snapshot(params, state, None, 0)), X, y)
+
+    def prepare(self, X, Y):
+        """What `train` needs to train the encoder."""
+        X, targets = self.check(X, Y)
+        xp, on = library_of(self.device)
+        self.encoder_ = self.make_encoder(X.shape[1:])
+        axes = tuple(range(X.ndim - 1))
+        self.input_mean_ = X.mean(axis=axes)
+        self.input_scale_ = np.maximum(X.std(axis=axes), 1e-12)
+        head = self.head if self.likelihood == "gaussian" else "inner-group-logistic"
+        size = min(self.samples, targets.known.sum(axis=0).min())   # sets of one size
+        split = min(self.split, size // 2) if self.split else None
+        objective = task_objective(head, self.eps, self.warmup, split)
+        optimiser = (
+            functools.partial(adam, beta1=self.beta1, beta2=self.beta2),
+            functools.partial(cosine, flat=self.flat))
+
+        def sample(step):
+            rng = np.random.default_rng([self.random_state, step])
+            sets = [targets.draw(rng, size, self.tasks_per_set) for _ in range(self.image_sets)]
+            index, y, known = (np.stack(parts) for parts in zip(*sets, strict=True))
+            labels = xp.asarray(y, device=on), xp.asarray(known, device=on)
+            return [xp.asarray(self.inputs(X[index.ravel()]), device=on)], labels
+
+        return Training(self.encoder_, sample, objective, self.steps, self.lr, optimiser)
+
+    def conclude(self, snapshot, X, Y):
+        """Fit the predictors on the features of a trained encoder's Snapshot."""
+        X, targets = self.check(X, Y)
+        self.params_, self.state_ = (
+            {name: to_device(a, "cpu") for name, a in arrays.items()}
+            for arrays in (snapshot.params, snapshot.state))
+        F = self.encode(X)
+        self.mean_, self.deviation_ = F.mean(axis=0), np.maximum(F.std(axis=0), 1e-12)
+        F = (F - self.mean_) / self.deviation_
+        fits = [targets.predictor(F, k, np.flatnonzero(on), self.head, self.eps)
+                for k, on in enumerate(targets.known.T)]
+        self.coef_, self.intercept_ = (np.stack(parts) for parts in zip(*fits, strict=True))
+        return self
+
+    def transform(self, X):
+        """Features (N, m), of mean 0 and variance 1 over the rows of fit."""
+        check_is_fitted(self, "coef_")
+        return (self.encode(self.check_inputs(X, reset=False)) - self.mean_) / self.deviation_
+
+    def predict(self, X):
+        """Targets (N, K), or (N,) where fit was given (N,)."""
+        F = self.transform(X)
+        if self.likelihood == "categorical":
+            scores = F @ np.swapaxes(self.coef_, 1, 2) + self.intercept_[:, None, :]
+            found = scores.argmax(axis=2).T                         # of (K, N, k)
+        else:
+            found = F @ self.coef_.T + self.intercept_
+        return found[:, 0] if self.one_target_ else found
+
+    def score(self, X, y):
+        """The mean over targets of R^2, or of the accuracy, on the rows that have a label."""
+        _, targets = self.check(X, y, reset=False)
+        found = np.reshape(self.predict(X), targets.Y.shape)
+        score = accuracy_score if self.likelihood == "categorical" else r2_score
+        columns = zip(targets.Y.T, found.T, targets.known.T, strict=True)
+        return float(np.mean([score(true[on], its[on]) for true, its, on in columns]))
+
+    # ---- what these are made of
+
+    @property
+    def _n_features_out(self):
+        return self.n_components
+
+    def check(self, X, Y, reset=True):
+        """X (N, d) or (N, H, W, C), and Targets; ValueError where they do not fit."""
+        if Y is None:
+            raise ValueError("requires y to be passed, but the target y is None")
+        X, targets = self.check_inputs(X, reset), Targets(Y, self.likelihood)
+        if len(targets.Y) != len(X):
+            raise ValueError(f"Y: found {len(targets.Y)} rows, expected those of X, {len(X)}")
+        if reset:
+            if self.head not in HEADS:
+                raise ValueError(f"head: found {self.head}, expected one of {', '.join(HEADS)}")
+            self.one_target_ = targets.one
+        return X, targets
+
+    def check_inputs(self, X, reset):
+        """X (N, d) or (N, H, W, C), an array of numbers."""
+        X = validate_data(self, X, reset=reset, allow_nd=True)
+        X = X[..., None] if X.ndim == 3 else X
+        if X.ndim not in (2, 4) or (X.ndim == 4 and min(X.shape[1:3]) < 8):
+            raise ValueError(
+                f"X: found {X.shape}, expected (N, d) or (N, H, W, C) with H and W from 8")
+        if reset and len(X) < 2:
+            raise ValueError("X: found 1 sample, expected 2 or more")
+        if not reset and X.shape[1:] != self.input_shape_:
+            raise ValueError(f"X: found rows {X.shape[1:]}, expected {self.input_shape_}")
+        if reset:
+            self.input_shape_ = X.shape[1:]
+        return X
+
+    def make_encoder(self, shape):
+        """The encoder for rows of a shape."""
+        fitting = "mlp" if len(shape) == 1 else "convnet"
+        if self.encoder not in ("auto", fitting):
+            raise ValueError(f"encoder: found {self.encoder}, expected {fitting} for rows {shape}")
+        if fitting == "convnet":
+            return convnet(self.n_components, shape, hidden=self.hidden)
+        return mlp([*shape, self.hidden, self.hidden, self.n_components])
+
+    def inputs(self, X, dtype=np.float32):
+        """Rows as the encoder takes them."""
+        return ((X - self.input_mean_) / self.input_scale_).astype(dtype)
+
+    def encode(self, X, batch=400):
+        """What the encoder puts out, (N, m), in evaluation; in double precision for a table."""
+        dtype, parts = np.float64 if X.ndim == 2 else np.float32, []
+        params = {name: a.astype(dtype) for name, a in self.params_.items()}
+        for i in range(0, len(X), batch):
+            x = self.inputs(X[i:i + batch], dtype)
+            F, _, _ = self.encoder_.forward(params, self.state_, x, train=False)
+            parts.append(F)
+        return np.concatenate(parts).astype(np.float64)
+
+
+class Targets:
+    """Y (N, K), of which known (N, K) tells what is no gap, and labels as the heads take them:
+    (N, K), standardised, or (N, K, k) one-hot."""
+
+    def __init__(self, Y, likelihood):
+        Y = check_array(Y, ensure_2d=False, ensure_all_finite="allow-nan", input_name="Y")
+        self.one = Y.ndim == 1
+        self.Y = Y = Y[:, None] if self.one else Y
+        self.classes = likelihood == "categorical"
+        self.known = Y >= 0 if self.classes else ~np.isnan(Y)
+        few = np.flatnonzero(self.known.sum(axis=0) < 2)
+        if len(few):
+            raise ValueError(f"Y: column {few[0]} has fewer than 2 labels")
+        self.labels = one_hot(Y, self.known) if self.classes else standardised(Y, self.known)
+
+    def draw(self, rng, size, count):
+        """A set's rows (size,), the labels (count, size[, k]) of `count` targets, and their mask.
+
+        The rows have labels of one target, drawn at random; the others are drawn from those that
+        have labels in half of the rows or more.
+        """
+        first = rng.integers(self.known.shape[1])
+        index = rng.choice(np.flatnonzero(self.known[:, first]), size, replace=False)
+        known, labels = self.known[index], self.labels[index]
+        others = rng.permutation(np.flatnonzero(known.mean(axis=0) >= 0.5))
+        count = min(count, self.known.shape[1])
+        tasks = np.resize([first, *others[others != first]], count)     # again, if too few
+        return index, np.swapaxes(labels[:, tasks], 0, 1), known[:, tasks].T
+
+    def predictor(self, F, k, rows, head, eps):
+        """w (m,) and an intercept for target k, fitted on rows of F; for classes W (k, m) and k."""
+        F, y = F[rows], self.Y[rows, k]
+        if self.classes:
+            return class_predictor(F, y.astype(int), self.labels[rows, k], head, eps)
+        if not head.endswith("lasso"):
+            return ridge_by_folds(F, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                         # of few rows
+            fit = LassoCV(cv=min(5, len(y))).fit(F, y)
+        return fit.coef_, fit.intercept_
+
+    def predict(self, F, w, b):
+        """What one predictor says of F (N, m)."""
+        scores = F @ w.T + b
+        return scores.argmax(axis=1) if self.classes else scores
+
+
+def standardised(Y, known):
+    """Columns of mean 0 and variance 1, 0 where nothing is known."""
+    Y = np.where(known, Y, np.nan).astype(np.float64)
+    deviation = np.nanstd(Y, axis=0)
+    Y = (Y - np.nanmean(Y, axis=0)) / np.where(deviation > 1e-12, deviation, 1)
+    return np.where(known, Y, 0)
+
+
+def one_hot(Y, known):
+    """Classes (N, K) -> (N, K, k), any class where nothing is known."""
+    classes = np.where(known, Y, 0).astype(int)
+    if (classes != np.where(known, Y, 0)).any():
+        raise ValueError("Y: found numbers that are no classes 0, 1, ...")
+    return np.eye(max(2, classes.max() + 1))[classes]
+
+
+def ridge_by_folds(F, y):
+    """w and the intercept of ridge regression, the penalty by 5-fold cross-validation.
+
+    One singular value decomposition a fold serves all penalties: scikit-learn's takes one each.
+    """
+    penalties = np.logspace(-4, 3, 15)
+    fold = np.random.default_rng(0).permutation(len(y)) % min(5, len(y))
+    errors = 0
+    for k in range(fold.max() + 1):
+        W, b = ridge_path(F[fold != k], y[fold != k], penalties)
+        errors = errors + np.sum((F[fold == k] @ W.T + b - y[fold == k][:, None]) ** 2, axis=0)
+    W, b = ridge_path(F, y, penalties[np.argmin(errors)][None])
+    return W[0], b[0]
+
+
+def ridge_path(F, y, penalties):
+    """Minimisers of ||y - F w - b||^2/n + penalty ||w||^2, W (len(penalties), m) and b."""
+    mean = F.mean(axis=0)
+    U, s, Vt = np.linalg.svd(F - mean, full_matrices=False)
+    shrunk = s / (s ** 2 + len(y) * penalties[:, None])
+    W = (shrunk * ((y - y.mean()) @ U)) @ Vt
+    return W, y.mean() - W @ mean
+
+
+def class_predictor(F, y, labels, head, eps):
+    """W (k, m) and intercepts (k,), -inf for a class that y lacks.
+
+    Where the head is a Lasso, the group Lasso at eps says which features; logistic regression on
+    them is fitted anew, its L2 penalty by 5-fold cross-validation.
+    """
+    on = np.full(F.shape[1], True)
+    if head.endswith("lasso"):
+        F_one, Y_one = F[None], labels[None]
+        lam = eps * logistic_lambda_max(F_one, Y_one)
+        W, _ = solvers.group_lasso(F_one, Y_one, lam, loss="logistic")
+        on = (W[0] != 0).any(axis=0)
+    k = labels.shape[1]
+    W, b, seen = np.zeros((k, F.shape[1])), np.full(k, -np.inf), np.unique(y)
+    b[seen] = 0
+    if len(seen) == 1 or not on.any():
+        b[seen] = np.log(np.bincount(y)[seen])
+        return W, b
+    folds = KFold(min(5, len(y)), shuffle=True, random_state=0)
+    search = GridSearchCV(
+        LogisticRegression(max_iter=1000), {"C": np.logspace(-2, 2, 5)}, cv=folds, error_score=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                             # of folds of one class
+        fit = search.fit(F[:, on], y).best_estimator_
+    first = seen[1:] if len(seen) == 2 else seen                    # of two classes one row is told
+    W[np.ix_(first, on)], b[first] = fit.coef_, fit.intercept_
+    return W, b
+
+
+def library_of(name):
+    """The array library of a device, cpu or gpu, and the device."""
+    if name == "cpu":
+        return array_api_compat.numpy, None
+    import array_api_compat.cupy as xp
+
+    return xp, None

@@ -15,24 +15,32 @@ import data
 import metrics
 import sparsedis
 from experiments import plots, results
-from experiments.settings import option
+from experiments.settings import OUT, option, out_path
 
 
 @dataclasses.dataclass(frozen=True)
 class Encode:
-    """Features F (N, m) of images: what a trained encoder puts out, before any normalisation."""
+    """Features F (N, m) of images, or of rows of your own: what a trained encoder puts out, before
+    any normalisation."""
 
     checkpoint: str = option(None, "checkpoint.npz of a run", positional=True)
-    images: str = option(None, "an npz file with images (N, 64, 64, 3)", positional=True)
-    out: str = option("F.npz", "the file to write")
+    images: str = option(
+        None, "an npz file with images (N, 64, 64, 3); of `tasks`, with its x", positional=True)
+    out: str = option("", OUT)
+    results: str = option("results", "folder of the results")
 
 
 def encode(config):
-    """Write the features of an npz file's images."""
-    images, = read_images(config.images)
-    F = encode_images(config.checkpoint, images)
-    results.write_atomically(Path(config.out), lambda file: np.savez(file, F=F))
-    print(f"{config.out}: F {F.shape}")
+    """Write the features of an npz file's images, or of its x where a run of `tasks` is given."""
+    snapshot, spec, _ = results.load_checkpoint(config.checkpoint)
+    if "input.mean" in snapshot.state:
+        F = encode_rows(config, snapshot, spec)
+    else:
+        images, = read_images(config.images)
+        F = encode_images(config.checkpoint, images)
+    path = out_path(config, "F.npz")
+    results.write_atomically(path, lambda file: np.savez(file, F=F))
+    print(f"{path}: F {F.shape}")
 
 
 def encode_images(checkpoint, images):
@@ -47,10 +55,28 @@ def encode_images(checkpoint, images):
     return encode_in_batches(encoder, snapshot.params, snapshot.state, some, np.arange(len(images)))
 
 
+def encode_rows(config, snapshot, spec):
+    """Features (N, m) of the x of an npz file, which goes in as in the run of `tasks`."""
+    x, = read_arrays(config.images, "x")
+    x = x[..., None] if x.ndim == 3 else x
+    shape = tuple(spec.sizes["shape"]) if spec.name == "convnet" else (spec.sizes["sizes"][0],)
+    if x.shape[1:] != shape or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
+        raise ValueError(
+            f"{config.images}: expected finite x (N, {', '.join(map(str, shape))}), found "
+            f"{x.shape} {x.dtype}")
+    mean, scale = (snapshot.state[f"input.{name}"] for name in ("mean", "scale"))
+
+    def some(index):
+        return ((x[index] - mean) / scale).astype(np.float32)
+
+    encoder = sparsedis.build(spec)
+    return encode_in_batches(encoder, snapshot.params, snapshot.state, some, np.arange(len(x)))
+
+
 def check_input(checkpoint, spec, shape):
     """Refuse images of a shape (H, W, C) that the encoder does not take."""
     H, W, channels = shape
-    fits = spec.name != "mlp" and channels == spec.sizes["channels"] and min(H, W) >= 16
+    fits = "channels" in spec.sizes and channels == spec.sizes["channels"] and min(H, W) >= 16
     if not fits or (spec.name == "cnn" and (H, W) != (64, 64)):
         raise ValueError(
             f"{checkpoint}: the encoder {spec.name} {spec.sizes} does not take images {shape}")
@@ -68,12 +94,7 @@ def encode_in_batches(encoder, params, state, images, index, batch=400):
 
 def read_images(path, *names):
     """Images (N, H, W, C) as float32 in [0, 1], and the other arrays named, of an npz file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            x, *others = (file[name] for name in ("images", *names))
-    except Exception as error:
-        expected = " and ".join(("images", *names))
-        raise ValueError(f"{path}: expected an npz file with {expected} ({error!r})") from None
+    x, *others = read_arrays(path, "images", *names)
     floating = x.dtype in (np.float32, np.float64)
     if x.ndim != 4 or 0 in x.shape or not (x.dtype == np.uint8 or floating):
         raise ValueError(
@@ -86,6 +107,16 @@ def read_images(path, *names):
     return x.astype(np.float32) / scale, *others
 
 
+def read_arrays(path, *names):
+    """The arrays named of an npz file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except Exception as error:
+        expected = " and ".join(names)
+        raise ValueError(f"{path}: expected an npz file with {expected} ({error!r})") from None
+
+
 # ------------------------------------------------------------------------------ real images
 
 
@@ -95,7 +126,8 @@ class Real:
 
     checkpoint: str = option(None, "checkpoint.npz of a run on 3D Shapes", positional=True)
     images: str = option(None, "an npz file with images and factors (N, 6)", positional=True)
-    out: str = option("real.png", "the file to write")
+    out: str = option("", OUT)
+    results: str = option("results", "folder of the results")
 
 
 def real(config):
@@ -109,8 +141,9 @@ def real(config):
     mean, deviation = everywhere.mean(axis=0), everywhere.std(axis=0)
     F_real = (encode_images(config.checkpoint, x) - mean) / deviation
     F = (encode_images(config.checkpoint, rendered) - mean) / deviation
-    draw_real(F_real, F, Path(config.out))
-    print(config.out)
+    path = out_path(config, "real.png")
+    draw_real(F_real, F, path)
+    print(path)
 
 
 def check_factors(path, factors, N):
@@ -148,7 +181,8 @@ class Curves:
 
     folders: tuple = option(None, "folders of results, or LABEL=FOLDER", positional=True)
     against: str = option("step", "what MCC is drawn against", choices=("step", "minutes"))
-    out: str = option("curves.png", "the file to write")
+    out: str = option("", OUT)
+    results: str = option("results", "folder of the results")
 
 
 def curves(config):
@@ -166,8 +200,9 @@ def curves(config):
     ax.axhline(chance, **plots.CHANCE)
     ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))
     ax.legend(fontsize=8, loc="lower right")
-    plots.save(fig, Path(config.out))
-    print(config.out)
+    path = out_path(config, "curves.png")
+    plots.save(fig, path)
+    print(path)
 
 
 def read_run(folder):

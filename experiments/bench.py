@@ -31,7 +31,7 @@ import data
 import solvers
 import sparsedis
 from experiments import plots, results
-from experiments.settings import option
+from experiments.settings import OUT, option, out_path
 
 # The CNN's convolutions, of stride 2: channels in and out, side of the kernel, padding.
 CONVOLUTIONS = [(3, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)]
@@ -44,7 +44,8 @@ class Bench:
     Takes three minutes, with PyTorch and JAX five. A row below 1 is where we are faster.
     """
 
-    out: str = option("bench.png", "the growth curves; the rows go into a CSV file beside them")
+    out: str = option("", f"growth curves, the rows as CSV beside them: {OUT}")
+    results: str = option("results", "folder of the results")
     threads: int = option(os.cpu_count() or 1, "CPU threads", 1)
 
 
@@ -58,7 +59,7 @@ def bench(config):
     bench_conv4(config.threads)
     bench_svm()
     bench_composition()
-    path = Path(config.out)
+    path = out_path(config, "bench.png")
     draw_growth(config.threads, path)
     write_rows(path.with_suffix(".csv"))
 

@@ -36,9 +36,9 @@ def draw_line(ax, xs, groups, label, color, style="o-"):
 
 
 def draw_training(rows, path, titles, chance=None):
-    """Three keys of metrics.jsonl against the step, titles key -> title; eps beside the second,
-    and chance in the third."""
-    fig, axes = subplots(1, 3, (10, 2.8))
+    """Keys of metrics.jsonl against the step, titles key -> title; eps beside the second, and
+    chance in the third."""
+    fig, axes = subplots(1, len(titles), (3.4 * len(titles), 2.8))
     steps = [row["step"] for row in rows]
     for ax, (key, title) in zip(axes, titles.items(), strict=True):
         ax.plot(steps, [row[key] for row in rows])
@@ -47,7 +47,7 @@ def draw_training(rows, path, titles, chance=None):
     if "eps" in rows[0]:
         axes[1].plot(steps, [row["eps"] for row in rows], "--")
         axes[1].legend(["nonzero", "eps"])
-    if chance is not None:
+    if chance is not None and len(titles) > 2:
         axes[2].axhline(chance, **CHANCE)
         axes[2].legend(["features", "random mixing"], loc="lower right")
     save(fig, path)

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -106,9 +107,21 @@ def read_lines(path, until=math.inf, numbers=("step", "seconds")):
     return [row for row in rows if row["step"] <= until]
 
 
+class Lines(tqdm):
+    """Progress as plain lines, for a log: one every 5 %, but none within 10 s of the last."""
+
+    def display(self, msg=None, pos=None):
+        if 0 < self.n < (self.total or math.inf):
+            print(self, file=self.fp, flush=True)
+
+
 def progress(steps, what, total=None):
-    """A progress bar on a terminal, silence elsewhere."""
-    return tqdm(steps, desc=what, total=total, disable=None)
+    """A progress bar on a terminal, lines elsewhere."""
+    total = len(steps) if total is None else total
+    if sys.stderr.isatty():
+        return tqdm(steps, desc=what, total=total)
+    return Lines(
+        steps, desc=what, total=total, ascii=True, mininterval=10, miniters=max(1, total // 20))
 
 
 def acquire_lock(path):
@@ -349,7 +362,7 @@ class Log:
             file.write(json.dumps(row) + "\n")
         save_checkpoint(self.folder / "checkpoint.npz", now, self.training.encoder.spec, self.seed)
         shown = [key for key in ("loss", "nonzero", "mcc", "accuracy") if key in row]
-        self.bar.set_postfix_str(", ".join(f"{key} {row[key]:.3f}" for key in shown))
+        self.bar.set_postfix_str(", ".join(f"{key} {row[key]:.3f}" for key in shown), refresh=False)
 
     def line(self, now, info):
         """A line of metrics.jsonl."""

@@ -22,12 +22,14 @@ from typing import ClassVar
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {"in_hash": False}  # marks settings that do not change the result
+OUT = "the file to write; in the folder of results when not given"
 
 
 def option(default, help, low=None, high=None, choices=None, **marks):
     """A field of a settings class: its default, its help text, and what values it takes.
 
-    marks: positional=True (no flag, and required where the default is None), in_hash=False.
+    marks: positional=True (no flag, and required where the default is None), in_hash=False,
+    name="m" (as results name it).
     """
     meta = {"help": help, "low": low, "high": high, "choices": choices, **marks}
     return dataclasses.field(default=default, metadata=meta)
@@ -59,19 +61,42 @@ def flag_of(name):
     return "--" + name.replace("_", "-")
 
 
+GROUPS = {  # what --help lists together, by the names of fields; others are of the method
+    "training": "steps lr flat beta1 beta2 image_sets samples tasks_per_set episodes optimiser "
+                "seed warmup ramp device threads encoder hidden smoothing",
+    "data": "data source rho alpha tasks outputs likelihood shift targets factors pool test_tasks "
+            "way shot train_shot query train_query eval_images test_episodes",
+    "output": "results out force scale jobs"}
+
+
 def add_flags(parser, settings):
-    """Add a flag, or a positional argument, for every field of a settings class."""
-    for field in dataclasses.fields(settings):
-        meta = field.metadata
-        if field.type is bool:
-            parser.add_argument(flag_of(field.name), action="store_true", help=meta["help"])
-        elif meta.get("positional"):
+    """Add a flag, or a positional argument, for every field of a settings class, in groups."""
+    fields = dataclasses.fields(settings)
+    for field in fields:
+        if field.metadata.get("positional"):
             add_positional(parser, field)
-        else:
-            parser.add_argument(
-                flag_of(field.name), type=field.type, default=field.default,
-                choices=meta["choices"], metavar=field.name.upper(), help=help_of(field),
-                required=field.default is None)
+    for title in ("data", "method", "training", "output"):
+        group = parser.add_argument_group(title)
+        for field in fields:
+            if group_of(field) == title and not field.metadata.get("positional"):
+                add_flag(group, field)
+
+
+def group_of(field):
+    """The group of flags that a field belongs to."""
+    found = [title for title, names in GROUPS.items() if field.name in names.split()]
+    return found[0] if found else "method"
+
+
+def add_flag(group, field):
+    """A flag of a group."""
+    meta = field.metadata
+    if field.type is bool:
+        group.add_argument(flag_of(field.name), action="store_true", help=meta["help"])
+    else:
+        group.add_argument(
+            flag_of(field.name), type=field.type, default=field.default, choices=meta["choices"],
+            metavar=field.name.upper(), help=help_of(field), required=field.default is None)
 
 
 def add_positional(parser, field):
@@ -80,18 +105,18 @@ def add_positional(parser, field):
     if field.type is tuple:
         parser.add_argument(field.name, nargs="+", help=meta["help"])
     else:
-        parser.add_argument(field.name, type=field.type, choices=meta["choices"], help=meta["help"])
+        parser.add_argument(
+            field.name, type=field.type, choices=meta["choices"], help=help_of(field),
+            metavar=field.name.upper())
 
 
 def help_of(field):
     """A flag's help text with its default and its choices."""
-    text = field.metadata["help"]
-    if field.default is None:
-        return text
-    told = f"default: {field.default}" if field.default != "" else ""
+    told = [] if field.default in (None, "") else [f"default: {field.default}"]
     if field.metadata["choices"]:
-        told += "; one of " + ", ".join(field.metadata["choices"])
-    return f"{text} ({told})" if told else text
+        told.append("one of " + ", ".join(field.metadata["choices"]))
+    text = field.metadata["help"]
+    return f"{text} ({'; '.join(told)})" if told else text
 
 
 def read(settings, args):
@@ -128,6 +153,14 @@ def check_bounds(field, value):
         raise ValueError(f"{flag_of(field.name)}: found {value}, expected {expected}")
 
 
+def out_path(config, name):
+    """Where a command writes: --out, or a file of this name in the folder of results."""
+    if config.out:
+        return Path(config.out)
+    Path(config.results).mkdir(parents=True, exist_ok=True)
+    return Path(config.results) / name
+
+
 def announce(config):
     """Print the experiment and all its settings in one line."""
     told = dataclasses.asdict(config)
@@ -146,7 +179,7 @@ def experiment_of(config):
 def identify(config, **more):
     """What determines a result, as a dict, and a short name for it."""
     fields = [f for f in dataclasses.fields(config) if f.metadata.get("in_hash", True)]
-    content = {f.name: getattr(config, f.name) for f in fields} | more
+    content = {f.metadata.get("name", f.name): getattr(config, f.name) for f in fields} | more
     named = {"experiment": experiment_of(config), "version": config.version, **content}
     text = json.dumps(named, sort_keys=True)
     return content, hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -27,7 +27,8 @@ from experiments import plots, results, settings
 from experiments.disentangle import SCORES, draw_training, features_of, score_features, tell_scores
 from experiments.settings import ELSEWHERE, option
 
-FEATURES = "an npz file of precomputed features: learn on these instead of images"
+SOURCE = "images, or precomputed features of your own"
+DATA = "3dshapes.h5, or dSprites' npz, rendered when not given; features: an npz file"
 METHOD = "what trains the encoder: heads that share, Lasso [L23], or plain cross-entropy"
 METHODS = ("sharing", "lasso", "erm")
 GRIDS = {"shapes": data.Shapes3D, "dsprites": data.DSprites}
@@ -46,9 +47,8 @@ class Sharing(settings.Training):
     numbers: ClassVar[tuple] = (
         "steps", "seconds", *SCORES, "accuracy", "accuracy_ci", "accuracy_seen", "entropy", "zeros",
         "unused", "transfer_mcc", "transfer_dci_d", "transfer_accuracy")
-    source: str = option("shapes", "of the images", choices=("shapes", "dsprites"))
-    data: str = option("", "3dshapes.h5, or dSprites' npz; rendered when not given", **ELSEWHERE)
-    features: str = option("", FEATURES, **ELSEWHERE)
+    source: str = option("shapes", SOURCE, choices=("shapes", "dsprites", "features"))
+    data: str = option("", DATA, **ELSEWHERE)
     method: str = option("sharing", METHOD, choices=METHODS)
     alpha: float = option(0.1, "sharing: weight of the heads' L1 norm", 1e-6, 10)
     beta: float = option(0.02, "sharing: weight of the entropy of the importances", 0, 10)
@@ -61,7 +61,7 @@ class Sharing(settings.Training):
     query: int = option(13, "query samples of each class, in training", 1)
     pool: int = option(40, "tasks to train on", 1)
     test_tasks: int = option(40, "unseen tasks to test on", 2)
-    m: int = option(10, "features of the encoder", 2)
+    features: int = option(10, "features of the encoder, m", 2, name="m")
     rho: float = option(0.0, "correlation of the factors in training", 0, 0.9999)
     steps: int = option(800, "outer steps", 1)
     lr: float = option(5e-3, "Adam's learning rate at the start of its cosine decay", 1e-12)
@@ -75,7 +75,7 @@ def tell_images(config):
     unseen = f"{100 * result['accuracy']:.2f} +- {100 * result['accuracy_ci']:.2f} %"
     print(
         f"unseen tasks: accuracy {unseen} (seen {100 * result['accuracy_seen']:.2f} %); "
-        f"entropy {result['entropy']:.2f} of at most {np.log(config.m):.2f}, "
+        f"entropy {result['entropy']:.2f} of at most {np.log(config.features):.2f}, "
         f"{100 * result['zeros']:.0f} % of weights 0, "
         f"{100 * result['unused']:.0f} % of features unused")
     print(
@@ -97,8 +97,8 @@ def sharing(config):
         return kept, run
     z, p = data.latents(grid, 1.0, config.rho)
     tasks = data.BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
-    encoder = sparsedis.cnn(config.m)
-    objective = Timed(objective_of(config, config.method))
+    encoder = sparsedis.cnn(config.features)
+    objective = Timed(objective_of(config, config.featuresethod))
     encode = functools.partial(features_of, encoder, xp=xp, device=on, norm="batch")
 
     def sample(step):
@@ -126,9 +126,9 @@ def sharing(config):
         result = score_features(here, grid, z, p, config.eval_images, run)
         result |= score_heads(config, here, grid, tasks, run)
         result |= transfer(config, trained)
-        draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.m))
+        draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
         result["inner_ms"] = float(np.mean([row["inner_ms"] for row in rows]))
-        result["signatures"] = signatures(result, config.m)
+        result["signatures"] = signatures(result, config.features)
         result["seconds"] = rows[-1]["seconds"]
         told = ("steps", "seed", "source", "method", "alpha", "beta", "rho", "factors")
         return run.finish(result | {key: getattr(config, key) for key in told}), run
@@ -136,10 +136,10 @@ def sharing(config):
 
 def head_start(config):
     """Learned heads, for plain cross-entropy: a row for each task of the pool."""
-    if config.method != "erm":
+    if config.featuresethod != "erm":
         return {}
     rng = np.random.default_rng(config.seed)
-    return {"head.W": rng.standard_normal((config.pool, config.m)) / 10}
+    return {"head.W": rng.standard_normal((config.pool, config.features)) / 10}
 
 
 class Timed:

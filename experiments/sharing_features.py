@@ -22,7 +22,7 @@ from experiments.apply import encode_in_batches
 from experiments.sharing import Sharing, fit_heads, objective_of
 
 METHODS = ("sharing", "erm", "erm-even")
-IMAGES_ONLY = ("method", "source", "rho", "factors", "pool", "test_tasks", "eps")
+IMAGES_ONLY = ("method", "rho", "factors", "pool", "test_tasks", "eps")
 SCORES = ("accuracy", "worst_group", "refit_worst_group", "few_shot")
 
 
@@ -154,7 +154,7 @@ def spread(rng, cells, n):
 def command(config):
     """Run on images (sharing.py), or on precomputed features, where a file of them is given."""
     settings.announce(config)
-    if config.features:
+    if config.source == "features":
         tell_features(config)
     else:
         sharing.tell_images(config)
@@ -188,7 +188,7 @@ def tell(config, result, method, suffix):
 def sharing_on_features(config):
     """Train and score each method on every domain left out, or on the test rows -> result, Run."""
     check(config)
-    features = load_features(config.features)
+    features = load_features(config.data)
     told = [f"{method}_{key}" for method in METHODS for key in SCORES]
     run = results.Run(config, features.fingerprint(), __file__, ("steps", *told))
     kept = run.kept()
@@ -213,7 +213,7 @@ def check(config):
     """Refuse settings that apply to images only."""
     for field in dataclasses.fields(Sharing):
         if field.name in IMAGES_ONLY and getattr(config, field.name) != field.default:
-            raise ValueError(f"{settings.flag_of(field.name)}: does not apply to --features")
+            raise ValueError(f"{settings.flag_of(field.name)}: does not apply to --source features")
 
 
 def features_run(config, features, i, method, run):
@@ -223,7 +223,7 @@ def features_run(config, features, i, method, run):
     held = features.held_out(i)
     rows = np.flatnonzero(held)
     tasks = FeatureTasks(y, features.place, features.kind, np.flatnonzero(~held))
-    sizes, k = [x.shape[1], 64, config.m], features.k
+    sizes, k = [x.shape[1], 64, config.features], features.k
     encoder = sparsedis.mlp(sizes)
     net = encoder if method == "sharing" else sparsedis.mlp(sizes, classes=k)
 
@@ -298,6 +298,6 @@ def few_shot(config, F, y, k, rows):
         rest = np.setdiff1d(rows, support)
         if len(rest) == 0:
             raise ValueError(
-                f"{config.features}: only {len(rows)} rows are held out, too few to fit and score")
+                f"{config.data}: only {len(rows)} rows are held out, too few to fit and score")
         accuracy.append((predict(F, y, k, support, rest) == y[rest]).mean())
     return float(np.mean(accuracy))

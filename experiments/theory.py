@@ -11,7 +11,6 @@ The checks of Assumptions 3.2 to 3.6 on samples are in metrics.py.
 import itertools
 from collections import namedtuple
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -19,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 import data
 import metrics
 from experiments import plots
-from experiments.settings import option
+from experiments.settings import OUT, option, out_path
 
 # What is claimed, what was computed, and whether it holds.
 Claim = namedtuple("Claim", "text computed holds")
@@ -29,7 +28,8 @@ Claim = namedtuple("Claim", "text computed holds")
 class Theory:
     """Check the formal claims of [L23] on numbers, and draw the bound of Proposition B.7."""
 
-    out: str = option("theory.png", "the picture of Proposition B.7")
+    out: str = option("", OUT)
+    results: str = option("results", "folder of the results")
 
 
 def command(config):
@@ -39,8 +39,9 @@ def command(config):
         verdict = "holds" if claim.holds else "FAILS"
         print(f"{verdict}  {claim.text}\n         {claim.computed}", flush=True)
         failed |= not claim.holds
-    draw_bound(Path(config.out))
-    print(config.out)
+    path = out_path(config, "theory.png")
+    draw_bound(path)
+    print(path)
     return int(failed)
 
 

@@ -39,7 +39,7 @@ def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
 
 def test_real_images_beside_their_renders(checkpoint, capsys, real_data):
     assert run.main(["real", checkpoint, str(real_data("3dshapes_real_images.npz"))]) == 0
-    assert Path("real.png").exists()
+    assert Path("results/real.png").exists()
     assert capsys.readouterr().out.count("correlation of real and rendered") == 6
     assert run.main(["real", checkpoint, checkpoint]) == 2
 

@@ -40,11 +40,13 @@ def test_tasks_whose_queries_are_even_over_groups_beat_erm_on_the_worst_group(tm
     spurious(tmp_path / "x.npz", "group")
     args = [
         "sharing",
-        "--features",
+        "--source",
+        "features",
+        "--data",
         str(tmp_path / "x.npz"),
         "--steps",
         "60",
-        "--m",
+        "--features",
         "8",
         "--threads",
         "1",
@@ -70,7 +72,8 @@ def test_tasks_whose_queries_are_even_over_groups_beat_erm_on_the_worst_group(tm
 
 def run_tiny(folder, steps):
     """Train on the table of a folder, m = 4; the results are in the folder too."""
-    flags = {"features": folder / "x.npz", "steps": steps, "m": 4, "threads": 1, "results": folder}
+    flags = {"source": "features", "data": folder / "x.npz", "steps": steps, "features": 4}
+    flags |= {"threads": 1, "results": folder}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     assert run.main(["sharing", *words]) == 0
 
@@ -145,7 +148,15 @@ def test_damaged_features_are_refused_in_one_line(spoil, said, tmp_path, capsys)
     np.savez(tmp_path / "x.npz", **{k: v for k, v in {**good, **spoil}.items() if v is not None})
     assert (
         run.main(
-            ["sharing", "--features", str(tmp_path / "x.npz"), "--results", str(tmp_path / "r")]
+            [
+                "sharing",
+                "--source",
+                "features",
+                "--data",
+                str(tmp_path / "x.npz"),
+                "--results",
+                str(tmp_path / "r"),
+            ]
         )
         == 2
     )
