@@ -40,7 +40,7 @@ from sklearn.base import (
     RegressorMixin,
     TransformerMixin,
 )
-from sklearn.linear_model import LassoCV, LogisticRegression
+from sklearn.linear_model import Lasso, LassoCV, LogisticRegression
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
@@ -1309,9 +1309,8 @@ class SparseTasks(
     finds correlated factors better than Problem (6) (None).               [L23, Problem (7)]
 
     encoder_, params_, state_     the trained encoder
-    coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k),
-                                  their penalty chosen by 5-fold cross-validation: L1 where the head
-                                  is a Lasso, else L2
+    coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k):
+                                  Lasso where the head is one, else ridge, by cross-validation
     ValueError where X or Y do not fit; FloatingPointError where training diverges.
     """
 
@@ -1498,10 +1497,7 @@ class Targets:
             return class_predictor(F, y.astype(int), self.labels[rows, k], head, eps)
         if not head.endswith("lasso"):
             return ridge_by_folds(F, y)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                         # of few rows
-            fit = LassoCV(cv=min(5, len(y))).fit(F, y)
-        return fit.coef_, fit.intercept_
+        return lasso_by_folds(F, y)
 
     def predict(self, F, w, b):
         """What one predictor says of F (N, m)."""
@@ -1523,6 +1519,20 @@ def one_hot(Y, known):
     if (classes != np.where(known, Y, 0)).any():
         raise ValueError("Y: found numbers that are no classes 0, 1, ...")
     return np.eye(max(2, classes.max() + 1))[classes]
+
+
+def lasso_by_folds(F, y):
+    """w and the intercept of the Lasso, its penalty by 5-fold cross-validation: the largest whose
+    error is within one standard error of the least.    [Hastie et al. 2009, Sec. 7.10]
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                             # of few rows
+        search = LassoCV(cv=min(5, len(y))).fit(F, y)
+        error, spread = search.mse_path_.mean(axis=1), search.mse_path_.std(axis=1)
+        best = np.argmin(error)
+        within = error <= error[best] + spread[best] / search.mse_path_.shape[1] ** 0.5
+        fit = Lasso(search.alphas_[within].max()).fit(F, y)
+    return fit.coef_, fit.intercept_
 
 
 def ridge_by_folds(F, y):

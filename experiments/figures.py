@@ -207,27 +207,58 @@ def draw_latents(path):
     plots.save(fig, path)
 
 
-def draw_run_responses(rows, path, part, printed):
-    """Latent responses of one run, its MCC beside the one that is printed.    [L23, Figs. 11-14]"""
+def row_of(rows, part):
+    """The row of a finished run that a part of one run names."""
     (cell,), (head,), (eps,) = part.cells, part.heads, part.eps
     wanted = {"head": head, "eps": eps, **cell}
     inside = where(rows, wanted)
     if not inside:
         raise ValueError(f"no finished run with {wanted}: run.py sweep responses")
-    row, = inside
-    checkpoint = Path(row["folder"]) / "checkpoint.npz"
-    shapes = data.Shapes3D()
-    z, _ = data.latents(shapes)
+    return inside[0]
 
+
+# Features of 2,000 images by a run's encoder: F, features(index), |correlation| and its matching.
+Encoded = namedtuple("Encoded", "F features C matched")
+
+
+def encoded(row, shapes):
+    """The Encoded of a run."""
     def features(index):
-        return encode_images(checkpoint, shapes.images(index))
+        return encode_images(Path(row["folder"]) / "checkpoint.npz", shapes.images(index))
 
     index = np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
+    z, _ = data.latents(shapes)
     F = features(index)
-    matched = metrics.match(metrics.correlation(z[index], F))
-    title = (f"{head}, $\\epsilon$ = {eps:g}, $\\rho$ = {cell['rho']:g}: "
+    C = metrics.correlation(z[index], F)
+    return Encoded(F, features, C, metrics.match(C))
+
+
+def draw_run_responses(rows, path, part, printed):
+    """Latent responses of one run, its MCC beside the one that is printed.    [L23, Figs. 11-14]"""
+    row, shapes = row_of(rows, part), data.Shapes3D()
+    own = encoded(row, shapes)
+    title = (f"{row['head']}, $\\epsilon$ = {row['eps']:g}, $\\rho$ = {row['rho']:g}: "
              f"MCC {row['mcc']:.3f} (the paper: {printed})")
-    plots.draw_responses(features, shapes, F, matched, path, title)
+    plots.draw_responses(own.features, shapes, own.F, own.matched, path, title)
+
+
+def draw_idea(rows, path):
+    """What goes in, images whose factors are correlated, and what ridge and Lasso make of it."""
+    shapes = data.Shapes3D()
+    _, p = data.latents(shapes, alpha=1.0, rho=0.9)
+    drawn = np.random.default_rng(3).choice(len(p), size=12, p=p)
+    fig, axes = plots.subplots(1, 3, (11.5, 4), width_ratios=(1.15, 1, 1))
+    tiles = shapes.images(drawn).reshape(4, 3, data.SIDE, data.SIDE, 3)
+    axes[0].imshow(tiles.transpose(0, 2, 1, 3, 4).reshape(4 * data.SIDE, 3 * data.SIDE, 3))
+    axes[0].set(xticks=[], yticks=[], title="training images, factors correlated at 0.9")
+    for ax, part, label in ((axes[1], RESPONSES[3], "ridge"), (axes[2], RESPONSES[2], "Lasso")):
+        row = row_of(rows, part)
+        own = encoded(row, shapes)
+        plots.show_correlation(ax, own.C, own.matched, shapes.names)
+        ax.set(xlabel="feature", title=f"through {label} fits: MCC {row['mcc']:.2f}")
+    told = "|correlation| of factors and features, on images of independent factors"
+    fig.supxlabel(told, fontsize=9)
+    plots.save(fig, path)
 
 
 # ------------------------------------------------------------------------------ for derivations.md
@@ -300,6 +331,7 @@ FIGURES = {
     "fig9": partial(draw_bands, lines=MCC_BANDS),                   # Laplace coefficients
     "fig10": partial(draw_bars, panels={"outer regularisation": RHO_9}, scores=("mcc", "r")),
     "fig15": partial(draw_bands, lines=DCI_BANDS),
+    "idea": draw_idea,
     "rho": draw_against_rho,
     "blocks": draw_block_share,
     "conjecture": partial(draw_against_eps, keys=("mcc", "r", "dci_d", "accuracy", "off")),

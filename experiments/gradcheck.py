@@ -189,6 +189,8 @@ def layer_cases(rng):
     yield case("relu", "relu", {"x": (4, 5)})
     yield case("leaky relu", "leaky_relu", {"x": (4, 5)})
     yield case("flatten", "flatten", {"x": (2, 3, 3, 2)})
+    own = np.random.default_rng(1)                                  # other draws stay theirs
+    yield layer_case(own, "trim, odd sides", "trim", {"x": (2, 5, 4, 3)})
     yield conv_case(rng, 8, k=4, C=1, O=5, stride=2, pad=1)     # C' < O: gathers, then multiplies
     yield conv_case(rng, 8, k=4, C=3, O=4, stride=2, pad=1)     # C' > O: multiplies, then adds
     yield conv_case(rng, 6, k=2, C=3, O=4, stride=2, pad=0)
@@ -218,6 +220,8 @@ def encoder_cases(rng):
     """Whole encoders, in their parameters; images as small as each takes them."""
     yield encoder_case(rng, "encoder mlp", sparsedis.mlp([5, 7, 6, 3], classes=2), (6, 5))
     yield encoder_case(rng, "encoder cnn", sparsedis.cnn(3), (2, 64, 64, 3))
+    convnet = sparsedis.convnet(3, (9, 12, 2), (4, 5), 7)
+    yield encoder_case(np.random.default_rng(1), "encoder convnet", convnet, (3, 9, 12, 2))
     conv4 = sparsedis.conv4(2, 4)
     for layer in conv4.layer.layers:
         if hasattr(layer, "size"):

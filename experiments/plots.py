@@ -16,9 +16,9 @@ from experiments.results import write_atomically
 CHANCE = {"color": "grey", "ls": ":", "label": "random mixing"}
 
 
-def subplots(rows, columns, size):
+def subplots(rows, columns, size, **options):
     """A figure and its axes, size in inches."""
-    return pyplot.subplots(rows, columns, figsize=size, layout="constrained")
+    return pyplot.subplots(rows, columns, figsize=size, layout="constrained", **options)
 
 
 def save(fig, path):
@@ -55,18 +55,24 @@ def draw_training(rows, path, titles, chance=None):
 
 def draw_correlation(C, matched, names, path):
     """C with factors as rows, the matched features in their factor's place."""
+    fig, ax = subplots(1, 1, (4.6, 3.8))
+    image = show_correlation(ax, C, matched, names)
+    ax.set(xlabel="feature", title=f"|correlation|, MCC {C[matched].sum() / len(C):.3f}")
+    fig.colorbar(image)
+    save(fig, path)
+
+
+def show_correlation(ax, C, matched, names):
+    """C on axes, with its numbers."""
     rest = [j for j in range(C.shape[1]) if j not in matched[1]]
     order = [*matched[1], *rest]
-    fig, ax = subplots(1, 1, (4.6, 3.8))
     image = ax.imshow(C[:, order], vmin=0, vmax=1, cmap="viridis")
     for (i, j), value in np.ndenumerate(C[:, order]):
         color = "black" if value > 0.6 else "white"
         ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
-    mcc = C[matched].sum() / len(C)
     ax.set(xticks=range(len(order)), xticklabels=order, yticks=range(len(names)))
-    ax.set(yticklabels=names, xlabel="feature", title=f"|correlation|, MCC {mcc:.3f}")
-    fig.colorbar(image)
-    save(fig, path)
+    ax.set(yticklabels=names)
+    return image
 
 
 def draw_responses(features, shapes, F, matched, path, title=""):

@@ -111,8 +111,11 @@ class Lines(tqdm):
     """Progress as plain lines, for a log: one every 5 %, but none within 10 s of the last."""
 
     def display(self, msg=None, pos=None):
-        if 0 < self.n < (self.total or math.inf):
+        if 0 < self.n < self.total:
             print(self, file=self.fp, flush=True)
+
+    def close(self):
+        self.disable = True                                         # without a last line
 
 
 def progress(steps, what, total=None):

@@ -83,7 +83,9 @@ def add_flags(parser, settings):
 
 
 def group_of(field):
-    """The group of flags that a field belongs to."""
+    """The group of flags that a field belongs to; a field may tell it by group="method"."""
+    if "group" in field.metadata:
+        return field.metadata["group"]
     found = [title for title, names in GROUPS.items() if field.name in names.split()]
     return found[0] if found else "method"
 
@@ -205,7 +207,7 @@ def imported_names(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield (node.module or "").rpartition(".")[2]                # experiments.plots
+            yield (node.module or "").removeprefix("experiments.")
             yield from (alias.name for alias in node.names)
 
 

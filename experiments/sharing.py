@@ -50,7 +50,8 @@ class Sharing(settings.Training):
     source: str = option("shapes", SOURCE, choices=("shapes", "dsprites", "features"))
     data: str = option("", DATA, **ELSEWHERE)
     method: str = option("sharing", METHOD, choices=METHODS)
-    alpha: float = option(0.1, "sharing: weight of the heads' L1 norm", 1e-6, 10)
+    alpha: float = option(
+        0.1, "sharing: weight of the heads' L1 norm", 1e-6, 10, group="method")
     beta: float = option(0.02, "sharing: weight of the entropy of the importances", 0, 10)
     one_step: bool = option(False, "sharing: the cheap and inexact one-step hypergradient")
     eps: float = option(0.3, "lasso: strength as a fraction of lambda_max", 0, 1)
@@ -98,7 +99,7 @@ def sharing(config):
     z, p = data.latents(grid, 1.0, config.rho)
     tasks = data.BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
     encoder = sparsedis.cnn(config.features)
-    objective = Timed(objective_of(config, config.featuresethod))
+    objective = Timed(objective_of(config, config.method))
     encode = functools.partial(features_of, encoder, xp=xp, device=on, norm="batch")
 
     def sample(step):
@@ -136,7 +137,7 @@ def sharing(config):
 
 def head_start(config):
     """Learned heads, for plain cross-entropy: a row for each task of the pool."""
-    if config.featuresethod != "erm":
+    if config.method != "erm":
         return {}
     rng = np.random.default_rng(config.seed)
     return {"head.W": rng.standard_normal((config.pool, config.features)) / 10}

@@ -102,7 +102,7 @@ NAMES = (*SWEEPS, *EPISODE_SWEEPS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "main": ("fig4", "fig6", "fig15", "rho"), "glyphs": ("fig5",),
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
-    "responses": ("fig11", "fig12", "fig13", "fig14"),
+    "responses": ("idea", "fig11", "fig12", "fig13", "fig14"),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
 SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in figures}
 

@@ -80,8 +80,8 @@ def tell(result):
           f"{result['used']:.1f} of {result['features']} features ({result['used_least']} to "
           f"{result['used_most']})")
     if "mcc" in result:
-        print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}      (chance: MCC "
-              f"{result['chance']:.2f})")
+        print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}      (a random mixing of the "
+              f"factors: MCC {result['chance']:.2f})")
     print(f"{result['steps']} steps in {result['seconds']:.1f} s")
 
 
@@ -270,8 +270,16 @@ def score_model(model, rows, F, config):
     if rows.factors is not None:
         z = rows.factors[rows.test]
         result |= metrics.scores(z, F[rows.test])
-        result["chance"] = metrics.chance(z.shape[1], config.features)
+        result["chance"] = chance(z, config.features)
     return result
+
+
+def chance(z, m, draws=100):
+    """The mean MCC of a random Gaussian mixing of these factors into m features."""
+    rng, told = np.random.default_rng(0), []
+    for _ in range(draws):
+        told.append(metrics.mcc(z, z @ rng.standard_normal((z.shape[1], m))))
+    return float(np.mean(told))
 
 
 def scores_of_size(model, rows, F, raw, size, config):

@@ -13,7 +13,8 @@ from experiments import settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-MAP = README.split("## Equation map")[1].split("\n## ")[0]
+MAP = (ROOT / "docs" / "map.md").read_text()
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 ENTRIES = sorted(set(re.findall(r"`([^`]+)`", MAP)))
 CORE = ("solvers", "sparsedis", "data", "metrics")
 ROOMS = sorted(path.stem for path in (ROOT / "experiments").glob("[a-z]*.py"))
@@ -72,15 +73,19 @@ def test_the_map_names_all_that_cite_an_equation(module):
             assert f"`{module}.{name}`" in MAP, f"{module}.{name}"
 
 
-@pytest.mark.parametrize(
-    "path", ["README.md", "docs/results.md", "docs/derivations.md", "docs/errata.md"]
-)
+@pytest.mark.parametrize("path", PAGES)
 def test_links_and_figures_exist(path):
     text = (ROOT / path).read_text()
     for link in re.findall(r"\]\(([^)#]+?)\)|src=\"([^\"]+)\"", text):
         target = link[0] or link[1]
         if not target.startswith("http"):
             assert ((ROOT / path).parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_first_page_is_short_and_has_every_command():
+    assert len(README.split()) < 2500
+    named = re.findall(r"`python run\.py \[?([\w-]+)", README)
+    assert set(run.COMMANDS) <= set(named)
 
 
 def test_commands_of_the_readme_are_accepted():
@@ -104,7 +109,7 @@ LAYERS = [  # of experiments/: a room imports rooms of the lines above its own, 
     ["plots"],
     ["apply", "episodes", "render", "regression", "theory", "bench"],
     ["disentangle"],
-    ["fewshot", "sharing"],
+    ["fewshot", "sharing", "tasks"],
     ["sharing_features"],
     ["sweeps", "gradcheck"],
     ["figures"],
@@ -149,9 +154,7 @@ def test_no_line_is_beyond_column_100():
                 assert len(line) <= 100, f"{path}:{number}"
 
 
-@pytest.mark.parametrize(
-    "path", ["README.md", "docs/results.md", "docs/derivations.md", "docs/errata.md"]
-)
+@pytest.mark.parametrize("path", PAGES)
 def test_inline_mathematics_survives_markdown(path):
     """Markdown eats a backslash before punctuation in $...$, but not in $`...`$ and in blocks."""
     text = re.sub(r"```.*?```", "", (ROOT / path).read_text(), flags=re.S)
