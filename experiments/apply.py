@@ -142,7 +142,7 @@ def real(config):
     F_real = (encode_images(config.checkpoint, x) - mean) / deviation
     F = (encode_images(config.checkpoint, rendered) - mean) / deviation
     path = out_path(config, "real.png")
-    draw_real(F_real, F, path)
+    draw_real(F_real, F, np.concatenate([x[0], rendered[0]]), path)
     print(path)
 
 
@@ -155,11 +155,14 @@ def check_factors(path, factors, N):
             f"{factors.shape} {factors.dtype}")
 
 
-def draw_real(F_real, F, path):
-    """A panel for each feature, real (N, m) against rendered (N, m); prints how they agree."""
+def draw_real(F_real, F, pair, path):
+    """A pair of images, and a panel for each feature, real (N, m) against rendered (N, m); prints
+    how they agree."""
     m = F.shape[1]
-    fig, axes = plots.subplots(1, m, (2.2 * m, 2.5))
-    for j, ax in enumerate(np.atleast_1d(axes)):
+    fig, axes = plots.subplots(1, m + 1, (2 * m + 2, 2.5))
+    axes[0].imshow(pair)
+    axes[0].set(title="real, rendered", xticks=[], yticks=[])
+    for j, ax in enumerate(axes[1:]):
         agreement = np.corrcoef(F_real[:, j], F[:, j])[0, 1]
         difference = np.sqrt(np.mean((F_real[:, j] - F[:, j]) ** 2))
         print(
@@ -168,7 +171,7 @@ def draw_real(F_real, F, path):
         ax.plot(F[:, j], F_real[:, j], ".")
         ax.axline((0, 0), slope=1, color="grey", lw=0.5)
         ax.set(title=f"feature {j}", xlabel="rendered")
-    np.atleast_1d(axes)[0].set_ylabel("real")
+    axes[1].set_ylabel("real")
     plots.save(fig, path)
 
 

@@ -247,7 +247,7 @@ def score_heads(config, features, grid, tasks, run):
     unseen = config.pool + np.arange(config.test_tasks)
     accuracy, phi = accuracies(config, features, tasks.uniform(), unseen)
     names = [task_name(tasks.tasks[t], grid.names) for t in unseen]
-    draw_importances(phi, names, run.path("importances.png"))
+    draw_importances(phi, names, feature_names(features, grid), run.path("importances.png"))
     mean, interval = metrics.mean_ci(accuracy)
     return {
         "accuracy_seen": float(seen.mean()), "accuracy": mean, "accuracy_ci": interval,
@@ -303,7 +303,18 @@ def signatures(result, m):
 # ------------------------------------------------------------------------------ figures
 
 
-def draw_importances(phi, names, path):
+def feature_names(features, grid):
+    """The number of each feature, and the factor that it is matched with, if any."""
+    index = np.random.default_rng(0).integers(len(grid), size=2000)
+    F = features(index)
+    names = [str(j) for j in range(F.shape[1])]
+    pairs = metrics.match(metrics.correlation(grid.factors[index], F))
+    for factor, feature in zip(*pairs, strict=True):
+        names[feature] = f"{grid.names[factor]} {feature}"
+    return names
+
+
+def draw_importances(phi, names, features, path):
     """|phi| of heads (T, m), each as a share of its sum: features (rows) by tasks (columns), sorted
     by their factors."""
     order = sorted(range(len(names)), key=lambda t: names[t])
@@ -312,10 +323,10 @@ def draw_importances(phi, names, path):
     size = 1.5 + 0.22 * len(names), 1.6 + 0.25 * phi.shape[1]
     fig, ax = plots.subplots(1, 1, size)
     image = ax.imshow(shares[order].T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    ax.set(xticks=range(len(names)), yticks=range(phi.shape[1]), ylabel="feature")
-    ax.set_title("importance of each feature for unseen tasks")
+    ax.set(xticks=range(len(names)), yticks=range(phi.shape[1]), yticklabels=features)
+    ax.set(ylabel="feature, with its factor", title="importance of each feature for unseen tasks")
     ax.set_xticklabels([names[t] for t in order], rotation=90, fontsize=6)
-    fig.colorbar(image)
+    fig.colorbar(image, label="share of the head's weights")
     plots.save(fig, path)
 
 
