@@ -26,6 +26,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import numbers
 import warnings
 from collections import namedtuple
 from typing import NamedTuple
@@ -43,6 +44,7 @@ from sklearn.base import (
 from sklearn.linear_model import Lasso, LassoCV, LogisticRegression
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 import solvers
@@ -370,7 +372,7 @@ def head_on_sets(head, lambda_max, F, y, eps, n_support=None, norm="batch", know
     y_task = xp.reshape(y, (G * K, *y.shape[2:]))
     if known is not None:
         known = xp.astype(xp.reshape(known, (G * K, n, 1)), F.dtype)
-        F_task = F_task * known
+        F_task = F_task * known                                     # of mean 0 over all rows only
     lam = eps * lambda_max(F_task[:, :n_support, :], y_task[:, :n_support, ...])    # App. D.2.3
     loss, dF_task, _, info = head(F_task, y_task, lam, n_support)
     dF_task = dF_task if known is None else dF_task * known
@@ -1295,6 +1297,8 @@ def build(spec):
 # ------------------------------------------------------------------------------ estimator
 # For scikit-learn's users: NumPy arrays outside, parameters on the CPU or a GPU inside.
 
+REAL_HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
+
 
 @dataclasses.dataclass(eq=False, repr=False)
 class SparseTasks(
@@ -1315,7 +1319,7 @@ class SparseTasks(
     """
 
     n_components: int = 6                   # features, m
-    head: str = "inner-lasso"               # a name of HEADS
+    head: str = "inner-lasso"               # one of REAL_HEADS; for classes inner-lasso
     eps: float = 0.5                        # these as of task_objective, split is n_support
     warmup: float = 0.5
     split: int | None = 25
@@ -1337,7 +1341,7 @@ class SparseTasks(
         """Train the encoder, then fit a predictor to each target; y is Y (N, K), or (N,)."""
         training = self.prepare(X, y)
         xp, on = library_of(self.device)
-        rng = np.random.default_rng(self.random_state)
+        rng = np.random.default_rng(self.seed())
         params, state = training.encoder.init(rng, xp=xp, device=on)
         return self.conclude(train(training, Snapshot(params, state, None, 0)), X, y)
 
@@ -1346,19 +1350,17 @@ class SparseTasks(
         X, targets = self.check(X, Y)
         xp, on = library_of(self.device)
         self.encoder_ = self.make_encoder(X.shape[1:])
-        axes = tuple(range(X.ndim - 1))
-        self.input_mean_ = X.mean(axis=axes)
-        self.input_scale_ = np.maximum(X.std(axis=axes), 1e-12)
+        self.input_mean_, self.input_scale_ = mean_and_scale(X)
         head = self.head if self.likelihood == "gaussian" else "inner-group-logistic"
-        size = min(self.samples, targets.known.sum(axis=0).min())   # sets of one size
-        split = min(self.split, size // 2) if self.split else None
+        size = targets.size(self.samples)
+        split = min(self.split, size - 1) if self.split else None
         objective = task_objective(head, self.eps, self.warmup, split)
         optimiser = (
             functools.partial(adam, beta1=self.beta1, beta2=self.beta2),
             functools.partial(cosine, flat=self.flat))
 
         def sample(step):
-            rng = np.random.default_rng([self.random_state, step])
+            rng = np.random.default_rng([self.seed(), step])
             sets = [targets.draw(rng, size, self.tasks_per_set) for _ in range(self.image_sets)]
             index, y, known = (np.stack(parts) for parts in zip(*sets, strict=True))
             labels = xp.asarray(y, device=on), xp.asarray(known, device=on)
@@ -1373,7 +1375,7 @@ class SparseTasks(
             {name: to_device(a, "cpu") for name, a in arrays.items()}
             for arrays in (snapshot.params, snapshot.state))
         F = self.encode(X)
-        self.mean_, self.deviation_ = F.mean(axis=0), np.maximum(F.std(axis=0), 1e-12)
+        self.mean_, self.deviation_ = mean_and_scale(F)
         F = (F - self.mean_) / self.deviation_
         fits = [targets.predictor(F, k, np.flatnonzero(on), self.head, self.eps)
                 for k, on in enumerate(targets.known.T)]
@@ -1401,7 +1403,7 @@ class SparseTasks(
         found = np.reshape(self.predict(X), targets.Y.shape)
         score = accuracy_score if self.likelihood == "categorical" else r2_score
         columns = zip(targets.Y.T, found.T, targets.known.T, strict=True)
-        return float(np.mean([score(true[on], its[on]) for true, its, on in columns]))
+        return float(np.mean([score(y[on], its[on]) for y, its, on in columns if on.sum() > 1]))
 
     # ---- what these are made of
 
@@ -1413,14 +1415,32 @@ class SparseTasks(
         """X (N, d) or (N, H, W, C), and Targets; ValueError where they do not fit."""
         if Y is None:
             raise ValueError("requires y to be passed, but the target y is None")
-        X, targets = self.check_inputs(X, reset), Targets(Y, self.likelihood)
+        if reset:
+            self.check_settings()
+        X, targets = self.check_inputs(X, reset), Targets(Y, self.likelihood, few=not reset)
         if len(targets.Y) != len(X):
             raise ValueError(f"Y: found {len(targets.Y)} rows, expected those of X, {len(X)}")
         if reset:
-            if self.head not in HEADS:
-                raise ValueError(f"head: found {self.head}, expected one of {', '.join(HEADS)}")
             self.one_target_ = targets.one
         return X, targets
+
+    def check_settings(self):
+        """Refuse names that are none, and heads that do not take the targets."""
+        heads = REAL_HEADS if self.likelihood == "gaussian" else ("inner-lasso",)
+        allowed = {"likelihood": ("gaussian", "categorical"), "head": heads,
+                   "device": ("cpu", "gpu")}
+        for name, values in allowed.items():
+            found = getattr(self, name)
+            if found not in values:
+                raise ValueError(f"{name}: found {found}, expected one of {', '.join(values)}")
+
+    def seed(self):
+        """random_state as a number; scikit-learn's generators draw one, once a fit."""
+        if isinstance(self.random_state, numbers.Integral):
+            return int(self.random_state)
+        if not hasattr(self, "seed_"):
+            self.seed_ = int(check_random_state(self.random_state).randint(2 ** 31 - 1))
+        return self.seed_
 
     def check_inputs(self, X, reset):
         """X (N, d) or (N, H, W, C), an array of numbers."""
@@ -1465,24 +1485,28 @@ class Targets:
     """Y (N, K), of which known (N, K) tells what is no gap, and labels as the heads take them:
     (N, K), standardised, or (N, K, k) one-hot."""
 
-    def __init__(self, Y, likelihood):
+    def __init__(self, Y, likelihood, few=False):
         Y = check_array(Y, ensure_2d=False, ensure_all_finite="allow-nan", input_name="Y")
         self.one = Y.ndim == 1
         self.Y = Y = Y[:, None] if self.one else Y
         self.classes = likelihood == "categorical"
         self.known = Y >= 0 if self.classes else ~np.isnan(Y)
-        few = np.flatnonzero(self.known.sum(axis=0) < 2)
-        if len(few):
-            raise ValueError(f"Y: column {few[0]} has fewer than 2 labels")
+        poor = np.flatnonzero(self.known.sum(axis=0) < 2)
+        if len(poor) and not few:
+            raise ValueError(f"Y: column {poor[0]} has fewer than 2 labels")
         self.labels = one_hot(Y, self.known) if self.classes else standardised(Y, self.known)
+
+    def size(self, most):
+        """Rows of a set: `most`, but no more than half of the targets have labels."""
+        return int(min(most, np.median(self.known.sum(axis=0))))
 
     def draw(self, rng, size, count):
         """A set's rows (size,), the labels (count, size[, k]) of `count` targets, and their mask.
 
-        The rows have labels of one target, drawn at random; the others are drawn from those that
-        have labels in half of the rows or more.
+        All rows have a label of one target, drawn from those with so many; the others are drawn
+        from those that have labels in half of the rows or more.
         """
-        first = rng.integers(self.known.shape[1])
+        first = rng.choice(np.flatnonzero(self.known.sum(axis=0) >= size))
         index = rng.choice(np.flatnonzero(self.known[:, first]), size, replace=False)
         known, labels = self.known[index], self.labels[index]
         others = rng.permutation(np.flatnonzero(known.mean(axis=0) >= 0.5))
@@ -1505,12 +1529,20 @@ class Targets:
         return scores.argmax(axis=1) if self.classes else scores
 
 
+def mean_and_scale(X):
+    """Mean and deviation of each column or channel; 1 for the deviation of a constant one."""
+    axes = tuple(range(X.ndim - 1))
+    mean, scale = (f(X, axis=axes, dtype=np.float64) for f in (np.mean, np.std))
+    return mean, np.where(scale > 1e-9 * (1 + np.abs(mean)), scale, 1)
+
+
 def standardised(Y, known):
     """Columns of mean 0 and variance 1, 0 where nothing is known."""
-    Y = np.where(known, Y, np.nan).astype(np.float64)
-    deviation = np.nanstd(Y, axis=0)
-    Y = (Y - np.nanmean(Y, axis=0)) / np.where(deviation > 1e-12, deviation, 1)
-    return np.where(known, Y, 0)
+    parts = [mean_and_scale(y[on, None]) for y, on in zip(Y.T, known.T, strict=True) if on.any()]
+    if len(parts) < Y.shape[1]:
+        return np.zeros(Y.shape)
+    mean, scale = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return np.where(known, (np.where(known, Y, 0) - mean) / scale, 0)
 
 
 def one_hot(Y, known):
@@ -1518,6 +1550,8 @@ def one_hot(Y, known):
     classes = np.where(known, Y, 0).astype(int)
     if (classes != np.where(known, Y, 0)).any():
         raise ValueError("Y: found numbers that are no classes 0, 1, ...")
+    if classes.max() > 1000:
+        raise ValueError(f"Y: found class {classes.max()}, expected 0, 1, ... without gaps")
     return np.eye(max(2, classes.max() + 1))[classes]
 
 
@@ -1526,8 +1560,9 @@ def lasso_by_folds(F, y):
     error is within one standard error of the least.    [Hastie et al. 2009, Sec. 7.10]
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                             # of few rows
-        search = LassoCV(cv=min(5, len(y))).fit(F, y)
+        warnings.simplefilter("ignore")                             # of few rows, early stops
+        folds = KFold(min(5, len(y)), shuffle=True, random_state=0)
+        search = LassoCV(cv=folds).fit(F, y)
         error, spread = search.mse_path_.mean(axis=1), search.mse_path_.std(axis=1)
         best = np.argmin(error)
         within = error <= error[best] + spread[best] / search.mse_path_.shape[1] ** 0.5
@@ -1565,17 +1600,17 @@ def class_predictor(F, y, labels, head, eps):
     Where the head is a Lasso, the group Lasso at eps says which features; logistic regression on
     them is fitted anew, its L2 penalty by 5-fold cross-validation.
     """
-    on = np.full(F.shape[1], True)
-    if head.endswith("lasso"):
+    k, m = labels.shape[1], F.shape[1]
+    W, b, count = np.zeros((k, m)), np.full(k, -np.inf), np.bincount(y)
+    seen = np.flatnonzero(count)
+    b[seen] = np.log(count[seen])                                   # as often as they were seen
+    on = np.full(m, True)
+    if head.endswith("lasso") and eps > 0 and len(seen) > 1:
         F_one, Y_one = F[None], labels[None]
         lam = eps * logistic_lambda_max(F_one, Y_one)
-        W, _ = solvers.group_lasso(F_one, Y_one, lam, loss="logistic")
-        on = (W[0] != 0).any(axis=0)
-    k = labels.shape[1]
-    W, b, seen = np.zeros((k, F.shape[1])), np.full(k, -np.inf), np.unique(y)
-    b[seen] = 0
-    if len(seen) == 1 or not on.any():
-        b[seen] = np.log(np.bincount(y)[seen])
+        fitted, _ = solvers.group_lasso(F_one, Y_one, lam, loss="logistic")
+        on = (fitted[0] != 0).any(axis=0)
+    if len(seen) == 1 or count[seen].min() < 2 or not on.any():
         return W, b
     folds = KFold(min(5, len(y)), shuffle=True, random_state=0)
     search = GridSearchCV(
@@ -1584,6 +1619,7 @@ def class_predictor(F, y, labels, head, eps):
         warnings.simplefilter("ignore")                             # of folds of one class
         fit = search.fit(F[:, on], y).best_estimator_
     first = seen[1:] if len(seen) == 2 else seen                    # of two classes one row is told
+    b[seen] = 0
     W[np.ix_(first, on)], b[first] = fit.coef_, fit.intercept_
     return W, b
 

@@ -6,6 +6,7 @@
 
 A checkpoint names its encoder and the sizes to build it (results.Checkpoint).
 """
+import csv
 import dataclasses
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from experiments.settings import OUT, option, out_path
 
 @dataclasses.dataclass(frozen=True)
 class Encode:
-    """Features F (N, m) of images, or of rows of your own: what a trained encoder puts out, before
-    any normalisation."""
+    """Features F (N, m) of images, what a trained encoder puts out, before any normalisation; or of
+    rows of your own, as `tasks` standardises them."""
 
     checkpoint: str = option(None, "checkpoint.npz of a run", positional=True)
     images: str = option(
-        None, "an npz file with images (N, 64, 64, 3); of `tasks`, with its x", positional=True)
+        None, "npz with images (N, 64, 64, 3); for a run of `tasks` npz with x, or CSV",
+        positional=True)
     out: str = option("", OUT)
     results: str = option("results", "folder of the results")
 
@@ -56,21 +58,62 @@ def encode_images(checkpoint, images):
 
 
 def encode_rows(config, snapshot, spec):
-    """Features (N, m) of the x of an npz file, which goes in as in the run of `tasks`."""
-    x, = read_arrays(config.images, "x")
+    """Features (N, m) of the x of an npz file, or of all columns of a CSV file, as in the run of
+    `tasks`: of mean 0 and variance 1 over the rows that it was trained on."""
+    if Path(config.images).suffix.lower() == ".csv":
+        names, columns = read_columns(config.images)
+        x = np.stack([columns[name] for name in names], axis=1)
+    else:
+        x, = read_arrays(config.images, "x")
     x = x[..., None] if x.ndim == 3 else x
     shape = tuple(spec.sizes["shape"]) if spec.name == "convnet" else (spec.sizes["sizes"][0],)
     if x.shape[1:] != shape or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
         raise ValueError(
             f"{config.images}: expected finite x (N, {', '.join(map(str, shape))}), found "
             f"{x.shape} {x.dtype}")
-    mean, scale = (snapshot.state[f"input.{name}"] for name in ("mean", "scale"))
+    state = snapshot.state
 
     def some(index):
-        return ((x[index] - mean) / scale).astype(np.float32)
+        return ((x[index] - state["input.mean"]) / state["input.scale"]).astype(np.float32)
 
     encoder = sparsedis.build(spec)
-    return encode_in_batches(encoder, snapshot.params, snapshot.state, some, np.arange(len(x)))
+    F = encode_in_batches(encoder, snapshot.params, state, some, np.arange(len(x)))
+    return (F - state["feature.mean"]) / state["feature.deviation"]
+
+
+def read_columns(path, may_be_empty=()):
+    """The names of a CSV file's columns, and their numbers, name -> (N,); an empty cell is NaN
+    where that is allowed. ValueError names the column and the line."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            names = [name.strip() for name in next(reader, [])]
+            lines = [(reader.line_num, line) for line in reader if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as CSV ({error})") from None
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or not lines:
+        raise ValueError(f"{path}: " + (f"two columns {twice[0]!r}" if twice else "no rows"))
+    columns = {name: np.empty(len(lines)) for name in names}
+    for i, (number, line) in enumerate(lines):
+        if len(line) != len(names):
+            raise ValueError(
+                f"{path}: line {number}: found {len(line)} cells, expected {len(names)}")
+        for name, cell in zip(names, line, strict=True):
+            columns[name][i] = read_cell(path, number, name, cell.strip(), name in may_be_empty)
+    return names, columns
+
+
+def read_cell(path, number, name, cell, may_be_empty):
+    """The finite number of a cell."""
+    try:
+        value = float(cell) if cell or not may_be_empty else np.nan
+    except ValueError:
+        value = np.inf
+    if not (np.isfinite(value) or (may_be_empty and np.isnan(value))):
+        raise ValueError(
+            f"{path}: column {name}, line {number}: found {cell!r}, expected a number")
+    return value
 
 
 def check_input(checkpoint, spec, shape):

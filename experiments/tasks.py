@@ -3,12 +3,16 @@
     python run.py tasks DATA.npz                        x, Y, and where there are: factors, test
     python run.py tasks DATA.csv --targets y1,y2        columns; an empty cell is a missing label
 
+In the file:
+
     x (N, d) or (N, H, W[, C])   a table, or images from 8 x 8 pixels on, uint8 or real
     Y (N, K)          real targets, NaN where missing; classes 0, 1, ... with --likelihood
                       categorical, negative where missing
     factors (N, f)    what the features should be, to score them: never used in training
     test (N,)         True in the rows that are held out; a fifth, at random, if not given
-    F (N, m), W (K, m)   features, and the predictors of the targets
+
+In the run's folder, features.npz: F (N, m) features, W (K, m) and b (K,) the predictors of the
+targets, Y ~ F W' + b, and test. `run.py encode` gives the F of new rows, from its checkpoint.
 
 The method is sparsedis.SparseTasks, here with a folder, a log, scores and pictures.
 """
@@ -27,6 +31,7 @@ from sklearn.metrics import accuracy_score, r2_score
 import metrics
 import sparsedis
 from experiments import plots, results, settings
+from experiments.apply import read_columns
 from experiments.disentangle import EPS, FLAT, HEADS, SPLIT, WARMUP
 from experiments.settings import ELSEWHERE, option
 
@@ -54,7 +59,7 @@ class Tasks(settings.Training):
     samples: int = option(50, "rows per set", 2)
     image_sets: int = option(4, "sets of rows per step", 1)
     tasks_per_set: int = option(16, "targets fitted on each set", 1)
-    encoder: str = option("auto", "by the shape of x", choices=("auto", "mlp", "convnet"))
+    encoder: str = option("auto", "auto: by the shape of x", choices=("auto", "mlp", "convnet"))
     hidden: int = option(128, "units of its hidden layers", 1)
 
 
@@ -118,11 +123,11 @@ def tasks(config):
 
 
 def save_model(run, model, end, seed):
-    """The checkpoint, with the moments of the input in its state, so that `encode` takes rows."""
-    state = {**end.state, "input.mean": np.float64(model.input_mean_),
-             "input.scale": np.float64(model.input_scale_)}
-    results.save_checkpoint(
-        run.path("checkpoint.npz"), end._replace(state=state), model.encoder_.spec, seed)
+    """The checkpoint, with the moments of input and features in its state, for `encode`."""
+    moments = {"input.mean": model.input_mean_, "input.scale": model.input_scale_,
+               "feature.mean": model.mean_, "feature.deviation": model.deviation_}
+    snapshot = end._replace(state={**end.state, **moments})
+    results.save_checkpoint(run.path("checkpoint.npz"), snapshot, model.encoder_.spec, seed)
 
 
 # ------------------------------------------------------------------------------ the file
@@ -138,9 +143,11 @@ class Rows(NamedTuple):
     names: list
 
     def fingerprint(self):
-        arrays = [a.tobytes() for a in (self.x, self.Y, self.test)]
-        factors = b"" if self.factors is None else self.factors.tobytes()
-        return hashlib.sha256(b"".join([*arrays, factors])).hexdigest()[:10]
+        digest = hashlib.sha256()
+        for a in (self.x, self.Y, self.test, self.factors):
+            digest.update(f"{np.shape(a)} {getattr(a, 'dtype', '')}".encode())
+            digest.update(b"" if a is None else a.tobytes())
+        return digest.hexdigest()[:10]
 
 
 def read_rows(config):
@@ -148,11 +155,11 @@ def read_rows(config):
     path = Path(config.data)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    names = None
     if path.suffix.lower() == ".csv":
         found, names = read_csv(path, config.targets)
     else:
         found = read_npz(path)
-        names = [f"target {k}" for k in range(np.shape(found["Y"])[-1])]
     try:
         return checked(found, names, config)
     except ValueError as error:
@@ -175,36 +182,20 @@ def read_npz(path):
 
 def read_csv(path, targets):
     """x and Y of a CSV file with a line of names first, and the names of the targets."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        names, *lines = list(csv.reader(file)) or [[]]
-    wanted = [name.strip() for name in targets.split(",") if name.strip()]
+    wanted, = csv.reader([targets]) if targets else [[]]
+    wanted = [name.strip() for name in wanted]
+    names, columns = read_columns(path, may_be_empty=wanted)
     if not wanted:
         raise ValueError(f"{path}: --targets is needed, some of {', '.join(names)}")
     unknown = [name for name in wanted if name not in names]
     if unknown:
         raise ValueError(f"{path}: no column {', '.join(unknown)}, found {', '.join(names)}")
-    columns = {name: read_column(path, lines, k, name, empty=name in wanted)
-               for k, name in enumerate(names)}
     inputs = [name for name in names if name not in wanted]
     if not inputs:
         raise ValueError(f"{path}: all columns are targets, none is left to predict from")
     found = {"x": np.stack([columns[name] for name in inputs], axis=1),
              "Y": np.stack([columns[name] for name in wanted], axis=1)}
     return found, wanted
-
-
-def read_column(path, lines, k, name, empty):
-    """The numbers of column k; an empty cell is NaN where that is allowed."""
-    values = []
-    for number, line in enumerate(lines, start=2):                  # as an editor counts
-        cell = line[k].strip() if k < len(line) else ""
-        try:
-            values.append(float(cell) if cell or not empty else np.nan)
-        except ValueError:
-            raise ValueError(
-                f"{path}: column {name}, line {number}: found {cell!r}, expected a number"
-            ) from None
-    return np.array(values)
 
 
 def checked(found, names, config):
@@ -217,18 +208,20 @@ def checked(found, names, config):
     bad = np.argwhere(~np.isfinite(x))
     if len(bad):
         raise ValueError(f"x: row {bad[0][0]}, column {bad[0][1]} is not finite")
-    if Y.ndim != 2 or len(Y) != N or Y.dtype.kind not in "biuf":
+    if Y.ndim != 2 or len(Y) != N or Y.dtype.kind not in "biuf" or np.isinf(Y).any():
         raise ValueError(f"Y: found {Y.shape} {Y.dtype}, expected numbers ({N}, K)")
     factors = found.get("factors")
-    if factors is not None and (factors.ndim != 2 or len(factors) != N
-                                or not np.isfinite(factors).all()):
-        raise ValueError(f"factors: found {factors.shape}, expected finite numbers ({N}, f)")
+    if factors is not None:
+        fits = factors.ndim == 2 and len(factors) == N and factors.dtype.kind in "biuf"
+        if not fits or not np.isfinite(factors).all():
+            raise ValueError(f"factors: found {factors.shape}, expected finite numbers ({N}, f)")
     test = found.get("test")
     if test is None:
         test = np.random.default_rng(config.seed).permutation(N) < N / 5
     if test.shape != (N,) or not 0 < np.count_nonzero(test) < N:
         raise ValueError(f"test: found {test.shape}, expected ({N},) with some rows held out")
     test = test.astype(bool)
+    names = names or [f"target {k}" for k in range(Y.shape[1])]
     known = Y >= 0 if config.likelihood == "categorical" else ~np.isnan(Y)
     for k, name in enumerate(names):
         told = [np.count_nonzero(known[rows, k]) for rows in (~test, test)]
@@ -246,7 +239,8 @@ def measure_rows(model, rows, params, state, info):
     told = {"eps": info["eps"]}
     if rows.factors is not None:
         some = np.flatnonzero(rows.test)[:1000]
-        model.params_, model.state_ = params, state
+        model.params_, model.state_ = (
+            {name: metrics.to_numpy(a) for name, a in arrays.items()} for arrays in (params, state))
         F = model.encode(model.check_inputs(rows.x[some], reset=False))
         told["mcc"] = metrics.mcc(rows.factors[some], F)
     return told
@@ -258,7 +252,7 @@ def score_model(model, rows, F, config):
     counts = used.sum(axis=1)
     result = {
         "likelihood": config.likelihood, "targets": len(rows.names), "features": config.features,
-        "test_rows": int(rows.test.sum()), "zero": float(np.mean(model.coef_ == 0)),
+        "test_rows": int(rows.test.sum()), "zero": float(1 - used.mean()),
         "used": float(counts.mean()), "used_least": int(counts.min()),
         "used_most": int(counts.max())}
     raw = metrics.standardise(rows.x.reshape(len(rows.x), -1))
@@ -270,7 +264,7 @@ def score_model(model, rows, F, config):
     if rows.factors is not None:
         z = rows.factors[rows.test]
         result |= metrics.scores(z, F[rows.test])
-        result["chance"] = chance(z, config.features)
+        result["chance"] = chance(metrics.standardise(z), config.features)
     return result
 
 
@@ -291,7 +285,7 @@ def scores_of_size(model, rows, F, raw, size, config):
         if size != "all" and len(labelled) < size:
             return {}
         order = np.random.default_rng([config.seed, k]).permutation(labelled)
-        fit_on = order if size == "all" else order[:size]
+        fit_on = labelled if size == "all" else order[:size]
         held_out = targets.known[:, k] & rows.test
         fits = {"score": (F, fit_on, config.head), "ridge": (F, fit_on, "ridge"),
                 "raw": (raw, fit_on, "ridge")}

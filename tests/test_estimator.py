@@ -123,6 +123,9 @@ def test_images_go_in_as_they_are():
     "settings, told",
     [
         ({"head": "lasso"}, "head: found lasso"),
+        ({"head": "inner-group-lasso"}, "head: found inner-group-lasso"),
+        ({"likelihood": "Categorical"}, "likelihood: found"),
+        ({"device": "cuda"}, "device: found cuda"),
         ({"encoder": "convnet"}, "encoder: found convnet"),
         ({"likelihood": "categorical"}, "no classes"),
     ],
@@ -155,3 +158,44 @@ def test_rows_are_drawn_among_those_that_have_labels():
         assert len(set(index)) == len(index) == 3 and y.shape == on.shape == (2, 3)
         assert on[0].all() and (on.mean(axis=1) >= 0.5).all()
         assert not y[~on].any()
+
+
+def test_a_target_with_few_labels_shrinks_no_set():
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((200, 4)), rng.standard_normal((200, 5))
+    Y[3:, 2] = np.nan
+    targets = Targets(Y, "gaussian")
+    assert targets.size(50) == 50
+    for seed in range(20):
+        _, _, on = targets.draw(np.random.default_rng(seed), 50, 4)
+        assert on[0].all()
+    assert SparseTasks(n_components=2, steps=3).fit(X, Y).coef_.shape == (5, 2)
+
+
+def test_a_column_that_is_constant_in_training_is_not_blown_up():
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((60, 4)), rng.standard_normal((60, 3))
+    X[:, 1] = 7
+    model = SparseTasks(n_components=2, steps=5).fit(X, Y)
+    X[:, 1] = 8
+    assert np.abs(model.transform(X)).max() < 100
+    mean, scale = sparsedis.mean_and_scale(np.full((3_000_000, 1), 0.1, np.float32))
+    assert abs(mean[0] - 0.1) < 1e-6 and scale[0] == 1
+
+
+def test_too_few_of_a_class_are_told_as_often_as_they_were_seen():
+    rng = np.random.default_rng(0)
+    F, y = rng.standard_normal((5, 2)), np.array([0, 0, 0, 0, 1])
+    w, b = sparsedis.class_predictor(F, y, np.eye(2)[y], "inner-lasso", 0.1)
+    assert not w.any() and b[0] > b[1] > -np.inf
+    w, b = sparsedis.class_predictor(F, 0 * y, np.eye(2)[0 * y], "inner-lasso", 0.0)
+    assert not w.any() and b[1] == -np.inf
+
+
+def test_a_random_state_is_drawn_from_once():
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((40, 5)), rng.standard_normal((40, 3))
+    state = np.random.RandomState(3)
+    model = clone(QUICK).set_params(random_state=state).fit(X, Y)
+    seed = model.seed()
+    assert model.seed() == seed and model.fit(X, Y).seed() == seed

@@ -1,8 +1,9 @@
-"""The Lasso as a function of JAX, with its adjoint: what jaxopt's implicit differentiation gave.
+"""The Lasso as a function of JAX with its adjoint, in place of jaxopt's implicit differentiation.
 
     python docs/examples/jax_layer.py
 
-The solver runs in NumPy, called back from compiled code; `jit` and `grad` work as usual.
+The solver runs in NumPy, called back from compiled code; `jit` and `grad` work as usual, tasks are
+the batch (no `vmap`). Importing this file sets JAX to double precision.
 """
 import functools
 import sys

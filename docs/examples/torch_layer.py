@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
+from torch.autograd.function import once_differentiable
 
 import metrics
 import solvers
@@ -24,6 +25,7 @@ class LassoSolution(torch.autograd.Function):
         return w
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dw):
         return solvers.lasso_vjp(*ctx.saved_tensors, dw)
 
@@ -62,7 +64,7 @@ class RidgeHead(LassoHead):
     def fit(self, F, y):
         A = F.mT @ F / F.shape[1]
         lam = self.eps * solvers.ridge_lambda_max(F.detach())
-        A = A + lam[:, None, None] * torch.eye(A.shape[-1], dtype=A.dtype)
+        A = A + lam[:, None, None] * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
         return torch.linalg.solve(A, (F.mT @ y[..., None])[..., 0] / F.shape[1])
 
 
@@ -76,6 +78,7 @@ class SVMSolution(torch.autograd.Function):
         return W
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dW):
         dF, dlam1, dlam2 = solvers.group_svm_vjp(*ctx.saved_tensors, dW)
         return dF, None, dlam1, dlam2
