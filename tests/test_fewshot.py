@@ -56,36 +56,18 @@ def test_few_shot_training_scores_and_draws(tmp_path, monkeypatch, capsys):
     assert run.main([*FEW]) == 0 and "already there" in capsys.readouterr().out
 
 
+LOGISTIC = "--head logistic --eps 0.3 --steps 1 --episodes 1 --test-episodes 2".split()
+RESNET = "--encoder resnet12 --optimiser sgd --lr 0.01 --steps 1 --episodes 1".split()
+
+
 @pytest.mark.parametrize(
     "flags",
     [
         ["--head", "ridge"],
         ["--head", "prototypes"],
-        [
-            "--head",
-            "logistic",
-            "--eps",
-            "0.3",
-            "--steps",
-            "1",
-            "--episodes",
-            "1",
-            "--test-episodes",
-            "2",
-        ],
+        pytest.param(LOGISTIC, marks=pytest.mark.slow),
         ["--eps", "0", "--learn-lams"],
-        [
-            "--encoder",
-            "resnet12",
-            "--optimiser",
-            "sgd",
-            "--lr",
-            "0.01",
-            "--steps",
-            "1",
-            "--episodes",
-            "1",
-        ],
+        pytest.param(RESNET, marks=pytest.mark.slow),
         ["--train-shot", "4"],
         ["--source", "shapes", "--encoder", "cnn"],
     ],

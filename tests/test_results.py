@@ -150,7 +150,10 @@ def copied(finished, tmp_path, monkeypatch):
 DAMAGE = (b"", b"{}", b"[]", b"null", b'{"mcc": 0.', b"\xff\xfe\x00", b'{"mcc": null, "steps": 3}')
 
 
-@pytest.mark.parametrize("content", DAMAGE)
+SLOW = [pytest.param(content, marks=pytest.mark.slow) for content in DAMAGE[2:]]
+
+
+@pytest.mark.parametrize("content", [*DAMAGE[:2], *SLOW])
 @pytest.mark.parametrize("name", ["result.json", "config.json", "metrics.jsonl"])
 def test_a_damaged_file_of_a_result_is_named_with_its_remedy(content, name, copied, capsys):
     args, folder = copied

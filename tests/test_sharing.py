@@ -63,6 +63,7 @@ def test_dsprites_trains_and_the_hypergradient_can_be_cheap(tmp_path):
     assert "mcc_orientation" in result and "transfer_dci_d" in result
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     args = ["sharing", *TINY, "--method", "erm", "--steps", "6"]
     assert run.main([*args, "--results", str(tmp_path / "a")]) == 0
@@ -95,6 +96,7 @@ def test_failures_are_named():
         assert said in text
 
 
+@pytest.mark.slow
 def test_the_sweep_makes_its_table_and_figures(tmp_path, monkeypatch, capsys):
     tiny = {"eval_images": 200, "tasks": 2, "shot": 4, "query": 3, "pool": 6, "test_tasks": 4}
     cells = ({}, {"method": "lasso", "rho": 0.9}, {})
@@ -131,7 +133,7 @@ def test_the_sweep_makes_its_table_and_figures(tmp_path, monkeypatch, capsys):
         (["--beta", "-1"], "--beta"),
         (["--features", "1"], "--features"),
         (["--source", "dsprites", "--factors", "6"], "--factors"),
-        (["--pool", "500", "--factors", "1"], "--pool"),
+        pytest.param(["--pool", "500", "--factors", "1"], "--pool", marks=pytest.mark.slow),
         (["--source", "features", "--data", "nowhere.npz"], "nowhere.npz"),
         (["--source", "features", "--data", "nowhere.npz", "--method", "lasso"], "--method"),
         (["--factors", "1"], "--pool"),

@@ -39,6 +39,7 @@ def result():
     return json.loads(path.read_text()), path.parent
 
 
+@pytest.mark.slow
 def test_sparse_fits_find_the_factors_of_a_table(folder, capsys):
     x, Y, z = table(np.random.default_rng(0))
     np.savez("table.npz", x=x, Y=Y, factors=z)
