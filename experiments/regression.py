@@ -19,7 +19,7 @@ import joblib
 import numpy as np
 from sklearn.linear_model import LassoCV, RidgeCV
 
-from experiments import plots
+from experiments import plots, results
 
 # What features are fitted by which penalty, and how its line is drawn.
 Estimator = namedtuple("Estimator", "features penalty style color")
@@ -81,9 +81,10 @@ def draw_fig1(covariance, noise, jobs, path, seeds=SEEDS, percents=PERCENTS, siz
 
     Returns the scores (percents, sizes, seeds, estimators).
     """
-    cells = itertools.product(percents, sizes, range(seeds))
+    cells = list(itertools.product(percents, sizes, range(seeds)))
     tasks = (joblib.delayed(scores_of_task)(covariance, noise, *cell) for cell in cells)
-    scores = joblib.Parallel(n_jobs=jobs)(tasks)
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
+    scores = list(results.progress(parallel(tasks), "fits", len(cells)))
     scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(ESTIMATORS)))
     mean, error = scores.mean(axis=2), scores.std(axis=2) / seeds ** 0.5
     for percent, told, spread in zip(percents, mean[:, 0], error[:, 0], strict=True):
