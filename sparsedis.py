@@ -1435,7 +1435,7 @@ class SparseTasks(
                 raise ValueError(f"{name}: found {found}, expected one of {', '.join(values)}")
 
     def seed(self):
-        """random_state as a number; scikit-learn's generators draw one, once a fit."""
+        """random_state as a number; scikit-learn's generators draw one, at the first fit."""
         if isinstance(self.random_state, numbers.Integral):
             return int(self.random_state)
         if not hasattr(self, "seed_"):
@@ -1601,7 +1601,8 @@ def class_predictor(F, y, labels, head, eps):
     them is fitted anew, its L2 penalty by 5-fold cross-validation.
     """
     k, m = labels.shape[1], F.shape[1]
-    W, b, count = np.zeros((k, m)), np.full(k, -np.inf), np.bincount(y)
+    W, b = np.zeros((k, m)), np.full(k, -np.inf)
+    count = np.bincount(y)
     seen = np.flatnonzero(count)
     b[seen] = np.log(count[seen])                                   # as often as they were seen
     on = np.full(m, True)

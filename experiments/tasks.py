@@ -99,7 +99,7 @@ def tasks(config):
         return kept, run
     names = {field.name for field in dataclasses.fields(sparsedis.SparseTasks)}
     own = {name: a for name, a in dataclasses.asdict(config).items() if name in names}
-    settings.device_of(config.device)
+    xp, device = settings.device_of(config.device)
     model = sparsedis.SparseTasks(**own | {
         "n_components": config.features, "split": config.split or None,
         "random_state": config.seed})
@@ -107,13 +107,14 @@ def tasks(config):
     x, Y = rows.x[train], rows.Y[train]
     with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
         training = model.prepare(x, Y)
-        xp, device = settings.device_of(config.device)
         measure = functools.partial(measure_rows, model, rows)
         end, lines = run.train(training, measure, xp, device)
         model.conclude(end, x, Y)
         save_model(run, model, end, config.seed)
         F = model.transform(rows.x)
-        np.savez(run.path("features.npz"), F=F, W=model.coef_, b=model.intercept_, test=test)
+        told = {"F": F, "W": model.coef_, "b": model.intercept_, "test": test}
+        path = run.path("features.npz")
+        results.write_atomically(path, lambda file: np.savez(file, **told))
         result = score_model(model, rows, F, config)
         draw_training(lines, run.path("training.png"), result)
         draw_weights(model.coef_, rows.names, run.path("weights.png"))
