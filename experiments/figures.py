@@ -384,11 +384,11 @@ def figure(config):
 def finished_rows(config):
     """The rows of a figure's sweep; says how many of its runs are missing."""
     sweep = SWEEP_OF[config.name]
-    configs = sweep_configs(sweep, config.scale, config.results)
-    rows = read_table(configs)
+    planned = len(sweep_configs(sweep, config.scale, config.results))
+    rows = read_table(sweep, config.scale, config.results)
     command = f"run.py sweep {sweep} --scale {config.scale}"
     if not rows:
         raise ValueError(f"{config.results}: no run of sweep {sweep} is finished; {command}")
-    if len(rows) < len(configs):
-        print(f"{len(configs) - len(rows)} of {len(configs)} runs are missing: {command}")
+    if len(rows) < planned:
+        print(f"{planned - len(rows)} of {planned} runs are missing: {command}")
     return rows

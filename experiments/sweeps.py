@@ -5,9 +5,10 @@
 
     sweep     a list of settings of one experiment: Disentangle, FewShot or Sharing
     cell      the settings that vary in a sweep besides head, eps and seed, as a dict
-    table     a row for each finished run: its settings, its scores, the digest of its code
+    table     a row for each finished run: its name and settings, its scores, its code's digest
 
-A run is kept as soon as it is finished: whatever interrupts a sweep, the same command goes on.
+A run is kept as soon as it is finished: whatever interrupts a sweep, the same command goes on, on
+another machine too, where RESULTS holds the table: what its rows tell need not be run again.
 figures.py draws from read_table.
 """
 import contextlib
@@ -15,9 +16,11 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 import os
 import sys
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -104,6 +107,7 @@ FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("idea", "fig11", "fig12", "fig13", "fig14"),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
+ROWS_ONLY = ("main", "blocks", "laplace", "outer", "sharing")        # no figure needs more of a run
 SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in figures}
 
 
@@ -165,17 +169,29 @@ def sweep(config):
     if config.index >= len(configs):
         raise ValueError(f"--index: found {config.index}, expected -1 to {len(configs) - 1}")
     chosen = configs if config.index < 0 else [configs[config.index]]
-    missing = [own for own in chosen if results.Run(own).result() is None]
-    there = len(chosen) - len(missing)
-    print(f"sweep {name}, {config.scale}: {len(chosen)} runs, {there} there already", flush=True)
-    run_all(missing, config, f"sweep {name}")
-    rows = read_table(configs)
-    if rows:
-        write_table(rows, Path(config.results) / f"{name}-{config.scale}.csv", type(configs[0]))
+    runs = {run_of(own).name: run_of(own).config for own in chosen}
+    read = partial(read_table, name, config.scale, config.results)
+    there = runs.keys() & {row["run"] for row in read()}
+    missing = [own for run, own in runs.items() if run not in there]
+    print(f"sweep {name}, {config.scale}: {len(runs)} runs, {len(there)} there already", flush=True)
+
+    path = table_of(name, config.scale, config.results)
+    for _ in run_all(missing, config, f"sweep {name}"):
+        write_table(read(), path, type(configs[0]))
+    if read():
+        write_table(read(), path, type(configs[0]))
+        print(path)
+
+
+def run_of(config):
+    """The Run of settings; at eps = 0 Lasso and ridge are one problem, which is run once."""
+    if config.eps == 0 and getattr(config, "head", None) == "inner-ridge":
+        config = dataclasses.replace(config, head="inner-lasso")
+    return results.Run(config)
 
 
 def run_all(configs, config, what):
-    """Run settings side by side, on all cores together.
+    """Run settings side by side, on all cores together; yields whenever one is done.
 
     A worker gets plain values and a local function, which joblib sends as code: a machine of a
     cluster need not know where this project lies before that function tells it.
@@ -197,8 +213,7 @@ def run_all(configs, config, what):
     try:
         with backend_of(config.dask):
             parallel = joblib.Parallel(n_jobs=config.jobs, return_as="generator_unordered")
-            for _ in results.progress(parallel(tasks), what, len(tasks)):
-                continue
+            yield from results.progress(parallel(tasks), what, len(tasks))
     except joblib.externals.loky.process_executor.TerminatedWorkerError:
         raise ValueError(
             "a worker was killed; finished runs are kept, the same command goes on") from None
@@ -237,26 +252,58 @@ def run_quietly(experiment, values, of_ours=False):
 # ------------------------------------------------------------------------------ the table
 
 
-def read_table(configs):
-    """The rows of a sweep's table: of every finished run its settings and scores, the digest of
-    the code that made it, and its folder."""
-    rows = []
-    for config in configs:
-        run = results.Run(config)
-        scores = run.result()
-        if scores is not None:
-            told = {"code": run.made_by()["code"], "folder": str(run.folder)}
-            rows.append(run.content | scores | told)
-    return rows
+# Settings that tell a table's rows apart; the others are the same in all of them.
+TOLD = {"steps", "seed", "rho", "alpha", "head", "eps", "tasks", "method", "beta", "factors"}
+
+
+def table_of(name, scale, folder):
+    """The path of a sweep's table."""
+    return Path(folder) / f"{name}-{scale}.csv"
+
+
+def read_table(name, scale, folder):
+    """The rows of a sweep's finished runs; of some only the table there tells, see ROWS_ONLY."""
+    told = read_told(table_of(name, scale, folder)) if name in ROWS_ONLY else {}
+    rows = [row_of(config, told) for config in sweep_configs(name, scale, folder)]
+    return [row for row in rows if row]
+
+
+def row_of(config, told):
+    """A run's name, settings, scores, the digest of the code that made it, and its folder, None
+    where only a table tells of it; None for a run that is not finished."""
+    run = run_of(config)
+    scores = run.result()
+    if scores is not None:
+        scores |= {"code": run.made_by()["code"], "folder": str(run.folder)}
+    elif run.name in told:
+        scores = told[run.name] | {"folder": None}
+    else:
+        return None
+    return {"run": run.name} | scores | settings.identify(config)[0]
+
+
+def read_told(path):
+    """The rows of a table by the names of their runs, without settings; none if it is not there."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return {row.pop("run"): read_cells(row) for row in rows}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a table of this program ({error!r})") from None
+
+
+def read_cells(row):
+    """The scores of a row, numbers and lists; a digest, which may look like a number, as it is."""
+    code = row.pop("code")
+    scores = {k: json.loads(text) for k, text in row.items() if text and k not in TOLD}
+    return scores | {"code": code}
 
 
 def where(rows, cell):
     """The rows whose settings are those of a cell."""
     return [row for row in rows if all(row[key] == value for key, value in cell.items())]
-
-
-# Settings that tell a table's rows apart; the others are the same in all of them.
-TOLD = {"steps", "seed", "rho", "alpha", "head", "eps", "tasks", "method", "beta", "factors"}
 
 
 def write_table(rows, path, settings_class):
@@ -269,7 +316,6 @@ def write_table(rows, path, settings_class):
     table.writeheader()
     table.writerows(rows)
     results.write_text(path, text.getvalue())
-    print(path)
 
 
 # ------------------------------------------------------------------------------ choosing eps
@@ -291,7 +337,8 @@ class ChooseEps:
 def choose_eps(config):
     """Compare the finished runs of the sweep main, by their features of 2,000 images."""
     wanted = {"rho": config.rho, "alpha": 1.0, "head": config.head}
-    rows = where(read_table(sweep_configs("main", config.scale, config.results)), wanted)
+    rows = where(read_table("main", config.scale, config.results), wanted)
+    rows = [row for row in rows if row["folder"]]                   # their features are needed
     index = np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
     images = data.Shapes3D().images(index)
 

@@ -107,7 +107,7 @@ def test_the_sweep_makes_its_table_and_figures(tmp_path, monkeypatch, capsys):
     assert len(configs) == 2  # equal ones run once
     for config in configs:
         sharing.sharing(config)
-    ours, lasso = sweeps.read_table(configs)
+    ours, lasso = sweeps.read_table("sharing", "quick", str(tmp_path))
     grid = [(a, b) for a in (0.03, 0.2) for b in (0.0, 0.1)]
     more = [
         {**ours, "alpha": a, "beta": b, "entropy": 1 + b, "dci_d": 0.5 - b + a / 10}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_sweep_fills_its_table_and_resumes(tiny_sweeps, capsys):
 def test_the_table_tells_what_each_run_is_and_which_code_made_it(one_head):
     assert run.main(["sweep", "main", "--index", "0"]) == 0
     (path,) = finished()
-    (row,) = sweeps.read_table(sweeps.sweep_configs("main", "quick", "results"))
+    (row,) = sweeps.read_table("main", "quick", "results")
     content = json.loads(path.read_text())
     assert row["folder"] == str(path.parent) and content.items() <= row.items()
     assert row["code"] == settings.code_digest(disentangle.Disentangle)
@@ -52,8 +53,65 @@ def test_the_table_tells_what_each_run_is_and_which_code_made_it(one_head):
     assert (told["head"], told["code"]) == ("inner-lasso", row["code"])
     made_by = json.loads((path.parent / "config.json").read_text()) | {"code": "other"}
     (path.parent / "config.json").write_text(json.dumps(made_by))
-    (row,) = sweeps.read_table(sweeps.sweep_configs("main", "quick", "results"))
+    (row,) = sweeps.read_table("main", "quick", "results")
     assert row["code"] == "other"  # of the result, not of what is here now
+
+
+def test_a_table_alone_tells_of_runs_made_elsewhere(one_head, capsys):
+    assert run.main(["sweep", "main"]) == 0
+    table = Path("results/main-quick.csv")
+    there = sweeps.read_table("main", "quick", "results")
+    first = there[0]["code"]
+    like_a_number = "12345678e9012345"
+    table.write_text(table.read_text().replace(first, like_a_number))
+    shutil.rmtree("results/disentangle")
+    told = sweeps.read_table("main", "quick", "results")
+    elsewhere = {"folder": None, "code": like_a_number}
+    assert told == [row | elsewhere for row in there]
+    assert run.main(["sweep", "main"]) == 0 and not finished()
+    assert "4 there already" in capsys.readouterr().out
+    assert sweeps.read_table("main", "quick", "results") == told
+    assert run.main(["choose-eps"]) == 2  # which needs the encoders
+    few = table.read_text().splitlines()[:3]
+    table.write_text("\n".join(few) + "\n")
+    assert run.main(["sweep", "main"]) == 0 and len(finished()) == 2
+
+
+def test_a_table_of_other_settings_tells_nothing(one_head, monkeypatch):
+    assert run.main(["sweep", "main", "--index", "0"]) == 0
+    shutil.rmtree("results/disentangle")
+    assert len(sweeps.read_table("main", "quick", "results")) == 1
+    monkeypatch.setitem(sweeps.SCALES, "quick", sweeps.SCALES["quick"] | {"steps": 2})
+    assert sweeps.read_table("main", "quick", "results") == []
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "run,code,mcc\nx,y,much\n", "run,mcc\nx,1\n"])
+def test_another_table_is_refused(one_head, capsys, text):
+    Path("results").mkdir()
+    Path("results/main-quick.csv").write_text(text)
+    assert run.main(["sweep", "main"]) == 2 and run.main(["figure", "fig4"]) == 2
+    assert "not a table of this program" in capsys.readouterr().err
+
+
+def test_the_tables_in_docs_are_read():
+    rows = sweeps.read_table("main", "quick", settings.ROOT / "docs")
+    (default,) = sweeps.where(rows, {"rho": 0.9, "alpha": 1.0, "head": "inner-lasso", "eps": 0.3,
+                                     "seed": 0})
+    assert default["mcc"] > 0.96 and default["folder"] is None
+
+
+def test_without_a_penalty_lasso_and_ridge_are_run_once(tiny_sweeps, monkeypatch):
+    both = {"quick": [sweeps.Part([{"rho": 0.9}], sweeps.INNER, (0.0, 0.3), 1)]}
+    monkeypatch.setitem(sweeps.SWEEPS, "main", both)
+    assert run.main(["sweep", "main"]) == 0 and len(finished()) == 3
+    rows = sweeps.read_table("main", "quick", "results")
+    assert [row["head"] for row in rows] == ["inner-lasso"] * 2 + ["inner-ridge"] * 2
+    lasso, _, ridge, _ = rows
+    assert lasso == ridge | {"head": "inner-lasso"} and ridge["eps"] == 0
+    (config,) = [own for own in sweeps.sweep_configs("main", "quick", "results")
+                 if (own.head, own.eps) == ("inner-ridge", 0)]
+    scores = disentangle.disentangle(config)[0]  # it is so
+    assert scores["mcc"] == lasso["mcc"] and scores["r"] == lasso["r"]
 
 
 def test_texts_with_commas_survive_the_table(tmp_path):
