@@ -528,33 +528,52 @@ def lasso_vjp(F, y, lam, w, dw):
     y, lam = check_problem(F, y, lam)
     xp = array_namespace(F)
     _, n, m = F.shape
-    dF, dy, dlam = (xp.empty_like(a) for a in (F, y, lam))
+    u = adjoint_on_support(F, (w != 0) | (lam == 0)[:, None], dw)
+    dF, dy = xp.empty_like(F), xp.empty_like(y)
 
     def pull(some):
-        F_t, w_t = F[some, ...], w[some, ...]
-        support = gather_support((w_t != 0) | (lam[some] == 0)[:, None])
-        u = solve_psd(gram_of(F_t, support), on_support(dw[some, ...], support))
-        u = off_support(u, support)                                 # (T, m)
-        dF[some, ...], dy[some, ...] = pull_back(F_t, y[some, ...], w_t, u)
-        dlam[some] = -xp.sum(xp.sign(w_t) * u, axis=1)
+        own = F[some, ...], y[some, ...], w[some, ...], u[some, ...]
+        dF[some, ...], dy[some, ...] = pull_back(*own)
 
     on_threads(pull, task_blocks(F, 2 ** 17 // (n * m)))            # what stays in a core's cache
-    return dF, dy, dlam
+    return dF, dy, -xp.sum(xp.sign(w) * u, axis=1)
 
 
-def gram_of(F, support):
-    """F_S'F_S/n of the gathered columns, (T, k, k): without the Gram matrix of all features."""
+def adjoint_on_support(F, S, b):
+    """u (T, m) with F_S'F_S/n u_S = b_S and u = 0 off S, for masks S (T, m).
+
+    Tasks are taken by the size of their support: a block's systems have that of its largest.
+    """
     xp = array_namespace(F)
-    F_S = xp.take_along_axis(F, support.first[:, None, :], axis=2)  # (T, n, k)
+    order = xp.argsort(xp.sum(xp.astype(S, xp.int64), axis=1))
+
+    def solve(some):
+        support = gather_support(xp.take(S, some, axis=0))
+        u = solve_psd(gram_of(F, some, support), on_support(xp.take(b, some, axis=0), support))
+        return (off_support(u, support),)
+
+    u, = on_task_blocks(solve, 100, order)
+    return xp.take(u, xp.argsort(order), axis=0)
+
+
+def gram_of(F, some, support):
+    """F_S'F_S/n of some tasks' gathered columns, (T, k, k): without all features' Gram matrix."""
+    xp = array_namespace(F)
+    _, n, m = F.shape
+    row = m * (n * some[:, None] + xp.arange(n, device=device(F)))  # where F[t, i, 0] is
+    flat = row[:, :, None] + support.first[:, None, :]
+    F_S = xp.reshape(xp.take(xp.reshape(F, (-1,)), xp.reshape(flat, (-1,))), flat.shape)
     return padded(gram(F_S), support.on)
 
 
 def pull_back(F, y, w, u):
-    """-(d/dX)' u of F'(F w - y)/n, for X = F and y: what Lasso and ridge share."""
-    n = F.shape[1]
-    r = (y - matvec(F, w)) / n                                      # (T, n)
-    dy = matvec(F, u) / n
-    return outer_product(r, u) - outer_product(dy, w), dy
+    """-(d/dX)' u of F'(F w - y)/n, for X = F and y: what Lasso and ridge share.
+
+    With r = (y - F w)/n,  dy = F u/n  and  dF = r u' - dy w', in one product of inner size 2.
+    """
+    xp, n = array_namespace(F), F.shape[1]
+    r, dy = (y - matvec(F, w)) / n, matvec(F, u) / n                # (T, n)
+    return xp.matmul(xp.stack([r, -dy], axis=2), xp.stack([u, w], axis=1)), dy
 
 
 # ------------------------------------------------------------------------------ ridge

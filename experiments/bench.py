@@ -65,10 +65,13 @@ def bench(config):
 
 
 def machine(threads):
-    """The processor, the BLAS kernels and the number of threads, in a line."""
+    """The processor, the BLAS kernels and the number of threads, in a line; in a second one, what
+    keeps OpenBLAS from the processor's own kernels and so makes every product of ours slower."""
     blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
     told = {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in blas}
-    return f"{processor()}; BLAS: {', '.join(sorted(told))}; {threads} threads"
+    forced = {name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")}
+    warning = f"\nset by the environment: {forced}" if forced else ""
+    return f"{processor()}; BLAS: {', '.join(sorted(told))}; {threads} threads{warning}"
 
 
 def processor():
