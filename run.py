@@ -26,6 +26,7 @@ COMMANDS = {  # name: module of experiments/, settings class, function, what it 
     "curves": ("apply", "Curves", "curves", "MCC against the step of finished runs"),
     "sweep": ("sweeps", "Sweep", "sweep", "the runs behind the figures"),
     "figure": ("figures", "Figure", "figure", "a figure of the paper"),
+    "page": ("page", "Page", "page", "runs as a page to play with, one HTML file"),
     "theory": ("theory", "Theory", "command", "the formal claims, on numbers"),
     "choose-eps": ("sweeps", "ChooseEps", "choose_eps", "choose eps without ground truth, by UDR"),
     "gradcheck": ("gradcheck", "GradCheck", "gradcheck", "every derivative against differences"),

@@ -102,10 +102,13 @@ def add_flag(group, field):
 
 
 def add_positional(parser, field):
-    """A positional argument; a tuple takes one or more words."""
+    """A positional argument; a tuple takes one or more words, or none where that is its default."""
     meta = field.metadata
     if field.type is tuple:
-        parser.add_argument(field.name, nargs="+", help=meta["help"])
+        nargs = "*" if field.default == () else "+"
+        parser.add_argument(
+            field.name, nargs=nargs, default=field.default, help=meta["help"],
+            metavar=field.name.upper().removesuffix("S"))
     else:
         parser.add_argument(
             field.name, type=field.type, choices=meta["choices"], help=help_of(field),

@@ -1,0 +1,257 @@
+"""page.py -- a page to play with: finished runs in one HTML file, computed live in a browser.
+
+    run.py page [RUN ...]              RESULTS/page.html
+
+    scene    the five maps of light of all 480 geometries, and the colours
+    draws    2,000 images, half drawn uniformly, half as in training: factors, z, their features
+    run      an encoder's weights, its scores, |correlation|, and how its features are shown
+
+page.html is the template: it composes the images, runs the encoders and fits the tasks by the
+formulas of data.py, sparsedis.py and solvers.py. Arrays are little-endian, in base64.
+"""
+import base64
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+import data
+import metrics
+import sparsedis
+from experiments import disentangle, results, settings
+from experiments.apply import encode_in_batches
+from experiments.settings import OUT, option, out_path
+
+UNIFORM, TRAINING = 1000, 1000                                      # draws
+MOST_RUNS = 3                                                       # colours that are told apart
+CAUSES = ("floor hue", "wall hue", "object hue", "scale", "shape", "orientation")
+HUES = ("red", "orange", "yellow-green", "green", "mint", "cyan", "blue", "indigo", "violet",
+        "pink")
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """Write finished runs as a page to play with, one HTML file that needs no network."""
+
+    runs: tuple = option(
+        (), "folders of one to three finished runs on 3D Shapes; when not given, the default run "
+        "and one with --head inner-ridge --eps 0.1 beside it", positional=True)
+    train: bool = option(False, "train what is missing of these two", group="method")
+    source: str = option(
+        "", "where the page's links to the code lead, https://HOST/PROJECT/blob/main; this folder "
+        "when not given", group="output")
+    out: str = option("", OUT)
+    results: str = option("results", "folder of the results")
+
+
+def page(config):
+    """Pack the runs, and write the page."""
+    folders = [Path(run) for run in config.runs] or default_runs(config)
+    if len(folders) > MOST_RUNS:
+        raise ValueError(f"runs: found {len(folders)}, expected at most {MOST_RUNS}")
+    path = out_path(config, "page.html")
+    trained = [read_run(folder) for folder in folders]
+    html = render(trained, config.source or os.path.relpath(settings.ROOT, path.parent))
+    results.write_text(path, html)
+    print(f"{path}: {len(html) / 1e6:.1f} MB; open it in a browser")
+
+
+# What the page shows when no run is named; at this eps ridge finds all causes, and mixes them.
+DEFAULT_RUNS = ({"head": "inner-lasso"}, {"head": "inner-ridge", "eps": 0.1})
+
+
+def default_runs(config):
+    """The folders of the DEFAULT_RUNS; ValueError where one is missing and is not to be trained."""
+    configs = [disentangle.Disentangle(results=config.results, **own) for own in DEFAULT_RUNS]
+    missing = [own for own in configs if results.Run(own).result() is None]
+    if missing and not config.train:
+        flags = " and ".join(f"--head {own.head} --eps {own.eps}" for own in missing)
+        raise ValueError(
+            f"no finished run with {flags} in {config.results}; --train trains it first, which "
+            "takes one to two minutes a run on two cores; or name the folders of finished runs")
+    for own in missing:
+        disentangle.command(own)
+    return [results.Run(own).folder for own in configs]
+
+
+def render(trained, source):
+    """The page of some runs, as text."""
+    shapes, first = data.Shapes3D(), trained[0].config
+    z, p = data.latents(shapes, first["alpha"], first["rho"])
+    drawn = draw_images(shapes, p)
+    content = {
+        "names": CAUSES, "levels": data.LEVELS, "values": told_values(),
+        "scene": pack_scene(), "draws": pack_draws(shapes, z, drawn),
+        "runs": [pack_run(run, shapes, z, drawn) for run in trained],
+        "told_source": "All alike: every combination has the same probability. As in training: "
+                       f"causes are correlated at {first['rho']:g}.",
+        "code": code_links(source)}
+    tell_apart(content["runs"])
+    template = Path(__file__).with_name("page.html").read_text()
+    return template.replace("{{CONTENT}}", json.dumps(content).replace("<", "\\u003c"))
+
+
+def tell_apart(runs):
+    """Number the runs whose titles are those of others."""
+    titles = [run["title"] for run in runs]
+    for i, run in enumerate(runs):
+        if titles.count(run["title"]) > 1:
+            run["title"] += f" ({i + 1})"
+
+
+def told_values():
+    """What the sliders tell of each level of each factor."""
+    sizes = [f"{scale:.2f}" for scale in data.SCALES]
+    angles = [f"{degrees:.0f}°" for degrees in data.ORIENTATIONS]
+    return [HUES, HUES, HUES, sizes, data.SHAPES, angles]
+
+
+def code_links(source):
+    """Name of a function -> the address of its first line under the source."""
+    names = (
+        "data.compose", "sparsedis.cnn", "sparsedis.conv2d", "solvers.lasso",
+        "solvers.lasso_lambda_max", "solvers.ridge", "metrics.match", "experiments.page.page")
+    return {name: link_of(name, source) for name in names}
+
+
+def link_of(name, source):
+    """The address of a function's first line."""
+    module, _, function = name.rpartition(".")
+    found = inspect.unwrap(getattr(importlib.import_module(module), function))
+    return f"{source}/{module.replace('.', '/')}.py#L{inspect.getsourcelines(found)[1]}"
+
+
+# ------------------------------------------------------------------------------ images
+
+
+def pack_scene():
+    """The maps (5, 480, 4096) as 16-bit numbers times a step: of each of the 8 sizes of the object
+    the difference to the size before, whose zeros deflate well; first all low bytes, then all high
+    ones."""
+    maps = np.moveaxis(data.geometry_maps(), -1, 0).reshape(5, data.LEVELS[3], -1)
+    step = np.abs(maps).max() / (2 ** 15 - 1)
+    levels = np.round(maps / step).astype("<i2")
+    levels[:, 1:] -= levels[:, :-1].copy()                          # modulo 2^16
+    planes = levels.reshape(-1).view(np.uint8).reshape(-1, 2).T
+    return {
+        "maps": text_of(zlib.compress(planes.tobytes(), 9)), "step": float(step),
+        "palette": data.PALETTE.tolist(), "sky": data.SKY.tolist(), "white": data.WHITE.tolist()}
+
+
+def draw_images(shapes, p):
+    """Rows of images, UNIFORM drawn uniformly, then TRAINING of them by their weights p."""
+    rng = np.random.default_rng(30_000)
+    uniform = rng.integers(len(shapes), size=UNIFORM)
+    return np.concatenate([uniform, rng.choice(len(shapes), TRAINING, p=p)])
+
+
+def pack_draws(shapes, z, drawn):
+    """Factors and latents of the images drawn."""
+    return {
+        "uniform": UNIFORM, "factors": text_of(shapes.factors[drawn].astype(np.uint8).tobytes()),
+        "z": pack(z[drawn], np.float32)}
+
+
+def pack(a, dtype):
+    """An array as the page reads it."""
+    return {"type": np.dtype(dtype).name, "data": text_of(np.ascontiguousarray(a, dtype).tobytes())}
+
+
+def text_of(content):
+    """Bytes as text."""
+    return base64.b64encode(content).decode()
+
+
+# ------------------------------------------------------------------------------ runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished run: its settings and scores, its encoder and its parameters."""
+
+    config: dict
+    result: dict
+    encoder: sparsedis.Encoder
+    params: dict
+
+
+def read_run(folder):
+    """The Trained of a run's folder; ValueError where it is not a finished one on 3D Shapes."""
+    result = results.read_json(folder / "result.json", ("mcc", "r"))
+    config = results.read_json(folder / "config.json", ("rho", "alpha", "eps"), ("head", "norm"))
+    snapshot, spec, _ = results.load_checkpoint(folder / "checkpoint.npz")
+    if spec.name != "cnn" or spec.sizes["channels"] != 3 or config["norm"] != "batch":
+        raise ValueError(f"{folder}: expected a run on 3D Shapes with --norm batch")
+    return Trained(config, result, sparsedis.build(spec), snapshot.params)
+
+
+def pack_run(run, shapes, z, drawn):
+    """All that the page needs of a run. Features are shown in the place of the factor they go with,
+    with its sign; then those that go with none."""
+    F = features_of(run, run.params, shapes, drawn)
+    params, dtype = fit_to_page(run, F, shapes, drawn)
+    uniform, own = F[:UNIFORM], z[drawn[:UNIFORM]]
+    C = metrics.correlation(own, uniform)
+    factors, matched = (a.tolist() for a in metrics.match(C))
+    spare = [j for j in range(F.shape[1]) if j not in matched]
+    signs = [np.sign(np.corrcoef(own[:, k], uniform[:, j])[0, 1])
+             for k, j in zip(factors, matched, strict=True)]
+    head = run.config["head"].replace("lasso", "Lasso").removeprefix("inner-")
+    return {
+        "title": head, "settings": told_settings(run), "mcc": run.result["mcc"],
+        "r": run.result["r"], "correlation": C.tolist(), "order": [*matched, *spare],
+        "sign": [*signs, *(1.0 for _ in spare)], "factors": [*factors, *(-1 for _ in spare)],
+        "rows": [*(CAUSES[k] for k in factors), *(f"spare {j}" for j in spare)],
+        "mean": uniform.mean(axis=0).tolist(), "deviation": deviation_of(uniform).tolist(),
+        "draws": pack(F, np.float32), **pack_encoder(params, dtype)}
+
+
+def told_settings(run):
+    """What tells a run from others, in words."""
+    config = run.config
+    told = f"eps {config['eps']:g}, causes correlated at {config['rho']:g} in training, "
+    told += f"seed {config['seed']}, {config['steps']} steps"
+    return told if config["tasks"] == "bernoulli-gauss" else f"{told}, tasks {config['tasks']}"
+
+
+def deviation_of(F):
+    """The standard deviation of each feature; 1 for one that is constant."""
+    deviation = F.std(axis=0)
+    return np.where(deviation > 0, deviation, 1)
+
+
+def features_of(run, params, shapes, index):
+    """Features (N, m) of images."""
+    return encode_in_batches(run.encoder, params, {}, shapes.images, index)
+
+
+def fit_to_page(run, F, shapes, drawn):
+    """The parameters, rounded to float16 where that changes no feature by more than a thousandth of
+    its deviation, and their dtype."""
+    rounded = {name: a.astype(np.float16).astype(np.float32) for name, a in run.params.items()}
+    some = drawn[:UNIFORM:4]
+    change = np.abs(features_of(run, rounded, shapes, some) - F[:UNIFORM:4])
+    if (change / deviation_of(F[:UNIFORM])).max() < 1e-3:
+        return rounded, np.float16
+    return run.params, np.float32
+
+
+def pack_encoder(params, dtype):
+    """The weights of sparsedis.cnn, layer by layer W (outputs, inputs), then b, and the layers."""
+    convolutions = {"conv1": (4, 2, 1), "conv2": (4, 2, 1), "conv3": (2, 2, 0), "conv4": (2, 2, 0)}
+    layers, weights = {"convolutions": [], "linear": []}, []
+    for name in (*convolutions, "linear1", "linear2"):
+        W = np.moveaxis(params[f"{name}.W"], -1, 0)                 # from (k, k, C, O) or (a, c)
+        weights += [W.ravel(), params[f"{name}.b"]]
+        shape = [len(W), W.size // len(W)]
+        if name in convolutions:
+            k, stride, pad = convolutions[name]
+            layers["convolutions"].append({"shape": shape, "k": k, "stride": stride, "pad": pad})
+        else:
+            layers["linear"].append({"shape": shape})
+    return layers | {"weights": pack(np.concatenate(weights), dtype)}

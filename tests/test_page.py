@@ -1,0 +1,374 @@
+"""The page: what Python packs, and what a browser makes of it.
+
+    python -m tests.test_page PAGE.html OUT.png [1180 600]
+
+is a screenshot of a page in a window of that size, and tells how long it opens and draws.
+"""
+
+import base64
+import dataclasses
+import json
+import re
+import shutil
+import sys
+import time
+import zlib
+
+import numpy as np
+import pytest
+
+import data
+import run
+import solvers
+import sparsedis
+from experiments import disentangle, page, plots
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+TINY = {"steps": 2, "image_sets": 1, "samples": 12, "tasks_per_set": 2, "eval_images": 60}
+RUNS = {  # name: settings
+    "lasso": {},
+    "ridge": {"head": "inner-ridge", "eps": 0.1, "seed": 1},
+    "ten": {"features": 10, "rho": 0.5},
+}
+FACTORS = np.random.default_rng(0).integers(data.LEVELS, size=(20, 6))
+
+
+# ------------------------------------------------------------------------------ what is packed
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of runs, trained for two steps."""
+    home = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        for draw in ("draw_training", "draw_correlation", "draw_responses"):
+            patch.setattr(plots, draw, lambda *args, **options: None)
+        configs = {
+            name: disentangle.Disentangle(results=str(home), **TINY, **own)
+            for name, own in RUNS.items()
+        }
+        return {name: disentangle.disentangle(own)[1].folder for name, own in configs.items()}
+
+
+def written(folders, path, *names):
+    """The page of some runs, and its content."""
+    chosen = [str(folders[name]) for name in names]
+    assert run.main(["page", *chosen, "--out", str(path)]) == 0
+    return json.loads(re.search(r'id="content">(.*?)</script>', path.read_text(), re.S).group(1))
+
+
+@pytest.fixture(scope="module")
+def two(folders, tmp_path_factory):
+    """The path of a page of two runs."""
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    written(folders, path, "lasso", "ridge")
+    return path
+
+
+def test_a_page_of_two_runs_is_small_and_needs_no_network(two, folders):
+    text = two.read_text()
+    assert 1e6 < len(text) < 6e6 and "default-src 'none'" in text
+    own = re.sub(r'id="content">.*?</script>', "", text, flags=re.S)
+    assert re.findall(r'(?:src|href)="([^"]*)"', own) == ["https://arxiv.org/abs/2211.14666"]
+
+
+def test_the_maps_are_unpacked_as_they_were(two):
+    scene = page.pack_scene()
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(scene["maps"])), np.uint8)
+    levels = planes.reshape(2, -1).T.copy().view("<i2").reshape(5, 8, 60, 4096)
+    maps = np.cumsum(levels, axis=1, dtype=np.int16) * scene["step"]
+    wanted = np.moveaxis(data.geometry_maps(), -1, 0).reshape(maps.shape)
+    assert np.abs(maps - wanted).max() <= 0.51 * scene["step"] < 3e-5
+
+
+def test_weights_are_halved_only_where_no_feature_changes(folders):
+    trained = page.read_run(folders["lasso"])
+    shapes, drawn = data.Shapes3D(), np.arange(page.UNIFORM)
+    halves = {name: a.astype(np.float16).astype(np.float32) for name, a in trained.params.items()}
+    far = halves | {"linear2.b": halves["linear2.b"] + np.float32(3000.3)}  # a half is 3000
+    for params, wanted in ((halves, np.float16), (far, np.float32)):
+        own = dataclasses.replace(trained, params=params)
+        F = page.features_of(own, params, shapes, drawn)
+        kept, dtype = page.fit_to_page(own, F, shapes, drawn)
+        assert dtype == wanted
+        assert all(np.array_equal(kept[name], params[name]) for name in params)
+
+
+def test_the_links_lead_to_the_functions():
+    for name, link in page.code_links("SOURCE").items():
+        path, line = link.removeprefix("SOURCE/").split("#L")
+        lines = (page.settings.ROOT / path).read_text().splitlines()
+        assert name.rpartition(".")[2] in "".join(lines[int(line) - 1 : int(line) + 1])
+
+
+def test_runs_of_the_same_title_are_told_apart(folders, tmp_path):
+    content = written(folders, tmp_path / "p.html", "lasso", "ten", "ridge")
+    assert [own["title"] for own in content["runs"]] == ["Lasso (1)", "Lasso (2)", "ridge"]
+    assert "0.9" in content["told_source"]  # of the first run
+
+
+def test_features_without_a_factor_come_last(folders, tmp_path):
+    (own,) = written(folders, tmp_path / "p.html", "ten")["runs"]
+    assert sorted(own["order"]) == list(range(10))
+    assert own["factors"] == [0, 1, 2, 3, 4, 5, -1, -1, -1, -1] and own["rows"][9][:5] == "spare"
+    C = np.array(own["correlation"])
+    assert all(own["sign"][k] in (-1, 1) for k in range(6)) and C.shape == (6, 10)
+
+
+def test_default_runs_are_trained_when_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["page"]) == 2
+    error = capsys.readouterr().err
+    assert "--train" in error and "--head inner-ridge --eps 0.1" in error
+    plain = disentangle.Disentangle
+    monkeypatch.setattr(disentangle, "Disentangle", lambda **own: plain(**TINY, **own))
+    for draw in ("draw_training", "draw_correlation", "draw_responses"):
+        monkeypatch.setattr(plots, draw, lambda *args, **options: None)
+    assert run.main(["page", "--train"]) == 0
+    assert (tmp_path / "results/page.html").stat().st_size > 1e6
+    assert run.main(["page"]) == 0  # they are there now
+
+
+def test_what_is_no_run_of_it_is_refused(folders, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(folders["lasso"], other)
+    told = json.loads((other / "config.json").read_text()) | {"norm": "layer"}
+    (other / "config.json").write_text(json.dumps(told))
+    for chosen in ([str(tmp_path)], [str(other)], [str(folders["lasso"])] * 4):
+        assert run.main(["page", *chosen, "--out", str(tmp_path / "p.html")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "p.html").exists()
+
+
+# ------------------------------------------------------------------------------ in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    with sync_api.sync_playwright() as playwright:
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as found:
+            yield found
+
+
+def opened(browser, path, **options):
+    """A tab with a page; its .faults are what it wrote on the console, and its requests."""
+    tab = browser.new_page(**options)
+    tab.faults, requests = [], []
+    tab.on("console", lambda message: tab.faults.append(message.text))
+    tab.on("pageerror", lambda error: tab.faults.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("body[data-ready]")
+    tab.faults += requests[1:]  # the first is the page
+    return tab
+
+
+def wait(tab, condition):
+    """Until a condition holds; asked from here, since the page forbids to evaluate texts."""
+    for _ in range(200):
+        if tab.evaluate(condition):
+            return
+        time.sleep(0.05)
+    raise AssertionError(condition)
+
+
+@pytest.fixture(scope="module")
+def tab(browser, two):
+    """A tab with the page of two runs."""
+    return opened(browser, two)
+
+
+@in_browser
+def test_the_picture_is_that_of_compose(tab):
+    geometry = np.ravel_multi_index(FACTORS[:, 3:].T, data.LEVELS[3:])
+    wanted = data.compose(geometry, FACTORS[:, :3]).reshape(20, -1)
+    found = tab.evaluate("all => all.map(f => [...compose(f)])", FACTORS.tolist())
+    away = np.abs(255 * (np.array(found) - wanted))
+    assert away.max() < 1.01 and (away < 0.5).mean() > 0.99
+
+
+@in_browser
+def test_halves_are_numpys(tab):
+    bits = np.arange(2**16, dtype=np.uint16)
+    wanted = bits.view(np.float16)
+    finite = np.isfinite(wanted)
+    found = np.array(tab.evaluate("bits => bits.map(half)", bits[finite].tolist()))
+    assert np.array_equal(found, wanted[finite].astype(float))
+
+
+@in_browser
+def test_features_are_pythons(tab, folders):
+    shapes = data.Shapes3D()
+    index = np.ravel_multi_index(FACTORS.T, data.LEVELS)
+    script = "all => all.map(f => runs.map(run => features(run, compose(f))))"
+    found = tab.evaluate(script, FACTORS.tolist())
+    for r, name in enumerate(("lasso", "ridge")):
+        trained = page.read_run(folders[name])
+        F = page.features_of(trained, trained.params, shapes, index)
+        told = tab.evaluate(f"(({{order, sign, mean, deviation}}) => "
+                            f"[order, sign, mean, deviation])(runs[{r}])")
+        order, sign, mean, deviation = map(np.array, told)
+        wanted = sign * ((F - mean) / deviation)[:, order]
+        assert np.abs(np.array([own[r] for own in found]) - wanted).max() < 1e-3
+
+
+@in_browser
+@pytest.mark.parametrize("n, m", [(25, 6), (50, 10), (8, 10)])
+def test_fits_are_those_of_the_solvers(tab, n, m):
+    rng = np.random.default_rng(n)
+    mix = np.linalg.cholesky(0.3 * np.eye(m) + 0.7)
+    F, _ = sparsedis.normalise((rng.standard_normal((n, m)) @ mix)[None])
+    w = rng.standard_normal(m) * (np.arange(m) % 2)
+    y = (F[0] @ w + 0.1 * rng.standard_normal(n))[None]
+    for eps in (0.01, 0.1, 0.5):
+        args = [F[0].tolist(), y[0].tolist(), eps]
+        wanted, _ = solvers.lasso(F, y, eps * solvers.lasso_lambda_max(F, y))
+        found = np.array(tab.evaluate("([F, y, eps]) => lasso(F, y, eps)", args))
+        assert np.abs(found - wanted[0]).max() < 1e-6
+        assert np.array_equal(found != 0, wanted[0] != 0)
+        wanted = solvers.ridge(F, y, eps * solvers.ridge_lambda_max(F))
+        found = np.array(tab.evaluate("([F, y, eps]) => ridge(F, y, eps)", args))
+        assert np.abs(found - wanted[0]).max() < 1e-6
+
+
+@in_browser
+def test_a_task_is_fitted_to_what_it_shows(tab, folders):
+    tab.evaluate("task.w = [0, 1.5, 0, 0, -1, 0]; showTask()")
+    shown = tab.evaluate("({...sampleTask(), fits: task.fits})")
+    z, p = data.latents(data.Shapes3D())
+    drawn = page.draw_images(data.Shapes3D(), p)
+    ids, y = np.array(shown["ids"]), np.array(shown["y"])
+    signal = z[drawn[ids]] @ [0, 1.5, 0, 0, -1, 0]
+    assert np.std(y - signal) == pytest.approx(0.1 * np.std(signal), rel=0.1)
+    trained = page.read_run(folders["lasso"])
+    F = page.features_of(trained, trained.params, data.Shapes3D(), drawn[ids]).astype(float)
+    fit, _ = sparsedis.normalise(F[None, :25])
+    centred = y[None, :25]
+    w, _ = solvers.lasso(fit, centred, 0.1 * solvers.lasso_lambda_max(fit, centred))
+    order, sign = (np.array(tab.evaluate(f"runs[0].{name}")) for name in ("order", "sign"))
+    assert np.allclose(shown["fits"][0]["w"], sign * w[0, order], atol=1e-4)
+    mean, deviation = F[:25].mean(axis=0), np.sqrt(F[:25].var(axis=0) + 1e-5)
+    told = (F[-500:] - mean) / deviation @ w[0] + y[:25].mean()
+    error = np.mean((y[-500:] - told) ** 2) / np.var(y[-500:])
+    assert shown["fits"][0]["error"] == pytest.approx(error, rel=1e-3)
+
+
+@in_browser
+def test_a_slider_moves_its_factor_and_the_picture(tab):
+    tab.evaluate("state.factors = [0, 1, 2, 3, 1, 5]; hold(0)")
+    pixels = "find('picture').toDataURL()"
+    before = tab.evaluate(pixels)
+    tab.focus("#factor-3")
+    tab.keyboard.press("ArrowRight")
+    wait(tab, f"find('value-3').textContent === '{data.SCALES[4]:.2f}'")
+    assert tab.evaluate("state.factors") == [0, 1, 2, 4, 1, 5] and tab.evaluate(pixels) != before
+    assert tab.get_attribute("#factor-3", "aria-valuetext") == f"{data.SCALES[4]:.2f}"
+    box = tab.locator("#factor-0").bounding_box()
+    y = box["y"] + box["height"] / 2
+    tab.mouse.move(box["x"] + 8, y)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + box["width"] - 8, y, steps=8)
+    tab.mouse.up()
+    wait(tab, "find('value-0').textContent === 'pink'")
+    assert tab.inner_text("#moved").startswith("You moved floor hue: with Lasso ")
+    low, high = tab.evaluate("state.trail[0][0]")
+    assert high > low  # where the feature went
+    held = tab.eval_on_selector_all(".factor.held label", "all => all.map(e => e.textContent)")
+    assert held == ["floor hue"]
+    wait(tab, "state.curves.levels.length === 10")  # when idle
+    lines = tab.locator("#features .card").first.locator("polyline")
+    assert lines.count() == 6
+    set_4 = "find('factor-4').value = 2; find('factor-4').dispatchEvent(new Event('input'))"
+    tab.evaluate(set_4)  # as a screen reader does, without the focus
+    wait(tab, "find('value-4').textContent === 'sphere' && state.held === 4")
+
+
+@in_browser
+def test_buttons_draw_pictures_and_tasks(tab):
+    for source in ("uniform", "training"):
+        before = tab.evaluate("state.factors.join()")
+        tab.click(f"#{source}")
+        assert tab.evaluate("state.factors.join()") != before
+    tab.click("#task")
+    w = tab.evaluate("task.w")
+    assert 1 <= np.count_nonzero(w) <= 6
+    told = [float(tab.inner_text(f"#w-told-{k}")) for k in range(6)]
+    assert told == pytest.approx(w)
+    by_lasso = tab.inner_text("#fits")
+    tab.click("input[value=ridge]")
+    assert tab.inner_text("#fits") != by_lasso and "6 of 6 not zero" in tab.inner_text("#fits")
+    tab.click("input[value=lasso]")
+    assert tab.inner_text("#fits") == by_lasso
+    tab.evaluate("find('w-0').value = 2; find('w-0').dispatchEvent(new Event('input'))")
+    assert tab.evaluate("task.w[0]") == 2 and tab.inner_text("#w-told-0") == "2.0"
+
+
+@in_browser
+def test_a_drag_is_answered_at_once(tab):
+    assert drag_milliseconds(tab) < 200  # 50 are wanted, on a machine with nothing else to do
+
+
+def drag_milliseconds(tab):
+    """The median time of 100 drags."""
+    script = """() => Array.from({length: 100}, (_, i) => {
+        state.factors[i % 6] = i % levels[i % 6];
+        show();
+        return state.lastDraw;
+    })"""
+    return np.median(tab.evaluate(script))
+
+
+@in_browser
+@pytest.mark.parametrize("names", [("ten",), ("lasso", "ten", "ridge")])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_any_runs_fit_any_screen(browser, folders, tmp_path, names, width):
+    path = tmp_path / "page.html"
+    written(folders, path, *names)
+    tab = opened(browser, path, viewport={"width": width, "height": 800}, color_scheme="dark")
+    assert tab.locator("#features .card").count() == len(names)
+    rows = tab.evaluate("state.features.map(own => own.length)")
+    assert rows == [10 if name == "ten" else 6 for name in names]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
+    tab.click("#task")
+    assert tab.faults == []
+    tab.close()
+
+
+@in_browser
+def test_nothing_was_fetched_and_nothing_went_wrong(tab):
+    tab.click("summary")
+    links = tab.eval_on_selector_all("[data-code]", "all => all.map(e => e.href)")
+    assert len(links) == 8 and all("#L" in link for link in links)
+    assert tab.faults == []
+
+
+@in_browser
+def test_a_screen_reader_hears_of_everything(tab):
+    unnamed = """() => [...document.querySelectorAll('input, svg, canvas, button')].filter(e =>
+        !(e.labels && e.labels.length) && !e.getAttribute('aria-label') && !e.textContent.trim())
+        .map(e => e.outerHTML)"""
+    assert tab.evaluate(unnamed) == []
+
+
+if __name__ == "__main__":
+    source, out, *more = sys.argv[1:]
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        width, height = map(int, more or (1180, 600))
+        size = {"width": width, "height": height}
+        began = time.perf_counter()
+        shown = opened(chromium, page.Path(source).resolve(), viewport=size)
+        print(f"opened in {time.perf_counter() - began:.2f} s")
+        print(f"a drag takes {drag_milliseconds(shown):.1f} ms")
+        shown.evaluate("state.factors = [0, 4, 6, 5, 2, 7]; hold(0)")
+        for level in range(10):
+            shown.evaluate(f"move(0, {level})")
+            time.sleep(0.1)
+        wait(shown, "state.curves.levels.length === 10")
+        shown.screenshot(path=out)
+        print(out, shown.faults)
+        chromium.close()
