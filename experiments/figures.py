@@ -72,7 +72,7 @@ def draw_bars(rows, path, panels, scores):
         column[-1].set_xlabel(EPS_AXIS)
     for ax, score in zip(axes[:, 0], scores, strict=True):
         ax.set_ylabel(LABELS[score])
-    save_with_legend(fig, axes[0, 0], path, columns=4)
+    save_with_legend(fig, axes[0, 0], path, columns=4 if len(panels) > 1 else 2)
 
 
 def draw_groups(ax, rows, score, methods=METHODS):

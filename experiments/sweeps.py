@@ -68,7 +68,7 @@ def shown(head, eps, rho):
 
 # Figs. 11 to 14, in this order; eps is the best of docs/main-quick.csv, 0 in Fig. 12.
 RESPONSES = [shown("inner-lasso", 0.3, 0.0), shown("inner-ridge", 0.0, 0.0),
-             shown("inner-lasso", 0.3, 0.9), shown("inner-ridge", 0.3, 0.9)]
+             shown("inner-lasso", 0.3, 0.9), shown("inner-ridge", 0.03, 0.9)]
 
 # The sweeps of Disentangle: their parts at quick and at paper scale.
 SWEEPS = {
