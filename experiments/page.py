@@ -214,8 +214,8 @@ def pack_run(run, shapes, z, drawn):
 def told_settings(run):
     """What tells a run from others, in words."""
     config = run.config
-    told = f"eps {config['eps']:g}, causes correlated at {config['rho']:g} in training, "
-    told += f"seed {config['seed']}, {config['steps']} steps"
+    told = f"penalty {config['eps']:g}, {config['steps']} steps, seed {config['seed']}; "
+    told += f"causes correlated at {config['rho']:g} in training"
     return told if config["tasks"] == "bernoulli-gauss" else f"{told}, tasks {config['tasks']}"
 
 

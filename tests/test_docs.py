@@ -149,7 +149,7 @@ def test_experiments_import_in_one_direction():
 
 def test_no_line_is_beyond_column_100():
     for folder in (".", "experiments", "tests", "docs/examples"):
-        for path in (ROOT / folder).glob("*.py"):
+        for path in [*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.html")]:
             for number, line in enumerate(path.read_text().splitlines(), start=1):
                 assert len(line) <= 100, f"{path}:{number}"
 
