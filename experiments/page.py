@@ -88,7 +88,7 @@ def render(trained, source):
         "names": CAUSES, "levels": data.LEVELS, "values": told_values(),
         "scene": pack_scene(), "draws": pack_draws(shapes, z, drawn),
         "runs": [pack_run(run, shapes, z, drawn) for run in trained],
-        "told_source": "All alike: every combination has the same probability. As in training: "
+        "told_source": "Independent: every combination has the same probability. As in training: "
                        f"causes are correlated at {first['rho']:g}.",
         "code": code_links(source)}
     tell_apart(content["runs"])
