@@ -248,7 +248,7 @@ def test_a_task_is_fitted_to_what_it_shows(tab, folders):
     F = page.features_of(trained, trained.params, data.Shapes3D(), drawn[ids]).astype(float)
     fit, _ = sparsedis.normalise(F[None, :25])
     centred = y[None, :25]
-    w, _ = solvers.lasso(fit, centred, 0.1 * solvers.lasso_lambda_max(fit, centred))
+    w, _ = solvers.lasso(fit, centred, 0.03 * solvers.lasso_lambda_max(fit, centred))
     order, sign = (np.array(tab.evaluate(f"runs[0].{name}")) for name in ("order", "sign"))
     assert np.allclose(shown["fits"][0]["w"], sign * w[0, order], atol=1e-4)
     mean, deviation = F[:25].mean(axis=0), np.sqrt(F[:25].var(axis=0) + 1e-5)
