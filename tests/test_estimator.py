@@ -29,15 +29,26 @@ def correlated_factors(rng, N=1000, d=12, m=4, K=24, rho=0.8):
     return z, z @ rng.standard_normal((m, d)), z @ W.T + 0.05 * rng.standard_normal((N, K))
 
 
+def targets_of_one_or_two(rng, z, K):
+    """Labels of K targets, of one or two factors each."""
+    m = z.shape[1]
+    on = rng.random((K, m)).argsort(axis=1) < rng.integers(1, 3, size=(K, 1))
+    W = rng.standard_normal((K, m)) * on
+    return z @ W.T + 0.05 * rng.standard_normal((len(z), K))
+
+
 def test_the_lasso_finds_the_factors_and_the_ridge_mixes_them():
-    z, X, Y = correlated_factors(np.random.default_rng(0))
+    """With 100 targets; with 24 it does not on every data set: docs/own-data.md."""
+    rng = np.random.default_rng(1)
+    z, X, _ = correlated_factors(rng)
+    Y = targets_of_one_or_two(rng, z, K=100)
     mcc = {}
     for head in ("inner-lasso", "inner-ridge"):
         model = SparseTasks(n_components=4, head=head, steps=300).fit(X, Y)
-        assert model.coef_.shape == (24, 4) and model.intercept_.shape == (24,)
+        assert model.coef_.shape == (100, 4) and model.intercept_.shape == (100,)
         assert model.score(X, Y) > 0.95
         mcc[head] = metrics.mcc(z, model.transform(X))
-    assert mcc["inner-lasso"] > 0.96 > mcc["inner-ridge"] + 0.03, mcc
+    assert mcc["inner-lasso"] > 0.99 > mcc["inner-ridge"] + 0.04, mcc
 
 
 def test_a_gap_in_the_labels_is_no_label():
