@@ -208,7 +208,7 @@ def pack_run(run, shapes, z, drawn):
         "sign": [*signs, *(1.0 for _ in spare)], "factors": [*factors, *(-1 for _ in spare)],
         "rows": [*(CAUSES[k] for k in factors), *(f"spare {j}" for j in spare)],
         "mean": uniform.mean(axis=0).tolist(), "deviation": deviation_of(uniform).tolist(),
-        "draws": pack(F, np.float32), **pack_encoder(params, dtype)}
+        "draws": pack(F, np.float32), **pack_encoder(run, params, dtype)}
 
 
 def told_settings(run):
@@ -241,17 +241,26 @@ def fit_to_page(run, F, shapes, drawn):
     return run.params, np.float32
 
 
-def pack_encoder(params, dtype):
-    """The weights of sparsedis.cnn, layer by layer W (outputs, inputs), then b, and the layers."""
-    convolutions = {"conv1": (4, 2, 1), "conv2": (4, 2, 1), "conv3": (2, 2, 0), "conv4": (2, 2, 0)}
-    layers, weights = {"convolutions": [], "linear": []}, []
-    for name in (*convolutions, "linear1", "linear2"):
-        W = np.moveaxis(params[f"{name}.W"], -1, 0)                 # from (k, k, C, O) or (a, c)
-        weights += [W.ravel(), params[f"{name}.b"]]
-        shape = [len(W), W.size // len(W)]
-        if name in convolutions:
-            k, stride, pad = convolutions[name]
-            layers["convolutions"].append({"shape": shape, "k": k, "stride": stride, "pad": pad})
+def pack_encoder(run, params, dtype):
+    """The layers of sparsedis.cnn, and their weights one after another: W (outputs, inputs), b."""
+    convolutions, linear, weights = [], [], []
+    for layer in layers_with_weights(run.encoder.layer):
+        W, b = (params[name] for name in layer.shapes)
+        k, W = W.shape[0], np.moveaxis(W, -1, 0)                    # from (k, k, C, O) or (a, c)
+        own = {"shape": [len(W), W.size // len(W)]}
+        if W.ndim == 4:
+            asked = {"stride": 1, "pad": 0} | layer.settings
+            convolutions.append(own | {"k": k, "stride": asked["stride"], "pad": asked["pad"]})
         else:
-            layers["linear"].append({"shape": shape})
-    return layers | {"weights": pack(np.concatenate(weights), dtype)}
+            linear.append(own)
+        weights += [W.ravel(), b]
+    packed = pack(np.concatenate(weights), dtype)
+    return {"convolutions": convolutions, "linear": linear, "weights": packed}
+
+
+def layers_with_weights(layer):
+    """The innermost layers that have parameters, in order."""
+    if isinstance(layer, sparsedis.Layer):
+        return [layer] if layer.shapes else []
+    inside = layer.layers if isinstance(layer, sparsedis.Sequential) else [layer.layer]
+    return [leaf for one in inside for leaf in layers_with_weights(one)]

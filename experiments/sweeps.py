@@ -169,17 +169,18 @@ def sweep(config):
     if config.index >= len(configs):
         raise ValueError(f"--index: found {config.index}, expected -1 to {len(configs) - 1}")
     chosen = configs if config.index < 0 else [configs[config.index]]
-    runs = {run_of(own).name: run_of(own).config for own in chosen}
-    read = partial(read_table, name, config.scale, config.results)
-    there = runs.keys() & {row["run"] for row in read()}
+    runs = {run.name: run.config for run in map(run_of, chosen)}
+    table = partial(read_table, name, config.scale, config.results)
+    there = runs.keys() & {row["run"] for row in table()}
     missing = [own for run, own in runs.items() if run not in there]
     print(f"sweep {name}, {config.scale}: {len(runs)} runs, {len(there)} there already", flush=True)
 
     path = table_of(name, config.scale, config.results)
     for _ in run_all(missing, config, f"sweep {name}"):
-        write_table(read(), path, type(configs[0]))
-    if read():
-        write_table(read(), path, type(configs[0]))
+        write_table(table(), path, type(configs[0]))                # kept, whatever comes
+    rows = table()
+    if rows:
+        write_table(rows, path, type(configs[0]))
         print(path)
 
 
@@ -264,11 +265,11 @@ def table_of(name, scale, folder):
 def read_table(name, scale, folder):
     """The rows of a sweep's finished runs; of some only the table there tells, see ROWS_ONLY."""
     told = read_told(table_of(name, scale, folder)) if name in ROWS_ONLY else {}
-    rows = [row_of(config, told) for config in sweep_configs(name, scale, folder)]
+    rows = [read_row(config, told) for config in sweep_configs(name, scale, folder)]
     return [row for row in rows if row]
 
 
-def row_of(config, told):
+def read_row(config, told):
     """A run's name, settings, scores, the digest of the code that made it, and its folder, None
     where only a table tells of it; None for a run that is not finished."""
     run = run_of(config)
