@@ -63,9 +63,15 @@ def check_problem(F, Y, *lams):
             f"expected F (T, n, m) and y (T, n) or Y (T, n, k) of one dtype, found {found}")
     if 0 in F.shape or 0 in Y.shape:
         raise ValueError(f"found no samples, features or tasks: F {tuple(F.shape)}")
-    if not bool(xp.isfinite(xp.linalg.vector_norm(F)) & xp.isfinite(xp.linalg.vector_norm(Y))):
+    if not bool(xp.isfinite(sum_of_squares(F)) & xp.isfinite(sum_of_squares(Y))):
         raise ValueError("F or y holds values that are not finite (or too large to multiply)")
     return Y, *(per_task(lam, F) for lam in lams)
+
+
+def sum_of_squares(x):
+    """||x||^2 of all entries, one product."""
+    x = array_namespace(x).reshape(x, (-1,))
+    return x @ x
 
 
 def per_task(lam, F):
@@ -569,10 +575,12 @@ def gram_of(F, some, support):
 def pull_back(F, y, w, u):
     """-(d/dX)' u of F'(F w - y)/n, for X = F and y: what Lasso and ridge share.
 
-    With r = (y - F w)/n,  dy = F u/n  and  dF = r u' - dy w', in one product of inner size 2.
+    With r = (y - F w)/n,  dy = F u/n  and  dF = r u' - dy w': two products of sizes 2, one pass
+    over F and one over dF.
     """
     xp, n = array_namespace(F), F.shape[1]
-    r, dy = (y - matvec(F, w)) / n, matvec(F, u) / n                # (T, n)
+    of = xp.matmul(F, xp.stack([w, u], axis=2)) / n                 # (T, n, 2)
+    r, dy = y / n - of[:, :, 0], of[:, :, 1]
     return xp.matmul(xp.stack([r, -dy], axis=2), xp.stack([u, w], axis=1)), dy
 
 

@@ -590,26 +590,30 @@ def column_sums(x):
     return xp.ones(x.shape[0], dtype=x.dtype, device=device(x)) @ x
 
 
+# Where a layer only chooses between its inputs, its cache is the mask of its choice, a byte each.
+
+
 def relu(x):
-    """max(x, 0)."""
-    out = array_namespace(x).maximum(x, 0)
-    return out, out
+    """max(x, 0). The zeros are an array: with a number, NumPy's maximum is half as fast."""
+    xp = array_namespace(x)
+    out = xp.maximum(x, xp.zeros_like(x[:1, ...]))
+    return out, out > 0
 
 
-def relu_backward(dout, cache):
+def relu_backward(dout, positive):
     """dx = dout where x > 0."""
-    return (dout * array_namespace(dout).astype(cache > 0, dout.dtype),)
+    return (dout * array_namespace(dout).astype(positive, dout.dtype),)
 
 
 def leaky_relu(x, slope=0.1):
     """x where positive, slope x elsewhere."""
-    return array_namespace(x).maximum(x, slope * x), (x, slope)
+    return array_namespace(x).maximum(x, slope * x), (x > 0, slope)
 
 
 def leaky_relu_backward(dout, cache):
     """dx = dout where x > 0, slope dout elsewhere."""
-    x, slope = cache
-    return (array_namespace(dout).where(x > 0, dout, slope * dout),)
+    positive, slope = cache
+    return (array_namespace(dout).where(positive, dout, slope * dout),)
 
 
 def flatten(x):
@@ -629,6 +633,8 @@ def trim(x):
 
 def trim_backward(dout, cache):
     """0 in the row and the column that were left out."""
+    if dout.shape == cache:
+        return (dout,)
     _, H, W, _ = dout.shape
     dx = array_namespace(dout).zeros(cache, dtype=dout.dtype, device=device(dout))
     dx[:, :H, :W, :] = dout
@@ -648,31 +654,45 @@ def global_pool_backward(dout, cache):
 
 
 def max_pool2d(x):
-    """The largest of each 2 x 2 pixels, (N, H, W, C) -> (N, H//2, W//2, C).
-
-    Of an odd side the last pixel is left out.
+    """The largest of each 2 x 2 pixels, (N, H, W, C) -> (N, H//2, W//2, C): the larger of two rows,
+    then of two columns. Of an odd side the last pixel is left out.
     """
-    xp = array_namespace(x)
-    out = functools.reduce(xp.maximum, [x[at] for at in quarters(x.shape)])
-    return out, (x, out)
+    x, shape = trim(x)
+    x, of_rows = larger(x, 1)
+    x, of_columns = larger(x, 2)
+    return x, (of_rows, of_columns, shape)
 
 
 def max_pool2d_backward(dout, cache):
     """The largest pixel takes dout; of equal ones, the first."""
-    x, out = cache
+    of_rows, of_columns, shape = cache
+    dout, = larger_backward(dout, of_columns)
+    dout, = larger_backward(dout, of_rows)
+    return trim_backward(dout, shape)
+
+
+def larger(x, axis):
+    """The larger of each two rows (axis 1) or columns (2)."""
+    first, second = pairs(x, axis)
+    return array_namespace(x).maximum(first, second), (first >= second, axis)
+
+
+def larger_backward(dout, cache):
+    """The larger takes dout."""
     xp = array_namespace(dout)
-    dx = xp.zeros_like(x)
-    for at in quarters(x.shape):
-        dx[at] = dout * xp.astype(x[at] == out, dout.dtype)
-        dout = dout - dx[at]
+    is_first, axis = cache
+    shape = tuple(size * (2 if i == axis else 1) for i, size in enumerate(dout.shape))
+    dx = xp.empty(shape, dtype=dout.dtype, device=device(dout))
+    dfirst, dsecond = pairs(dx, axis)
+    dfirst[...] = dout * xp.astype(is_first, dout.dtype)
+    dsecond[...] = dout - dfirst
     return (dx,)
 
 
-def quarters(shape):
-    """The slices of an image's pixels of even and odd rows and columns."""
-    H, W = shape[1] // 2 * 2, shape[2] // 2 * 2
-    offsets = itertools.product((0, 1), repeat=2)
-    return [(slice(None), slice(a, H, 2), slice(b, W, 2), slice(None)) for a, b in offsets]
+def pairs(x, axis):
+    """The even and the odd rows (axis 1) or columns (2)."""
+    before = (slice(None),) * axis
+    return x[(*before, slice(0, None, 2), ...)], x[(*before, slice(1, None, 2), ...)]
 
 
 # A k x k convolution of stride s, with k = q s, is a dense q x q one of stride 1 after
@@ -796,20 +816,22 @@ def depth_to_space(X, s):
     return xp.reshape(xp.permute_dims(X, (0, 1, 3, 2, 4)), (N, H * s, W * s, C // s // s))
 
 
-def shifts(q, H, W):
-    """For each of the q^2 offsets, its number and the slices of the H x W window there."""
-    for k, (a, b) in enumerate(itertools.product(range(q), repeat=2)):
-        yield k, slice(a, a + H), slice(b, b + W)
-
-
 def windows(X, q):
-    """(N, H, W, C) -> (N, H-q+1, W-q+1, q q C), the q^2 shifted copies side by side."""
+    """(N, H, W, C) -> (N, H-q+1, W-q+1, q q C), the q^2 shifted copies side by side.
+
+    The q pixels of a window's row lie side by side in X too, and are copied at once: every q-th
+    window, from each of the first q. A single channel is faster pixel by pixel.
+    """
     xp = array_namespace(X)
     N, H, W, C = X.shape
     H, W = H - q + 1, W - q + 1
-    out = xp.empty((N, H, W, q * q, C), dtype=X.dtype, device=device(X))
-    for k, down, right in shifts(q, H, W):
-        out[:, :, :, k, :] = X[:, down, right, :]
+    run = q if C > 1 else 1                                         # pixels copied at once
+    out = xp.empty((N, H, W, q, q * C), dtype=X.dtype, device=device(X))
+    for a, b, first in itertools.product(range(q), range(0, q, run), range(min(run, W))):
+        count = len(range(first, W, run))
+        side_by_side = X[:, a:a + H, first + b:first + b + run * count, :]
+        out[:, :, first::run, a, b * C:(b + run) * C] = xp.reshape(
+            side_by_side, (N, H, count, run * C))
     return xp.reshape(out, (N, H, W, q * q * C))
 
 
@@ -817,11 +839,11 @@ def shift_add(Z, q, bias=0):
     """(N, H, W, q q O) -> (N, H-q+1, W-q+1, O), bias and the sum of q^2 shifted blocks."""
     xp = array_namespace(Z)
     N, H, W, O = Z.shape
-    Z = xp.reshape(Z, (N, H, W, q * q, O // (q * q)))
+    Z = xp.reshape(Z, (N, H, W, q, q, O // (q * q)))
     H, W = H - q + 1, W - q + 1
-    out = Z[:, :H, :W, 0, :] + bias
-    for k, down, right in itertools.islice(shifts(q, H, W), 1, None):
-        out += Z[:, down, right, k, :]
+    out = Z[:, :H, :W, 0, 0, :] + bias
+    for a, b in itertools.islice(itertools.product(range(q), repeat=2), 1, None):
+        out += Z[:, a:a + H, b:b + W, a, b, :]
     return out
 
 
@@ -848,7 +870,8 @@ def moments(x):
     x = rows(x)
     mean = column_sums(x) / x.shape[0]
     x = x - mean
-    return mean, column_sums(x * x) / x.shape[0]
+    x *= x
+    return mean, column_sums(x) / x.shape[0]
 
 
 def batch_norm(x, g, b, mean=None, variance=None):
@@ -869,10 +892,10 @@ def batch_norm_backward(dout, cache, sums=None, count=None):
     x, g, mean, scale = cache
     dg, db = batch_norm_sums(dout, cache) if sums is None else sums
     count = math.prod(dout.shape[:-1]) if count is None else count
-    dx = dout - db / count
-    dx -= x * (dg * scale / count)                                  # x_hat = (x - mean) scale
-    dx += mean * scale * dg / count
-    dx *= g * scale
+    slope = dg * scale / count                                      # x_hat = (x - mean) scale
+    dx = dout * (g * scale)
+    dx -= x * (slope * g * scale)
+    dx += (mean * slope - db / count) * g * scale
     return dx, dg, db
 
 
@@ -914,7 +937,7 @@ def drop_block_backward(dout, cache):
 # ------------------------------------------------------------------------------ made of layers
 # A layer has shapes, name -> shape of its parameters, and
 #     forward(params, state, x, train) -> out, cache, state      train=False: as in evaluation
-#     backward(cache, dout) -> dx, grads
+#     backward(cache, dout) -> dx, grads                            after train=True
 # and so has every layer that is made of layers. x, out, dout and dx are arrays or lists of blocks:
 # InBlocks and BatchNorm leave a batch in blocks, all others join them.
 
@@ -948,7 +971,7 @@ class Sequential:
         caches = []
         for layer in self.layers:
             x, cache, state = layer.forward(params, state, x, train)
-            caches.append(cache)
+            caches.append(cache if train else None)
         return x, caches, state
 
     def backward(self, caches, dout):

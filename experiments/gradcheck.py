@@ -161,12 +161,11 @@ def loss_case(title, fitted, **arrays):
 def passed(f, cache):
     """The masks of a layer's function: where ReLU keeps its input, where a pixel is the largest."""
     if f is sparsedis.relu:
-        return [cache > 0]
-    if f is sparsedis.leaky_relu:
-        return [cache[0] > 0]
+        return [cache]
+    if f in (sparsedis.leaky_relu, sparsedis.larger):
+        return [cache[0]]
     if f is sparsedis.max_pool2d:
-        x, out = cache
-        return [x[at] == out for at in sparsedis.quarters(x.shape)]
+        return [is_first for is_first, _ in cache[:2]]
     return []
 
 
@@ -191,6 +190,7 @@ def layer_cases(rng):
     yield case("flatten", "flatten", {"x": (2, 3, 3, 2)})
     own = np.random.default_rng(1)                                  # other draws stay theirs
     yield layer_case(own, "trim, odd sides", "trim", {"x": (2, 5, 4, 3)})
+    yield layer_case(own, "larger of two columns", "larger", {"x": (2, 5, 4, 3)}, axis=2)
     yield conv_case(rng, 8, k=4, C=1, O=5, stride=2, pad=1)     # C' < O: gathers, then multiplies
     yield conv_case(rng, 8, k=4, C=3, O=4, stride=2, pad=1)     # C' > O: multiplies, then adds
     yield conv_case(rng, 6, k=2, C=3, O=4, stride=2, pad=0)

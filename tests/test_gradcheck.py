@@ -73,9 +73,9 @@ def test_a_kink_that_no_step_avoids_is_told():
     "encoder, shape, masks",
     [
         (sparsedis.mlp([5, 7, 6, 3]), (6, 5), 2),
-        (sparsedis.conv4(2, 4), (3, 16, 16, 2), 4 * (4 + 1)),  # a pool has four masks
+        (sparsedis.conv4(2, 4), (3, 16, 16, 2), 4 * (2 + 1)),  # a pool has two masks
         # of each residual block two in its branch, one and a pool behind it, image by image
-        (sparsedis.resnet12(2, (3, 4, 5, 6)), (3, 16, 16, 2), 4 * 3 * (2 + 1 + 4)),
+        (sparsedis.resnet12(2, (3, 4, 5, 6)), (3, 16, 16, 2), 4 * 3 * (2 + 1 + 2)),
     ],
 )
 def test_the_masks_of_an_encoder_are_found_wherever_they_lie(encoder, shape, masks):
