@@ -1561,11 +1561,12 @@ def mean_and_scale(X):
 
 def standardised(Y, known):
     """Columns of mean 0 and variance 1, 0 where nothing is known."""
-    parts = [mean_and_scale(y[on, None]) for y, on in zip(Y.T, known.T, strict=True) if on.any()]
-    if len(parts) < Y.shape[1]:
-        return np.zeros(Y.shape)
-    mean, scale = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    return np.where(known, (np.where(known, Y, 0) - mean) / scale, 0)
+    out = np.zeros(Y.shape)
+    for k, on in enumerate(known.T):
+        if on.any():
+            mean, scale = mean_and_scale(Y[on, k, None])
+            out[on, k] = (Y[on, k] - mean) / scale
+    return out
 
 
 def one_hot(Y, known):

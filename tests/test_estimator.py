@@ -66,6 +66,14 @@ def test_a_gap_in_the_labels_is_no_label():
     )
 
 
+def test_a_target_without_labels_leaves_the_labels_of_others():
+    Y = np.random.default_rng(0).standard_normal((20, 2))
+    with_gap = np.stack([Y[:, 0], np.full(20, np.nan)], axis=1)
+    labels = Targets(with_gap, "gaussian", few=True).labels
+    np.testing.assert_allclose(labels[:, 0], Targets(Y, "gaussian").labels[:, 0])
+    assert not labels[:, 1].any()
+
+
 def _r2(y, found):
     return 1 - ((y - found) ** 2).sum() / ((y - y.mean()) ** 2).sum()
 
