@@ -594,9 +594,9 @@ def column_sums(x):
 
 
 def relu(x):
-    """max(x, 0). The zeros are an array: with a number, NumPy's maximum is half as fast."""
+    """max(x, 0), and where it is positive."""
     xp = array_namespace(x)
-    out = xp.maximum(x, xp.zeros_like(x[:1, ...]))
+    out = xp.maximum(x, xp.zeros_like(x[:1, ...]))                  # twice as fast as with a number
     return out, out > 0
 
 
@@ -606,14 +606,15 @@ def relu_backward(dout, positive):
 
 
 def leaky_relu(x, slope=0.1):
-    """x where positive, slope x elsewhere."""
+    """x where positive, slope x elsewhere, 0 <= slope <= 1."""
     return array_namespace(x).maximum(x, slope * x), (x > 0, slope)
 
 
 def leaky_relu_backward(dout, cache):
     """dx = dout where x > 0, slope dout elsewhere."""
+    xp = array_namespace(dout)
     positive, slope = cache
-    return (array_namespace(dout).where(positive, dout, slope * dout),)
+    return (dout * xp.maximum(xp.astype(positive, dout.dtype), slope),)
 
 
 def flatten(x):
@@ -627,7 +628,7 @@ def flatten_backward(dout, cache):
 
 
 def trim(x):
-    """An image without the last row and column of an odd side."""
+    """x without its last row where H is odd, and without its last column where W is."""
     return x[:, :x.shape[1] // 2 * 2, :x.shape[2] // 2 * 2, :], x.shape
 
 
@@ -664,7 +665,7 @@ def max_pool2d(x):
 
 
 def max_pool2d_backward(dout, cache):
-    """The largest pixel takes dout; of equal ones, the first."""
+    """The largest pixel takes dout; of equal ones the left, then the upper one."""
     of_rows, of_columns, shape = cache
     dout, = larger_backward(dout, of_columns)
     dout, = larger_backward(dout, of_rows)
@@ -673,39 +674,32 @@ def max_pool2d_backward(dout, cache):
 
 def larger(x, axis):
     """The larger of each two rows (axis 1) or columns (2)."""
-    first, second = pairs(x, axis)
+    before = (slice(None),) * axis
+    first, second = (x[(*before, slice(start, None, 2), ...)] for start in (0, 1))
     return array_namespace(x).maximum(first, second), (first >= second, axis)
 
 
 def larger_backward(dout, cache):
-    """The larger takes dout."""
+    """The larger takes dout; of equal ones, the first."""
     xp = array_namespace(dout)
     is_first, axis = cache
-    shape = tuple(size * (2 if i == axis else 1) for i, size in enumerate(dout.shape))
-    dx = xp.empty(shape, dtype=dout.dtype, device=device(dout))
-    dfirst, dsecond = pairs(dx, axis)
-    dfirst[...] = dout * xp.astype(is_first, dout.dtype)
-    dsecond[...] = dout - dfirst
-    return (dx,)
-
-
-def pairs(x, axis):
-    """The even and the odd rows (axis 1) or columns (2)."""
-    before = (slice(None),) * axis
-    return x[(*before, slice(0, None, 2), ...)], x[(*before, slice(1, None, 2), ...)]
+    dfirst = dout * xp.astype(is_first, dout.dtype)
+    both = xp.stack([dfirst, dout - dfirst], axis=axis + 1)
+    twice = 2 * dout.shape[axis]
+    return (xp.reshape(both, (*dout.shape[:axis], twice, *dout.shape[axis + 1:])),)
 
 
 # A k x k convolution of stride s, with k = q s, is a dense q x q one of stride 1 after
-# space-to-depth: each s x s patch becomes one pixel of C' = s^2 C channels. What is left is one
+# space-to-depth: each s x s patch becomes one pixel of c = s^2 C channels. What is left is one
 # matrix product and q^2 shifted slices. Forward, the slices are taken on the side with fewer
 # channels, and no pass scatters:
-#     C' <= O:    out = windows(X) V          gather the q^2 shifted inputs, then multiply
-#     C' > O:     out = shift_add(X V)        multiply, then add the q^2 shifted products
+#     c <= O:     out = windows(X) V          gather the q^2 shifted inputs, then multiply
+#     c > O:      out = shift_add(X V)        multiply, then add the q^2 shifted products
 #     backward:   D = windows(padded dout),   dX = D V',   dV = X' D,   V's q^2 blocks reversed
 #                 dV = windows(X)' dout       where dX is not needed
 
 
-# What conv2d keeps: X (N, (H + 2 pad)/s, (W + 2 pad)/s, C'), V (q^2, C', O), and its settings.
+# What conv2d keeps: X (N, (H + 2 pad)/s, (W + 2 pad)/s, c), V (q^2, c, O), and its settings.
 ConvCache = namedtuple("ConvCache", "X V W_shape stride pad need_dx bias")
 
 
@@ -715,40 +709,40 @@ def conv2d(x, W, b=None, stride=1, pad=0, need_dx=True):
     The stride divides k, H + 2 pad and W + 2 pad. need_dx=False, for an encoder's first layer,
     leaves out the gradient of the images.
     """
-    check_stride(x, W, stride, pad)
+    check_sizes(x, W, stride, pad)
     X, V = space_to_depth(zero_pad(x, pad), stride), fold_kernel(W, stride)
     q = W.shape[0] // stride
-    _, C, O = V.shape                                               # C is C' from here on
-    bias = 0 if b is None else b
-    out = gather_then_multiply(X, V, q) if C <= O else multiply_then_add(X, V, q, bias)
-    if b is not None and C <= O:
-        out += b
+    _, c, O = V.shape
+    out = gather_then_multiply(X, V, q, b) if c <= O else multiply_then_add(X, V, q, b)
     return out, ConvCache(X, V, W.shape, stride, pad, need_dx, b is not None)
 
 
-def check_stride(x, W, stride, pad):
-    """Refuse a stride that does not divide the kernel and the padded image."""
-    sizes = W.shape[0], x.shape[1] + 2 * pad, x.shape[2] + 2 * pad
-    if any(size % stride for size in sizes):
+def check_sizes(x, W, stride, pad):
+    """Refuse a stride that does not divide the kernel and the padded image, or a larger kernel."""
+    k, *sides = W.shape[0], x.shape[1] + 2 * pad, x.shape[2] + 2 * pad
+    if any(size % stride for size in (k, *sides)) or min(sides) < k:
         raise ValueError(
-            f"conv2d: stride {stride} must divide the kernel, {W.shape[0]}, and the padded image, "
-            f"{x.shape[1:3]} + 2 * {pad}")
+            f"conv2d: stride {stride} must divide the kernel, {k}, and the padded image, "
+            f"{x.shape[1:3]} + 2 * {pad}, in which the kernel must fit")
 
 
-def gather_then_multiply(X, V, q):
-    """windows(X) V, (N, H', W', O)."""
+def gather_then_multiply(X, V, q, b=None):
+    """windows(X) V + b, (N, h, w, O)."""
     xp = array_namespace(X)
-    qq, C, O = V.shape
-    w = windows(X, q)                                               # (N, H', W', q q C')
-    return xp.reshape(rows(w) @ xp.reshape(V, (qq * C, O)), (*w.shape[:3], O))
+    qq, c, O = V.shape
+    XX = windows(X, q)                                              # (N, h, w, q q c)
+    out = xp.reshape(rows(XX) @ xp.reshape(V, (qq * c, O)), (*XX.shape[:3], O))
+    if b is not None:
+        out += b
+    return out
 
 
-def multiply_then_add(X, V, q, bias=0):
-    """bias + shift_add(X V), (N, H', W', O)."""
+def multiply_then_add(X, V, q, b=None):
+    """shift_add(X V) + b, (N, h, w, O)."""
     xp = array_namespace(X)
-    qq, C, O = V.shape
-    Z = rows(X) @ xp.reshape(xp.permute_dims(V, (1, 0, 2)), (C, qq * O))
-    return shift_add(xp.reshape(Z, (*X.shape[:3], qq * O)), q, bias)
+    qq, c, O = V.shape
+    Z = rows(X) @ xp.reshape(xp.permute_dims(V, (1, 0, 2)), (c, qq * O))
+    return shift_add(xp.reshape(Z, (*X.shape[:3], qq * O)), q, 0 if b is None else b)
 
 
 def conv2d_backward(dout, cache):
@@ -769,13 +763,13 @@ def conv2d_dx_dV(dout, cache, q):
     """dX = D V' and dV = X' D, with D the windows of the padded dout."""
     xp = array_namespace(dout)
     pad, stride = cache.pad, cache.stride
-    qq, C, O = cache.V.shape
-    edge = pad if stride == 1 else 0                                # X is 0 there, dX not wanted
+    qq, c, O = cache.V.shape
+    edge = min(pad, q - 1) if stride == 1 else 0                    # X is 0 there, dX not wanted
     D = windows(zero_pad(dout, q - 1 - edge), q)                    # (N, H, W, q q O)
     X = crop(cache.X, edge)
-    dV = xp.permute_dims(xp.reshape(rows(X).T @ rows(D), (C, qq, O)), (1, 0, 2))
-    V_back = xp.permute_dims(xp.flip(cache.V, axis=0), (0, 2, 1))   # (q q, O, C')
-    dX = xp.reshape(rows(D) @ xp.reshape(V_back, (qq * O, C)), X.shape)
+    dV = xp.permute_dims(xp.reshape(rows(X).T @ rows(D), (c, qq, O)), (1, 0, 2))
+    V_back = xp.permute_dims(xp.flip(cache.V, axis=0), (0, 2, 1))   # (q q, O, c)
+    dX = xp.reshape(rows(D) @ xp.reshape(V_back, (qq * O, c)), X.shape)
     return crop(depth_to_space(dX, stride), pad - edge), xp.flip(dV, axis=0)
 
 
@@ -817,38 +811,39 @@ def depth_to_space(X, s):
 
 
 def windows(X, q):
-    """(N, H, W, C) -> (N, H-q+1, W-q+1, q q C), the q^2 shifted copies side by side.
+    """(N, H, W, C) -> (N, h, w, q q C), the q^2 shifted copies side by side; h = H - q + 1, w too.
 
-    The q pixels of a window's row lie side by side in X too, and are copied at once: every q-th
-    window, from each of the first q. A single channel is faster pixel by pixel.
+    A row of a window is q neighbouring pixels of X. Those of the windows first, first + q, ... do
+    not overlap: one slice of X holds them all, and is copied for first = 0 ... q - 1. A single
+    channel is faster pixel by pixel (run = 1).
     """
     xp = array_namespace(X)
     N, H, W, C = X.shape
-    H, W = H - q + 1, W - q + 1
-    run = q if C > 1 else 1                                         # pixels copied at once
-    out = xp.empty((N, H, W, q, q * C), dtype=X.dtype, device=device(X))
-    for a, b, first in itertools.product(range(q), range(0, q, run), range(min(run, W))):
-        count = len(range(first, W, run))
-        side_by_side = X[:, a:a + H, first + b:first + b + run * count, :]
-        out[:, :, first::run, a, b * C:(b + run) * C] = xp.reshape(
-            side_by_side, (N, H, count, run * C))
-    return xp.reshape(out, (N, H, W, q * q * C))
+    h, w = H - q + 1, W - q + 1
+    run = q if C > 1 else 1                                         # pixels of a row copied at once
+    out = xp.empty((N, h, w, q, q * C), dtype=X.dtype, device=device(X))
+    for a, b, first in itertools.product(range(q), range(0, q, run), range(min(run, w))):
+        count = len(range(first, w, run))
+        start, end = first + b, first + b + run * count
+        row = xp.reshape(X[:, a:a + h, start:end, :], (N, h, count, run * C))
+        out[:, :, first::run, a, b * C:(b + run) * C] = row
+    return xp.reshape(out, (N, h, w, q * q * C))
 
 
 def shift_add(Z, q, bias=0):
-    """(N, H, W, q q O) -> (N, H-q+1, W-q+1, O), bias and the sum of q^2 shifted blocks."""
+    """(N, H, W, q q O) -> (N, h, w, O), bias and the sum of q^2 shifted blocks."""
     xp = array_namespace(Z)
     N, H, W, O = Z.shape
     Z = xp.reshape(Z, (N, H, W, q, q, O // (q * q)))
-    H, W = H - q + 1, W - q + 1
-    out = Z[:, :H, :W, 0, 0, :] + bias
-    for a, b in itertools.islice(itertools.product(range(q), repeat=2), 1, None):
-        out += Z[:, a:a + H, b:b + W, a, b, :]
+    h, w = H - q + 1, W - q + 1
+    out = Z[:, :h, :w, 0, 0, :] + bias
+    for a, b in list(itertools.product(range(q), repeat=2))[1:]:
+        out += Z[:, a:a + h, b:b + w, a, b, :]
     return out
 
 
 def fold_kernel(W, s):
-    """(k, k, C, O) -> V (q q, C', O), the kernel after space-to-depth, k = q s."""
+    """(k, k, C, O) -> V (q q, c, O), the kernel after space-to-depth, k = q s."""
     xp = array_namespace(W)
     k, _, C, O = W.shape
     q = k // s
@@ -866,7 +861,7 @@ def unfold_kernel(V, s, shape):
 
 
 def moments(x):
-    """Mean and biased variance of each channel of (N, ..., C), (C,)."""
+    """x (N, ..., C) -> mean and biased variance of each channel, (C,) both."""
     x = rows(x)
     mean = column_sums(x) / x.shape[0]
     x = x - mean
@@ -887,7 +882,8 @@ def batch_norm(x, g, b, mean=None, variance=None):
 def batch_norm_backward(dout, cache, sums=None, count=None):
     """dx = g scale (dout - db/count - x_hat dg/count), dg = sum dout x_hat, db = sum dout.
 
-    sums: dg and db over all `count` pixels of the batch, where dout is a part of it.
+    Of moments that are those of the batch. sums: dg and db over all its `count` pixels, where dout
+    is a part of it.
     """
     x, g, mean, scale = cache
     dg, db = batch_norm_sums(dout, cache) if sums is None else sums
@@ -908,7 +904,7 @@ def batch_norm_sums(dout, cache):
 
 
 def drop_block(x, key, rate, ramp, size, layer):
-    """DropBlock: zero random size x size blocks of each channel, a share `rate` in all; rescale.
+    """DropBlock: zero random size x size blocks of each channel, about a share `rate`; rescale.
 
     size 1 is dropout. key = (a run's seed, training passes so far); the rate grows linearly over
     `ramp` passes.                                                  [Ghiasi et al. 2018]
@@ -937,9 +933,9 @@ def drop_block_backward(dout, cache):
 # ------------------------------------------------------------------------------ made of layers
 # A layer has shapes, name -> shape of its parameters, and
 #     forward(params, state, x, train) -> out, cache, state      train=False: as in evaluation
-#     backward(cache, dout) -> dx, grads                            after train=True
+#     backward(cache, dout) -> dx, grads                         after train=True
 # and so has every layer that is made of layers. x, out, dout and dx are arrays or lists of blocks:
-# InBlocks and BatchNorm leave a batch in blocks, all others join them.
+# InBlocks and BatchNorm leave a batch in blocks; a layer that needs it whole joins them.
 
 
 class Layer:
@@ -1007,7 +1003,7 @@ Cached = namedtuple("Cached", "lengths caches")
 class InBlocks:
     """Layers without state, in blocks of `size` images.
 
-    A block's activations stay in a core's cache from layer to layer, and blocks run on threads.
+    A block's activations stay in a core's fast memory from layer to layer; blocks run on threads.
     """
 
     def __init__(self, *layers, size):
@@ -1105,7 +1101,7 @@ class DropBlock:
 
 
 def blocks_of(x, size):
-    """x in blocks: of `size` images for a CPU core's cache, of many for a GPU, or whole (None)."""
+    """x in blocks: of `size` images for a core's fast memory, of many for a GPU; whole if None."""
     if isinstance(x, list):
         return x
     N = x.shape[0]
@@ -1265,7 +1261,7 @@ def convnet(m, shape, widths=(32, 32, 64, 64), hidden=256):
 
 def conv4(channels=3, filters=64):
     """4 x [3 x 3 convolution, batch norm, ReLU, 2 x 2 max pool]:
-    (N, H, W, channels) -> (N, filters H//16 W//16).                   [Snell et al. 2017]
+    (N, H, W, channels) -> (N, filters H//16 W//16), H and W at least 16.  [Snell et al. 2017]
 
     Max and ReLU commute: pooling first leaves ReLU a quarter of the work. No bias before a norm.
     """
@@ -1282,8 +1278,9 @@ def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000, pool
     """MetaOptNet's ResNet-12: four residual blocks of three 3 x 3 convolutions, each ended by a
     2 x 2 max pool and dropout, DropBlock of size 5 in the last two.
 
-    (N, H, W, channels) -> (N, widths[-1] H//16 W//16), or (pool) their mean over pixels; ramp
-    counts forward passes, two a training step.           [L23, App. D.3; Lee et al. 2019, Sec. 4.1]
+    (N, H, W, channels) -> (N, widths[-1] H//16 W//16), or (pool) their mean over pixels, H and W at
+    least 16; ramp counts forward passes, two a training step.
+                                                          [L23, App. D.3; Lee et al. 2019, Sec. 4.1]
     """
     layers = []
     for i, (c, o) in enumerate(zip((channels, *widths), widths), start=1):      # noqa: B905

@@ -191,8 +191,8 @@ def layer_cases(rng):
     own = np.random.default_rng(1)                                  # other draws stay theirs
     yield layer_case(own, "trim, odd sides", "trim", {"x": (2, 5, 4, 3)})
     yield layer_case(own, "larger of two columns", "larger", {"x": (2, 5, 4, 3)}, axis=2)
-    yield conv_case(rng, 8, k=4, C=1, O=5, stride=2, pad=1)     # C' < O: gathers, then multiplies
-    yield conv_case(rng, 8, k=4, C=3, O=4, stride=2, pad=1)     # C' > O: multiplies, then adds
+    yield conv_case(rng, 8, k=4, C=1, O=5, stride=2, pad=1)     # c < O: gathers, then multiplies
+    yield conv_case(rng, 8, k=4, C=3, O=4, stride=2, pad=1)     # c > O: multiplies, then adds
     yield conv_case(rng, 6, k=2, C=3, O=4, stride=2, pad=0)
     yield conv_case(rng, 5, k=3, C=2, O=5, stride=1, pad=1)
     yield conv_case(rng, 5, k=3, C=4, O=2, stride=1, pad=1)

@@ -368,12 +368,33 @@ def test_few_shot_encoders_agree_with_torch():
         np.testing.assert_allclose(g, theirs[name].grad.numpy(), atol=1e-9)
 
 
+@pytest.mark.parametrize("k, pad", [(1, 1), (1, 3), (2, 3), (3, 3)])
+def test_padding_may_be_wider_than_the_kernel(k, pad):
+    """conv2d is bilinear: <out, dout> = <dx, x> = <dW, W>."""
+    rng = np.random.default_rng(0)
+    x, W = rng.standard_normal((2, 4, 5, 3)), rng.standard_normal((k, k, 3, 2))
+    out, cache = sparsedis.conv2d(x, W, pad=pad)
+    dout = rng.standard_normal(out.shape)
+    dx, dW = sparsedis.conv2d_backward(dout, cache)
+    assert np.vdot(out, dout) == pytest.approx(np.vdot(dx, x))
+    assert np.vdot(out, dout) == pytest.approx(np.vdot(dW, W))
+
+
+def test_a_kernel_larger_than_the_image_is_refused():
+    with pytest.raises(ValueError, match="must fit"):
+        sparsedis.conv2d(np.zeros((1, 2, 2, 1)), np.zeros((4, 4, 1, 1)))
+
+
 def test_equal_pixels_share_one_gradient():
-    """Plain backgrounds pool equal pixels: the first takes the gradient, as in PyTorch."""
+    """Plain backgrounds pool equal pixels: the first takes the gradient, as PyTorch's does of four
+    equal ones; of some, the left one, then the upper one."""
     x = np.zeros((1, 4, 4, 1))
     out, cache = sparsedis.max_pool2d(x)
     (dx,) = sparsedis.max_pool2d_backward(np.ones_like(out), cache)
     assert dx.sum() == 4 and (dx[:, ::2, ::2] == 1).all()
+    out, cache = sparsedis.max_pool2d(np.asarray([[0.0, 1], [1, 0]])[None, :, :, None])
+    (dx,) = sparsedis.max_pool2d_backward(np.ones_like(out), cache)
+    assert dx[0, 1, 0, 0] == 1 and dx.sum() == 1
 
 
 @pytest.mark.parametrize(
