@@ -155,10 +155,22 @@ def on_one_blas_thread(function):
 
 
 def on_threads(f, *blocks):
-    """[f(...) for each block], in order, on the pool's threads; in one of them, one by one."""
-    if _size < 2 or len(blocks[0]) < 2 or in_block():
+    """[f(...) for each block], in order, on the pool's threads; in one of them, one by one.
+
+    Each thread takes the next block until none is left: a job for each block would wake the caller
+    as often.
+    """
+    N = len(blocks[0])
+    if _size < 2 or N < 2 or in_block():
         return list(map(f, *blocks))
-    return list(pool(_size, os.getpid()).map(f, *blocks))
+    out, left = [None] * N, iter(range(N))
+
+    def work(_):
+        for i in left:                                              # next(left) is atomic
+            out[i] = f(*(block[i] for block in blocks))
+
+    list(pool(_size, os.getpid()).map(work, range(_size)))
+    return out
 
 
 def task_blocks(F, size):

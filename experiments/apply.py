@@ -227,6 +227,7 @@ class Curves:
 
     folders: tuple = option(None, "folders of results, or LABEL=FOLDER", positional=True)
     against: str = option("step", "what MCC is drawn against", choices=("step", "minutes"))
+    log: bool = option(False, "draw that on a logarithmic axis, for runs of very different lengths")
     out: str = option("", OUT)
     results: str = option("results", "folder of the results")
 
@@ -245,6 +246,7 @@ def curves(config):
     chance = metrics.chance(len(data.FACTORS), told[0].get("features", len(data.FACTORS)))
     ax.axhline(chance, **plots.CHANCE)
     ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))
+    ax.set_xscale("log" if config.log else "linear")
     ax.legend(fontsize=8, loc="lower right")
     path = out_path(config, "curves.png")
     plots.save(fig, path)

@@ -33,7 +33,7 @@ def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
     folders = [str(result_of(folder)[1]) for folder in (finished[0], tmp_path)]
     assert run.main(["curves", *folders, "--out", "c.png"]) == 0
     assert Path("c.png").read_bytes()[:4] == b"\x89PNG"
-    assert run.main(["curves", f"ours={folders[0]}", *folders[1:]]) == 0
+    assert run.main(["curves", f"ours={folders[0]}", *folders[1:], "--log"]) == 0
     assert run.main(["curves", "nowhere"]) == 2
 
 
