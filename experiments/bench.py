@@ -243,7 +243,7 @@ def our_network(threads, encoder, x, backward=True):
     params, state = encoder.init(np.random.default_rng(0))
 
     def step():
-        F, cache, _ = encoder.forward(params, state, x)
+        F, cache, _ = encoder.forward(params, state, x, train=backward)
         if backward:
             encoder.backward(cache, 2 * F / F.size)
 
