@@ -247,6 +247,7 @@ def curves(config):
     ax.axhline(chance, **plots.CHANCE)
     ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))
     ax.set_xscale("log" if config.log else "linear")
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(fontsize=8, loc="lower right")
     path = out_path(config, "curves.png")
     plots.save(fig, path)
