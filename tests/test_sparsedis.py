@@ -253,6 +253,13 @@ def test_evaluation_uses_running_moments_and_drops_nothing():
             assert state["drop"][1] == 60
 
 
+def test_evaluation_keeps_nothing_for_a_backward_pass():
+    encoder = sparsedis.mlp([3, 4, 2])
+    params, state = encoder.init(np.random.default_rng(0))
+    _, cache, _ = encoder.forward(params, state, np.ones((5, 3), np.float32), train=False)
+    assert cache == [None] * 3
+
+
 def test_features_of_the_few_shot_encoders():
     assert sparsedis.conv4(3).forward(
         *sparsedis.conv4(3).init(np.random.default_rng(0)), np.zeros((2, 84, 84, 3), np.float32)
