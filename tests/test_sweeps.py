@@ -205,6 +205,7 @@ def test_every_experiment_of_a_sweep_has_its_function(name):
     assert callable(getattr(module, settings.experiment_of(config)))
 
 
+@pytest.mark.slow  # ten seconds of waiting
 def test_an_unreachable_scheduler_is_one_line(tiny_sweeps, capsys):
     assert run.main(["sweep", "main", "--dask", "tcp://127.0.0.1:1"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
