@@ -169,7 +169,10 @@ def on_threads(f, *blocks):
         for i in left:                                              # next(left) is atomic
             out[i] = f(*(block[i] for block in blocks))
 
-    list(pool(_size, os.getpid()).map(work, range(_size)))
+    try:
+        list(pool(_size, os.getpid()).map(work, range(_size)))
+    finally:
+        list(left)                                                  # after an error none is begun
     return out
 
 
@@ -587,12 +590,10 @@ def gram_of(F, some, support):
 def pull_back(F, y, w, u):
     """-(d/dX)' u of F'(F w - y)/n, for X = F and y: what Lasso and ridge share.
 
-    With r = (y - F w)/n,  dy = F u/n  and  dF = r u' - dy w': two products of sizes 2, one pass
-    over F and one over dF.
+    With r = (y - F w)/n,  dy = F u/n  and  dF = r u' - dy w', in one product of inner size 2.
     """
     xp, n = array_namespace(F), F.shape[1]
-    of = xp.matmul(F, xp.stack([w, u], axis=2)) / n                 # (T, n, 2)
-    r, dy = y / n - of[:, :, 0], of[:, :, 1]
+    r, dy = (y - matvec(F, w)) / n, matvec(F, u) / n                # (T, n)
     return xp.matmul(xp.stack([r, -dy], axis=2), xp.stack([u, w], axis=1)), dy
 
 

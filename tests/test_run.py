@@ -1,6 +1,7 @@
 """The command line, run as a user would: errors in one line, help, progress."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,23 @@ def test_a_progress_line_shows_on_a_terminal(tmp_path):
         process.wait()
     assert process.returncode == 0
     assert all(word in seen for word in (b"loss", b"nonzero", b"MCC", b"training"))
+
+
+STEPS = """
+import resource
+import numpy as np
+from experiments import process
+process.keep_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [np.ones(2 ** 17) for _ in range(60)]  # 1 MB each
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_what_one_step_frees_the_next_one_takes():
+    """60 MB of pages are not asked for again: with glibc's default 15,000 faults."""
+    done = subprocess.run([sys.executable, "-c", STEPS], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout) < 1000, done

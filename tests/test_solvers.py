@@ -1,5 +1,6 @@
 """Every solver by its optimality conditions, by another library, by properties."""
 
+import time
 import warnings
 
 import fuzz_solvers
@@ -1095,6 +1096,22 @@ def test_blocks_of_tasks_do_not_depend_on_threads(threads):
     with solvers.cpu_threads(2):
         nested = solvers.on_threads(lambda i: solvers.on_threads(abs, (-i, i)), (1, 2))
         assert nested == [[1, 1], [2, 2]]
+
+
+def test_after_an_error_no_block_is_begun():
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        time.sleep(0.02)
+        if i == 0:
+            raise ValueError("block 0")
+
+    with solvers.cpu_threads(2), pytest.raises(ValueError, match="block 0"):
+        solvers.on_threads(work, range(50))
+    then = len(begun)
+    time.sleep(0.2)
+    assert len(begun) <= then + 1 < 50
 
 
 def test_two_callers_at_once_leave_blas_as_it_was():
