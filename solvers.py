@@ -26,7 +26,8 @@ import threading
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
-from array_api_compat import array_namespace, device, is_numpy_array
+import array_api_compat
+from array_api_compat import device, is_numpy_array
 from threadpoolctl import ThreadpoolController
 
 TOLERANCE = {  # of the gap at which a solver has converged, in float64 and in float32
@@ -220,6 +221,15 @@ def blas():
 
 
 # ------------------------------------------------------------------------------ notation
+
+_libraries = {}                                                     # type of array -> namespace
+
+
+def array_namespace(x, *others):
+    """The functions of x's library; remembered by type, for a step asks thousands of times."""
+    if others or type(x) not in _libraries:
+        _libraries[type(x)] = array_api_compat.array_namespace(x, *others)
+    return _libraries[type(x)]
 
 
 def transpose(A):

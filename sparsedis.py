@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import array_api_compat.numpy
 import numpy as np
-from array_api_compat import array_namespace, device, is_numpy_array, to_device
+from array_api_compat import device, is_numpy_array, to_device
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -49,7 +49,14 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 import solvers
 from solvers import cpu_threads as cpu_threads  # for experiments, which time and repeat runs
-from solvers import matvec, on_one_blas_thread, on_threads, outer_product, transpose
+from solvers import (
+    array_namespace,
+    matvec,
+    on_one_blas_thread,
+    on_threads,
+    outer_product,
+    transpose,
+)
 
 # ------------------------------------------------------------------------------ one bilevel problem
 # head(F, y, lam, n_support=None, params=None) -> (loss, dF, dparams, info), of the features alone;

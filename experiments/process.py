@@ -28,9 +28,10 @@ def keep_memory():
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
-        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4                       # of malloc.h
+        M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8      # of malloc.h
         libc.mallopt(M_TRIM_THRESHOLD, 2 ** 31 - 1)
         libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_ARENA_MAX, 1)                                # a thread's own is not kept
 
 
 def interrupt(number, frame):

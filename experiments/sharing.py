@@ -16,7 +16,7 @@ import time
 from typing import ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 from scipy.stats import pearsonr
 
 import data
@@ -183,7 +183,7 @@ def binary_objective(method, alpha, beta, eps, ramp, n_support, one_step=False):
     def objective(progress, features, y, params):
         F, = features
         Y, tasks = y
-        xp, now = array_namespace(F), sparsedis.rise(progress, ramp)
+        xp, now = solvers.array_namespace(F), sparsedis.rise(progress, ramp)
         F_raw = xp.reshape(F, (Y.shape[0], Y.shape[1], -1))
         F_task, cache = sparsedis.normalise(F_raw, n_support=n_support)       # (T, n, m)
         if method == "sharing":
