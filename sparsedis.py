@@ -48,7 +48,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 import solvers
-from solvers import cpu_threads as cpu_threads  # for experiments, which time and repeat runs
 from solvers import (
     array_namespace,
     matvec,
@@ -57,6 +56,7 @@ from solvers import (
     outer_product,
     transpose,
 )
+from solvers import cpu_threads as cpu_threads  # for experiments, which time and repeat runs
 
 # ------------------------------------------------------------------------------ one bilevel problem
 # head(F, y, lam, n_support=None, params=None) -> (loss, dF, dparams, info), of the features alone;
@@ -942,7 +942,7 @@ def drop_block_backward(dout, cache):
 #     forward(params, state, x, train) -> out, cache, state      train=False: as in evaluation
 #     backward(cache, dout) -> dx, grads                         after train=True
 # and so has every layer that is made of layers. x, out, dout and dx are arrays or lists of blocks:
-# InBlocks and BatchNorm leave a batch in blocks; a layer that needs it whole joins them.
+# InBlocks leaves a batch in blocks; a layer that needs it whole joins them.
 
 
 class Layer:
@@ -1003,73 +1003,107 @@ class Residual:
         return joined(dx) + joined(dx_short), grads | grads_short
 
 
-# The caches of blocks, and how many images each block had.
+# How many images each block has, and a list for each stage of the caches of its blocks.
 Cached = namedtuple("Cached", "lengths caches")
 
 
 class InBlocks:
-    """Layers without state, in blocks of `size` images.
+    """Layers without state, and batch norms, in blocks of `size` images.
 
     A block's activations stay in a core's fast memory from layer to layer; blocks run on threads.
+    In training they wait for each other before a batch norm, whose moments are those of all blocks:
+    from one norm to the next is a stage.
     """
 
     def __init__(self, *layers, size):
         self.layer, self.size = Sequential(*layers), size
-        self.shapes = self.layer.shapes
+        self.shapes, self.stages = self.layer.shapes, list(stages(layers))
 
     def forward(self, params, state, x, train):
-        def through(block):
-            return self.layer.forward(params, state, block, train)[:2]
-
         blocks = blocks_of(x, self.size)
-        out, caches = on_blocks(through, blocks)
-        return list(out), Cached(lengths(blocks), caches), state
+        if not train:
+            out = on_threads(lambda x: self.layer.forward(params, state, x, train)[0], blocks)
+            return out, None, state
+        caches, now = [], {}
+        for stage in self.stages:
+            through = functools.partial(stage.forward, params, now)
+            blocks, own, parts = on_blocks(through, blocks)
+            caches.append(own)
+            if stage.norm:
+                now = stage.norm.measured(parts, lengths(blocks))
+                state = stage.norm.moved(state, now, pixels(blocks))
+        return blocks, Cached(lengths(blocks), caches), state
 
     def backward(self, cached, dout):
-        blocks = split(dout, cached.lengths)
-        dx, grads = on_blocks(self.layer.backward, cached.caches, blocks)
-        return list(dx), add_up(grads)
+        blocks, grads = split(dout, cached.lengths), {}
+        of_norm = [None] * len(blocks)                              # caches of the norm behind
+        for stage, caches in zip(self.stages[::-1], cached.caches[::-1], strict=True):
+            through = functools.partial(stage.backward, grads, pixels(blocks))
+            blocks, own = on_blocks(through, caches, of_norm, blocks)
+            grads |= add_up(own)
+            of_norm = [cache[0] for cache in caches if cache]
+        return blocks, grads
+
+
+class Stage(NamedTuple):
+    """Layers that a block passes without the others, and the batch norm behind them, or None.
+
+    Forward, the norm's moments are taken at the end; it is itself the first layer of the next
+    stage. Backward, the gradient is first pulled through the norm.
+    """
+
+    layer: Sequential
+    norm: object
+
+    def forward(self, params, state, x):
+        out, cache, _ = self.layer.forward(params, state, x, train=True)
+        return out, cache, moments(out) if self.norm else None
+
+    def backward(self, sums, count, cache, of_norm, dout):
+        if self.norm:
+            dout = self.norm.pull(sums, count, of_norm, dout)
+        return self.layer.backward(cache, dout)
+
+
+def stages(layers):
+    """Layers cut before each batch norm."""
+    norms = [i for i, layer in enumerate(layers) if isinstance(layer, BatchNorm)]
+    for start, end in itertools.pairwise([0, *norms, len(layers)]):
+        yield Stage(Sequential(*layers[start:end]), layers[end] if end in norms else None)
 
 
 class BatchNorm:
-    """batch_norm with the batch's moments in training, with running ones in evaluation."""
+    """batch_norm by the moments in state: the running ones, in training the batch's.
 
-    def __init__(self, name, channels, size=None, decay=0.9):
-        self.size, self.decay = size, decay
+    Backward it is done in two halves: dg and db of a block, and, when those are added up, dx.
+    """
+
+    def __init__(self, name, channels, decay=0.9):
+        self.decay = decay
         self.shapes = {f"{name}.g": (channels,), f"{name}.b": (channels,)}
-        self.running = f"{name}.mean", f"{name}.variance"
+        self.moments = f"{name}.mean", f"{name}.variance"
 
     def forward(self, params, state, x, train):
-        blocks = blocks_of(x, self.size)
-        mean, variance = (state[name] for name in self.running)
-        if train:
-            mean, variance = moments_of_blocks(blocks)
-            count = pixels(blocks)
-            state = self.moved(state, mean, variance * (count / max(count - 1, 1)))
-        g, b = (params[name] for name in self.shapes)
+        own = [params[name] for name in self.shapes] + [state[name] for name in self.moments]
+        return *batch_norm(x, *own), state
 
-        def through(block):
-            return batch_norm(block, g, b, mean, variance)
+    def backward(self, cache, dout):
+        return dout, dict(zip(self.shapes, batch_norm_sums(dout, cache), strict=True))
 
-        out, caches = on_blocks(through, blocks)
-        return list(out), Cached(lengths(blocks), caches), state
+    def pull(self, sums, count, cache, dout):
+        """dx of a block, of the sums dg and db over the `count` pixels of all blocks."""
+        return batch_norm_backward(dout, cache, [sums[name] for name in self.shapes], count)[0]
 
-    def moved(self, state, *now):
+    def measured(self, parts, lengths):
+        """The moments of all blocks, of those of each."""
+        return dict(zip(self.moments, moments_of_all(parts, lengths), strict=True))
+
+    def moved(self, state, now, count):
         """The state with its running moments moved towards those of now, unbiased."""
-        pairs = zip(self.running, now, strict=True)
+        mean, variance = (now[name] for name in self.moments)
+        pairs = zip(self.moments, (mean, variance * (count / max(count - 1, 1))), strict=True)
         keep, take = self.decay, 1 - self.decay
         return {**state, **{name: keep * state[name] + take * a for name, a in pairs}}
-
-    def backward(self, cached, dout):
-        blocks, caches = split(dout, cached.lengths), cached.caches
-        sums = [sum(parts) for parts in on_blocks(batch_norm_sums, blocks, caches)]
-        count = pixels(blocks)
-
-        def through(block, cache):
-            return batch_norm_backward(block, cache, sums, count)[0]
-
-        dx = on_threads(through, blocks, caches)
-        return dx, dict(zip(self.shapes, sums, strict=True))
 
 
 def pixels(blocks):
@@ -1077,11 +1111,9 @@ def pixels(blocks):
     return sum(math.prod(block.shape[:-1]) for block in blocks)
 
 
-def moments_of_blocks(blocks):
-    """Mean and biased variance of all blocks together, (C,)."""
-    parts = on_threads(moments, blocks)
-    N = sum(lengths(blocks))
-    shares = [count / N for count in lengths(blocks)]
+def moments_of_all(parts, lengths):
+    """Mean and biased variance of all blocks together, (C,), of each block's and its length."""
+    shares = [count / sum(lengths) for count in lengths]
     mean = sum(share * a for share, (a, _) in zip(shares, parts, strict=True))
     variance = 0
     for share, (a, v) in zip(shares, parts, strict=True):
@@ -1140,8 +1172,8 @@ def joined(blocks):
 
 
 def on_blocks(f, *blocks):
-    """The first and the second results of f of each block, in order, on the threads."""
-    return zip(*on_threads(f, *blocks), strict=True)
+    """A list of each result of f, in the order of the blocks, which run on the threads."""
+    return map(list, zip(*on_threads(f, *blocks), strict=True))
 
 
 # ------------------------------------------------------------------------------ encoders
@@ -1244,7 +1276,7 @@ def cnn(m, channels=3, norm=False):
         conv("conv4", 2, 64, 64, stride=2), RELU)
     layers = [InBlocks(convolutions, size=10), FLATTEN, mlp([1024, 256, m]).layer]
     if norm:
-        layers.append(BatchNorm("norm", m))
+        layers.append(InBlocks(BatchNorm("norm", m), size=None))
     spec = Spec("cnn", {"m": m, "channels": channels, "norm": norm})
     return Encoder(Sequential(*layers), spec)
 
@@ -1272,13 +1304,12 @@ def conv4(channels=3, filters=64):
 
     Max and ReLU commute: pooling first leaves ReLU a quarter of the work. No bias before a norm.
     """
-    layers, before = [], []
+    layers = []
     for i, c in enumerate((channels, filters, filters, filters), start=1):
         own = conv(f"block{i}.conv", 3, c, filters, bias=False, pad=1, need_dx=i > 1)
-        layers += [InBlocks(*before, own, size=25), BatchNorm(f"block{i}.norm", filters, 25)]
-        before = [POOL, RELU]
-    layers += [InBlocks(*before, size=25), FLATTEN]
-    return Encoder(Sequential(*layers), Spec("conv4", {"channels": channels, "filters": filters}))
+        layers += [own, BatchNorm(f"block{i}.norm", filters), POOL, RELU]
+    spec = Spec("conv4", {"channels": channels, "filters": filters})
+    return Encoder(Sequential(InBlocks(*layers, size=15), FLATTEN), spec)
 
 
 def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000, pool=False):
@@ -1291,11 +1322,11 @@ def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000, pool
     """
     layers = []
     for i, (c, o) in enumerate(zip((channels, *widths), widths), start=1):      # noqa: B905
-        branch = Sequential(
-            *conv_norm(f"block{i}.1", 3, c, o),
-            *conv_norm(f"block{i}.2", 3, o, o, LEAKY),
-            *conv_norm(f"block{i}.3", 3, o, o, LEAKY))
-        shortcut = Sequential(*conv_norm(f"block{i}.short", 1, c, o))
+        branch = InBlocks(
+            *conv_norm(f"block{i}.1", 3, c, o), LEAKY,
+            *conv_norm(f"block{i}.2", 3, o, o), LEAKY,
+            *conv_norm(f"block{i}.3", 3, o, o), size=1)
+        shortcut = InBlocks(*conv_norm(f"block{i}.short", 1, c, o), size=1)
         layers += [Residual(branch, shortcut), InBlocks(LEAKY, POOL, size=1)]
         if drop:
             last = {"ramp": ramp, "size": 5} if i > 2 else {"ramp": 0, "size": 1}
@@ -1305,10 +1336,9 @@ def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000, pool
     return Encoder(Sequential(*layers), Spec("resnet12", sizes))
 
 
-def conv_norm(name, k, c, o, *before):
-    """Layers, a convolution that keeps the image's size, and its batch norm, image by image."""
-    own = conv(f"{name}.conv", k, c, o, bias=False, pad=k // 2)
-    return InBlocks(*before, own, size=1), BatchNorm(f"{name}.norm", o, 1)
+def conv_norm(name, k, c, o):
+    """A convolution that keeps the image's size, and its batch norm."""
+    return conv(f"{name}.conv", k, c, o, bias=False, pad=k // 2), BatchNorm(f"{name}.norm", o)
 
 
 ENCODERS = {"mlp": mlp, "cnn": cnn, "convnet": convnet, "conv4": conv4, "resnet12": resnet12}

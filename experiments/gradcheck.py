@@ -254,8 +254,9 @@ def masks(layer, cache):
         for part, own in zip(layer.layers, cache, strict=True):
             yield from masks(part, own)
     elif isinstance(layer, sparsedis.InBlocks):
-        for block in cache.caches:
-            yield from masks(layer.layer, block)
+        for stage, caches in zip(layer.stages, cache.caches, strict=True):
+            for block in caches:
+                yield from masks(stage.layer, block)
     elif isinstance(layer, sparsedis.Residual):
         yield from masks(layer.branch, cache[0])
         yield from masks(layer.shortcut, cache[1])

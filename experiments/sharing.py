@@ -205,7 +205,7 @@ def binary_objective(method, alpha, beta, eps, ramp, n_support, one_step=False):
 
 def learned_heads(F, Y, tasks, W_all):
     """Cross-entropy of tasks (T,) whose heads are rows of the learned W_all (all tasks, m)."""
-    xp = array_namespace(F)
+    xp = solvers.array_namespace(F)
     numbers = xp.arange(W_all.shape[0], device=device(F))
     picked = xp.astype(numbers == tasks[:, None], F.dtype)          # (T, all tasks)
     W = (picked @ xp.astype(W_all, F.dtype))[:, None, :]            # (T, 1, m)

@@ -112,8 +112,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
 def test_what_one_step_frees_the_next_one_takes():
-    """190 MB of pages are not asked for again: with glibc's default 14,000 faults, with an arena for
-    each thread 1,500.
+    """190 MB of pages are not asked for again: by glibc's default there are 14,000 faults, with an
+    arena for each thread 1,500.
     """
     done = subprocess.run([sys.executable, "-c", STEPS], cwd=ROOT, capture_output=True, text=True)
     assert int(done.stdout) < 1000, done

@@ -435,8 +435,7 @@ def test_neighbours_may_have_blocks_of_other_sizes():
         own = s.conv("a", 3, 2, 3, pad=1, bias=False)
         layers = [
             s.InBlocks(own, size=first),
-            s.BatchNorm("n", 3, second),
-            s.InBlocks(s.RELU, size=3),
+            s.InBlocks(s.BatchNorm("n", 3), s.RELU, size=second),
         ]
         encoder = s.Encoder(s.Sequential(*layers, s.FLATTEN))
         params, state = encoder.init(np.random.default_rng(1), np.float64)
