@@ -321,6 +321,17 @@ def with_unit_diagonal(A):
     return A / D[:, :, None] / D[:, None, :], D
 
 
+def solve(A, B):
+    """A^-1 B, (T, k, c), for regular A (T, k, k). NumPy lets no other thread go on while it solves
+    for 500 numbers or fewer: columns of zeros make them more."""
+    xp, c = array_namespace(A), B.shape[2]
+    more = 500 // (B.shape[0] * B.shape[1]) + 1 - c
+    if more > 0:
+        zeros = xp.zeros((*B.shape[:2], more), dtype=B.dtype, device=device(B))
+        B = xp.concat([B, zeros], axis=2)
+    return xp.linalg.solve(A, B)[..., :c]
+
+
 def solve_psd(A, b):
     """x with A x = b for symmetric positive semi-definite A (T, k, k), b (T, k).
 
@@ -337,8 +348,8 @@ def solve_and_tell(A, b):
     b = b / D
     A_regular = regularised(A)
     B = xp.concat([b[:, :, None], probes(b)], axis=2)               # (T, k, 3)
-    X = xp.linalg.solve(A_regular, B)
-    X = X + xp.linalg.solve(A_regular, B - xp.matmul(A, X))
+    X = solve(A_regular, B)
+    X = X + solve(A_regular, B - xp.matmul(A, X))
     x, singular = X[:, :, 0] / D, unsolved(A, X, B)
     if bool(xp.any(singular)):
         x = xp.where(singular[:, None], least_norm(A, D, b), x)
@@ -373,7 +384,7 @@ def unsolved(A, X, B):
 def solve_once(A, b):
     """As solve_psd, for a step that need not be exact."""
     A, D = with_unit_diagonal(A)
-    return array_namespace(A).linalg.solve(regularised(A), (b / D)[..., None])[..., 0] / D
+    return solve(regularised(A), (b / D)[..., None])[..., 0] / D
 
 
 # The features of a support are gathered, so that systems have the size k of the largest support of
@@ -665,7 +676,7 @@ def ridge_dual(F, lam, B):
     """(F F'/n + lam I)^-1 B, (T, n, k)."""
     xp, n = array_namespace(F), F.shape[1]
     A = xp.matmul(F, transpose(F)) / n + lam[:, None, None] * identity(n, F)
-    return xp.linalg.solve(A, B)
+    return solve(A, B)
 
 
 @on_one_blas_thread
@@ -941,13 +952,13 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
         raise ValueError("lam2: found 0, expected a positive number")
     if method not in SVM_METHODS:
         raise ValueError(f"method: found {method}, expected {' or '.join(SVM_METHODS)}")
-    solve, limit = SVM_METHODS[method]
+    search, limit = SVM_METHODS[method]
     tol = tolerance("group_svm", F)
     max_iter = limit if max_iter is None else max_iter
 
     def fit(F, Y, lam1, lam2):
         svm = SVM(with_fewer_features(F, lam1), Y, lam1, lam2, tangent_basis(Y))
-        Lam, found, n_iter = solve(svm, tol, max_iter)
+        Lam, found, n_iter = search(svm, tol, max_iter)
         _, W, _ = svm_primal(F, Y, Lam, lam1, lam2)
         return W, Lam, {"n_iter": n_iter, **found._asdict()}
 
@@ -1117,17 +1128,21 @@ Newton = namedtuple("Newton", "A D B along unit total miss_p miss_dD")
 def svm_interior_point(svm, tol, max_iter):
     """Lam (T, n, k), its certificate, and the number of Newton steps.
 
-    Once every task is nearly solved, a crossover is tried before each step.
+    Once every task is nearly solved, or half solved and a step has left its face {Lam_il > S_il} as
+    it was, a crossover is tried before each step.
     """
     xp = array_namespace(svm.F)
     at = interior_start(svm)
+    face = at.Lam > at.S
     unknown = xp.zeros(svm.Y.shape[0], dtype=xp.bool, device=device(svm.Y))
     best = even_duals(svm.Y)
     found = Certificate(gap_at(svm, best), unknown, unknown)
     for n_iter in range(max_iter + 1):
         left, mu = gap_estimate(svm, at), mean_product(at.Lam, at.S)[:, 0]
         going = ~found.converged & (left > 1e-15) & (n_iter < max_iter)
-        near = (left <= max(1e-7, tol)) | (mu <= 1e-12) | ~going
+        before, face = face, at.Lam > at.S
+        settled = xp.all(face == before, axis=(1, 2)) & (left <= 1e-4)
+        near = settled | (left <= max(1e-7, tol)) | (mu <= 1e-12) | ~going
         if bool(xp.all(near)):
             Lam = svm_crossover(svm, at.Lam, at.S)
             best, found = better_dual(best, found, Lam, svm_certificate(svm, Lam, tol))
@@ -1273,7 +1288,7 @@ def newton_direction(svm, at, system, dLamS, dps):
     through_p = xp.matmul(F, transpose(system.unit * (dp / lam2[:, None])[:, None, :]))
     b = xp.matmul(through_p, transpose(Q)) + dLamS / at.Lam + system.miss_dD        # (T, n, k)
     b = xp.reshape(xp.matmul(transpose(system.B), b[..., None]), (T, -1))
-    d = xp.linalg.solve(system.A, (b / system.D)[..., None])[..., 0] / system.D
+    d = solve(system.A, (b / system.D)[..., None])[..., 0] / system.D
     dLam = xp.matmul(system.B, xp.reshape(d, (T, n, -1, 1)))[..., 0]
     dV = -xp.matmul(transpose(xp.matmul(dLam, Q)), F)               # (T, c, m)
     dsize = xp.sum(system.unit * dV, axis=1)
