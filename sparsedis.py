@@ -1020,11 +1020,12 @@ class InBlocks:
         self.shapes, self.stages = self.layer.shapes, list(stages(layers))
 
     def forward(self, params, state, x, train):
-        blocks = blocks_of(x, self.size)
+        def whole(block):
+            return self.layer.forward(params, state, block, train)[0]
+
+        blocks, caches, now = blocks_of(x, self.size), [], {}
         if not train:
-            out = on_threads(lambda x: self.layer.forward(params, state, x, train)[0], blocks)
-            return out, None, state
-        caches, now = [], {}
+            return on_threads(whole, blocks), None, state
         for stage in self.stages:
             through = functools.partial(stage.forward, params, now)
             blocks, own, parts = on_blocks(through, blocks)
@@ -1073,7 +1074,7 @@ def stages(layers):
 
 
 class BatchNorm:
-    """batch_norm by the moments in state: the running ones, in training the batch's.
+    """batch_norm by the moments in state: the running ones, in training those InBlocks puts there.
 
     Backward it is done in two halves: dg and db of a block, and, when those are added up, dx.
     """
@@ -1084,6 +1085,8 @@ class BatchNorm:
         self.moments = f"{name}.mean", f"{name}.variance"
 
     def forward(self, params, state, x, train):
+        if train and len(state) > 2:
+            raise ValueError("BatchNorm: found in no InBlocks, which takes the moments of a batch")
         own = [params[name] for name in self.shapes] + [state[name] for name in self.moments]
         return *batch_norm(x, *own), state
 

@@ -444,3 +444,14 @@ def test_neighbours_may_have_blocks_of_other_sizes():
     for other in grads[1:]:
         for name, g in grads[0].items():
             np.testing.assert_allclose(other[name], g, atol=1e-10)
+
+
+def test_a_batch_norm_alone_is_refused():
+    """It would be trained by its running moments."""
+    s = sparsedis
+    encoder = s.Encoder(s.Sequential(s.dense("a", 4, 3), s.BatchNorm("n", 3)))
+    params, state = encoder.init(np.random.default_rng(0))
+    x = np.ones((5, 4), np.float32)
+    assert encoder.forward(params, state, x, train=False)[0].shape == (5, 3)
+    with pytest.raises(ValueError, match="InBlocks"):
+        encoder.forward(params, state, x)

@@ -28,11 +28,11 @@ SMOOTH = Layer(softplus, softplus_backward)
 def small_residual_net(m, channels=3, width=16):
     """A strided convolution, a residual block with batch norms and softplus, the mean over
     pixels, a linear layer."""
-    branch = Sequential(
-        InBlocks(conv("block1.conv", 3, width, width, bias=False, pad=1), size=10),
-        BatchNorm("block1.norm", width, size=10),
-        InBlocks(SMOOTH, conv("block2.conv", 3, width, width, bias=False, pad=1), size=10),
-        BatchNorm("block2.norm", width, size=10))
+    branch = InBlocks(
+        conv("block1.conv", 3, width, width, bias=False, pad=1), BatchNorm("block1.norm", width),
+        SMOOTH,
+        conv("block2.conv", 3, width, width, bias=False, pad=1), BatchNorm("block2.norm", width),
+        size=10)
     stem = conv("stem", 4, channels, width, stride=2, pad=1, need_dx=False)
     return Encoder(Sequential(
         InBlocks(stem, SMOOTH, size=10), Residual(branch, Sequential()), SMOOTH,
