@@ -227,8 +227,10 @@ _libraries = {}                                                     # type of ar
 
 def array_namespace(x, *others):
     """The functions of x's library; remembered by type, for a step asks thousands of times."""
-    if others or type(x) not in _libraries:
-        _libraries[type(x)] = array_api_compat.array_namespace(x, *others)
+    if others:
+        return array_api_compat.array_namespace(x, *others)
+    if type(x) not in _libraries:
+        _libraries[type(x)] = array_api_compat.array_namespace(x)
     return _libraries[type(x)]
 
 
@@ -323,10 +325,10 @@ def with_unit_diagonal(A):
 
 def solve(A, B):
     """A^-1 B, (T, k, c), for regular A (T, k, k). NumPy lets no other thread go on while it solves
-    for 500 numbers or fewer: columns of zeros make them more."""
+    for at most 500 numbers: columns of zeros make them more."""
     xp, c = array_namespace(A), B.shape[2]
     more = 500 // (B.shape[0] * B.shape[1]) + 1 - c
-    if more > 0:
+    if more > 0 and is_numpy_array(B):
         zeros = xp.zeros((*B.shape[:2], more), dtype=B.dtype, device=device(B))
         B = xp.concat([B, zeros], axis=2)
     return xp.linalg.solve(A, B)[..., :c]
@@ -423,11 +425,11 @@ def padded(A, on):
     return xp.where(on[:, :, None] & on[:, None, :], A, scale * identity(A.shape[1], A))
 
 
-def solve_on_support(A, S, b, solve=solve_psd):
+def solve_on_support(A, S, b, solver=solve_psd):
     """x with A_SS x_S = b_S and x = 0 off S, A (T, m, m), S and b (T, m)."""
     support = gather_support(S)
     A = padded(gather_square(A, support.first), support.on)
-    return off_support(solve(A, on_support(b, support)), support)
+    return off_support(solver(A, on_support(b, support)), support)
 
 
 def gather_square(A, index):
@@ -496,13 +498,13 @@ def lasso(F, y, lam, max_iter=None):
     xp, tol = array_namespace(F), tolerance("lasso", F)
     max_iter = 100 + 20 * F.shape[2] if max_iter is None else max_iter
 
-    def solve(F, y, lam):
+    def fit(F, y, lam):
         G, c = gram(F), correlations(F, y)
         unit = safe_divisor(xp.max(xp.abs(c), axis=1))
         start = xp.zeros_like(c)
         return until_solved(lasso_step, lasso_gap, start, (G, c, lam, unit), tol, max_iter)
 
-    return on_task_blocks(solve, 2 ** 22 // F.shape[2] ** 2, F, y, lam)
+    return on_task_blocks(fit, 2 ** 22 // F.shape[2] ** 2, F, y, lam)
 
 
 def lasso_gap(w, G, c, lam, unit):
@@ -589,12 +591,12 @@ def adjoint_on_support(F, S, b):
     xp = array_namespace(F)
     order = xp.argsort(xp.sum(xp.astype(S, xp.int64), axis=1))
 
-    def solve(some):
+    def adjoint(some):
         support = gather_support(xp.take(S, some, axis=0))
         u = solve_psd(gram_of(F, some, support), on_support(xp.take(b, some, axis=0), support))
         return (off_support(u, support),)
 
-    u, = on_task_blocks(solve, 100, order)
+    u, = on_task_blocks(adjoint, 100, order)
     return xp.take(u, xp.argsort(order), axis=0)
 
 
@@ -1128,8 +1130,8 @@ Newton = namedtuple("Newton", "A D B along unit total miss_p miss_dD")
 def svm_interior_point(svm, tol, max_iter):
     """Lam (T, n, k), its certificate, and the number of Newton steps.
 
-    Once every task is nearly solved, or half solved and a step has left its face {Lam_il > S_il} as
-    it was, a crossover is tried before each step.
+    A crossover is tried before each step once every task is nearly solved, or within 1e-4 and on
+    the same face {Lam_il > S_il} as a step before.
     """
     xp = array_namespace(svm.F)
     at = interior_start(svm)

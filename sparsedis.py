@@ -665,6 +665,8 @@ def max_pool2d(x):
     """The largest of each 2 x 2 pixels, (N, H, W, C) -> (N, H//2, W//2, C): the larger of two rows,
     then of two columns. Of an odd side the last pixel is left out.
     """
+    if min(x.shape[1:3]) < 2:
+        raise ValueError(f"max_pool2d: found {x.shape[1:3]} pixels, expected 2 or more a side")
     x, shape = trim(x)
     x, of_rows = larger(x, 1)
     x, of_columns = larger(x, 2)
@@ -877,7 +879,10 @@ def moments(x):
 
 
 def batch_norm(x, g, b, mean=None, variance=None):
-    """g (x - mean)/sqrt(variance + 1e-5) + b per channel of (N, ..., C); by default x's moments."""
+    """g (x - mean)/sqrt(variance + 1e-5) + b per channel of (N, ..., C); by default x's moments.
+
+    In float32, means of many deviations cost digits, of 1,000 in dg all but three.
+    """
     if mean is None:
         mean, variance = moments(x)
     scale = 1 / array_namespace(x).sqrt(variance + 1e-5)
@@ -889,8 +894,8 @@ def batch_norm(x, g, b, mean=None, variance=None):
 def batch_norm_backward(dout, cache, sums=None, count=None):
     """dx = g scale (dout - db/count - x_hat dg/count), dg = sum dout x_hat, db = sum dout.
 
-    Of moments that are those of the batch. sums: dg and db over all its `count` pixels, where dout
-    is a part of it.
+    The moments are the batch's own. Where dout is a block of it: sums, dg and db of all blocks, and
+    count, their pixels.
     """
     x, g, mean, scale = cache
     dg, db = batch_norm_sums(dout, cache) if sums is None else sums
@@ -941,8 +946,9 @@ def drop_block_backward(dout, cache):
 # A layer has shapes, name -> shape of its parameters, and
 #     forward(params, state, x, train) -> out, cache, state      train=False: as in evaluation
 #     backward(cache, dout) -> dx, grads                         after train=True
-# and so has every layer that is made of layers. x, out, dout and dx are arrays or lists of blocks:
-# InBlocks leaves a batch in blocks; a layer that needs it whole joins them.
+# and so has every layer that is made of layers; of BatchNorm InBlocks does a half. x, out, dout and
+# dx are arrays or lists of blocks: InBlocks leaves a batch in blocks; a layer that needs it whole
+# joins them.
 
 
 class Layer:
@@ -962,13 +968,22 @@ class Layer:
         return dx, dict(zip(self.shapes, grads, strict=True))
 
 
+def shapes_of(layers):
+    """The shapes of all parameters; each layer has names of its own."""
+    shapes = {}
+    for layer in layers:
+        twice = shapes.keys() & layer.shapes.keys()
+        if twice:
+            raise ValueError(f"found two layers with parameters named {', '.join(sorted(twice))}")
+        shapes |= layer.shapes
+    return shapes
+
+
 class Sequential:
     """One layer after another."""
 
     def __init__(self, *layers):
-        self.layers, self.shapes = layers, {}
-        for layer in layers:
-            self.shapes |= layer.shapes
+        self.layers, self.shapes = layers, shapes_of(layers)
 
     def forward(self, params, state, x, train):
         caches = []
@@ -990,7 +1005,7 @@ class Residual:
 
     def __init__(self, branch, shortcut):
         self.branch, self.shortcut = branch, shortcut
-        self.shapes = branch.shapes | shortcut.shapes
+        self.shapes = shapes_of((branch, shortcut))
 
     def forward(self, params, state, x, train):
         out, cache, state = self.branch.forward(params, state, x, train)
@@ -1003,66 +1018,69 @@ class Residual:
         return joined(dx) + joined(dx_short), grads | grads_short
 
 
-# How many images each block has, and a list for each stage of the caches of its blocks.
-Cached = namedtuple("Cached", "lengths caches")
+# How many images each block has, and for each stage a list of the caches of its blocks.
+BlockCaches = namedtuple("BlockCaches", "lengths caches")
 
 
 class InBlocks:
     """Layers without state, and batch norms, in blocks of `size` images.
 
     A block's activations stay in a core's fast memory from layer to layer; blocks run on threads.
-    In training they wait for each other before a batch norm, whose moments are those of all blocks:
-    from one norm to the next is a stage.
+    In training, blocks wait for each other at a batch norm, whose moments are those of all blocks;
+    what lies between two norms is a stage.
     """
 
     def __init__(self, *layers, size):
+        if any(isinstance(layer, (DropBlock, InBlocks)) for layer in layers):
+            raise ValueError("InBlocks: found DropBlock or InBlocks among its layers")
         self.layer, self.size = Sequential(*layers), size
         self.shapes, self.stages = self.layer.shapes, list(stages(layers))
 
     def forward(self, params, state, x, train):
-        def whole(block):
-            return self.layer.forward(params, state, block, train)[0]
-
-        blocks, caches, now = blocks_of(x, self.size), [], {}
+        blocks = blocks_of(x, self.size)
         if not train:
+            def whole(block):
+                return self.layer.forward(params, state, block, train=False)[0]
+
             return on_threads(whole, blocks), None, state
+        caches, now = [], {}
         for stage in self.stages:
             through = functools.partial(stage.forward, params, now)
             blocks, own, parts = on_blocks(through, blocks)
             caches.append(own)
             if stage.norm:
-                now = stage.norm.measured(parts, lengths(blocks))
-                state = stage.norm.moved(state, now, pixels(blocks))
-        return blocks, Cached(lengths(blocks), caches), state
+                now = {stage.norm: merged_moments(parts, lengths(blocks))}
+                state = stage.norm.moved(state, *now[stage.norm], pixels(blocks))
+        return blocks, BlockCaches(lengths(blocks), caches), state
 
     def backward(self, cached, dout):
         blocks, grads = split(dout, cached.lengths), {}
-        of_norm = [None] * len(blocks)                              # caches of the norm behind
+        behind = [None] * len(blocks)                               # caches of the stage behind
         for stage, caches in zip(self.stages[::-1], cached.caches[::-1], strict=True):
             through = functools.partial(stage.backward, grads, pixels(blocks))
-            blocks, own = on_blocks(through, caches, of_norm, blocks)
+            blocks, own = on_blocks(through, caches, behind, blocks)
             grads |= add_up(own)
-            of_norm = [cache[0] for cache in caches if cache]
+            behind = caches
         return blocks, grads
 
 
 class Stage(NamedTuple):
-    """Layers that a block passes without the others, and the batch norm behind them, or None.
+    """Layers that a block passes on its own, and the batch norm that follows, or None.
 
     Forward, the norm's moments are taken at the end; it is itself the first layer of the next
     stage. Backward, the gradient is first pulled through the norm.
     """
 
     layer: Sequential
-    norm: object
+    norm: "BatchNorm | None"
 
-    def forward(self, params, state, x):
-        out, cache, _ = self.layer.forward(params, state, x, train=True)
+    def forward(self, params, now, x):
+        out, cache, _ = self.layer.forward(params, now, x, train=True)
         return out, cache, moments(out) if self.norm else None
 
-    def backward(self, sums, count, cache, of_norm, dout):
+    def backward(self, sums, count, cache, behind, dout):
         if self.norm:
-            dout = self.norm.pull(sums, count, of_norm, dout)
+            dout = self.norm.pull(sums, count, behind[0], dout)
         return self.layer.backward(cache, dout)
 
 
@@ -1074,21 +1092,22 @@ def stages(layers):
 
 
 class BatchNorm:
-    """batch_norm by the moments in state: the running ones, in training those InBlocks puts there.
-
-    Backward it is done in two halves: dg and db of a block, and, when those are added up, dx.
+    """batch_norm by the moments of the batch, which InBlocks hands it, or in evaluation by running
+    ones. Backward has two halves: dg and db of a block, and, once they are summed over blocks, its
+    dx (pull).
     """
 
     def __init__(self, name, channels, decay=0.9):
         self.decay = decay
         self.shapes = {f"{name}.g": (channels,), f"{name}.b": (channels,)}
-        self.moments = f"{name}.mean", f"{name}.variance"
+        self.running = f"{name}.mean", f"{name}.variance"
 
     def forward(self, params, state, x, train):
-        if train and len(state) > 2:
-            raise ValueError("BatchNorm: found in no InBlocks, which takes the moments of a batch")
-        own = [params[name] for name in self.shapes] + [state[name] for name in self.moments]
-        return *batch_norm(x, *own), state
+        if train and self not in state:
+            raise ValueError("BatchNorm: is trained as one of InBlocks' own layers only")
+        now = state[self] if train else [state[name] for name in self.running]
+        own = [params[name] for name in self.shapes]
+        return *batch_norm(joined(x), *own, *now), state
 
     def backward(self, cache, dout):
         return dout, dict(zip(self.shapes, batch_norm_sums(dout, cache), strict=True))
@@ -1097,14 +1116,9 @@ class BatchNorm:
         """dx of a block, of the sums dg and db over the `count` pixels of all blocks."""
         return batch_norm_backward(dout, cache, [sums[name] for name in self.shapes], count)[0]
 
-    def measured(self, parts, lengths):
-        """The moments of all blocks, of those of each."""
-        return dict(zip(self.moments, moments_of_all(parts, lengths), strict=True))
-
-    def moved(self, state, now, count):
-        """The state with its running moments moved towards those of now, unbiased."""
-        mean, variance = (now[name] for name in self.moments)
-        pairs = zip(self.moments, (mean, variance * (count / max(count - 1, 1))), strict=True)
+    def moved(self, state, mean, variance, count):
+        """The state with its running moments moved towards those of a batch, unbiased."""
+        pairs = zip(self.running, (mean, variance * (count / max(count - 1, 1))), strict=True)
         keep, take = self.decay, 1 - self.decay
         return {**state, **{name: keep * state[name] + take * a for name, a in pairs}}
 
@@ -1114,9 +1128,9 @@ def pixels(blocks):
     return sum(math.prod(block.shape[:-1]) for block in blocks)
 
 
-def moments_of_all(parts, lengths):
-    """Mean and biased variance of all blocks together, (C,), of each block's and its length."""
-    shares = [count / sum(lengths) for count in lengths]
+def merged_moments(parts, sizes):
+    """Mean and biased variance of all blocks together, (C,), of each block's and its size."""
+    shares = [size / sum(sizes) for size in sizes]
     mean = sum(share * a for share, (a, _) in zip(shares, parts, strict=True))
     variance = 0
     for share, (a, v) in zip(shares, parts, strict=True):
@@ -1143,7 +1157,7 @@ class DropBlock:
 
 
 def blocks_of(x, size):
-    """x in blocks: of `size` images for a core's fast memory, of many for a GPU; whole if None."""
+    """x in blocks of `size` images (on a GPU of many; None: one block); a list stays as it is."""
     if isinstance(x, list):
         return x
     N = x.shape[0]
@@ -1162,6 +1176,8 @@ def split(x, sizes):
     if isinstance(x, list) and lengths(x) == sizes:
         return x
     x, ends = joined(x), itertools.accumulate(sizes)
+    if x.shape[0] != sum(sizes):
+        raise ValueError(f"dout: found {x.shape[0]} rows, expected {sum(sizes)}")
     return [x[end - size:end, ...] for end, size in zip(ends, sizes, strict=True)]
 
 

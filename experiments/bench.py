@@ -159,14 +159,16 @@ def bench_networks(threads):
 
 
 def bench_layers():
-    """The products of the CNN's layers and of conv4's, on one thread, beside this machine's best.
-
-    What a pass takes beyond its products is copies, ReLU, norms and pooling.
+    """The products of a block of images, for each layer of the CNN and of conv4, on one thread,
+    beside this machine's best. What a pass takes beyond them is copies, ReLU, norms and pooling.
     """
     best = product_rate(2000, 2000, 2000)
     tell_alone(f"products of 2000 x 2000 matrices: {best:.0f} GFLOP/s a thread")
-    shapes = {"cnn, first layer": (10 * 32 * 32, 48, 32), "cnn, second": (10 * 16 * 16, 512, 32),
-              "conv4, second": (25 * 14 * 14, 576, 64), "conv4, third": (25 * 7 * 7, 576, 64)}
+    shapes = {
+        "cnn, layer 1": (10 * 32 * 32, 48, 32), "cnn, layer 2": (10 * 17 * 17, 128, 128),
+        "cnn, layer 3": (10 * 8 * 8, 128, 64), "cnn, layer 4": (10 * 4 * 4, 256, 64),
+        "conv4, layer 1": (15 * 28 * 28, 9, 64), "conv4, layer 2": (15 * 14 * 14, 576, 64),
+        "conv4, layer 3": (15 * 7 * 7, 576, 64), "conv4, layer 4": (15 * 3 * 3, 576, 64)}
     for name, (rows, inner, columns) in shapes.items():
         forward, to_weights = product_rate(rows, inner, columns), product_rate(inner, rows, columns)
         tell_alone(

@@ -64,6 +64,12 @@ def test_timers_take_turns_and_medians_leave_out_the_first_two_calls():
     assert turns == ["a", "b"] * 5
 
 
+def test_of_a_turns_calls_the_last_counts():
+    a, b = iter([9, 9, 9, 9, 7, 1.0]), iter([9, 9, 9, 9, 8, 2.0])
+    timers = (lambda: next(a)), (lambda: next(b))
+    assert bench.seconds_of(*timers, repeats=1, calls=2) == [1, 2]
+
+
 @pytest.mark.slow
 def test_the_command_prints_rows_and_draws(tmp_path, monkeypatch, capsys):
     """All of it at small sizes, each timer called once."""
@@ -73,9 +79,9 @@ def test_the_command_prints_rows_and_draws(tmp_path, monkeypatch, capsys):
         bench.Growth("tasks T", (2, 4, 8), lambda T: bench.lasso_work(T, 10, 3)),
         bench.Growth("features m", (8, 16), lambda m: bench.svm_work(m, 8)),
     ]
-    monkeypatch.setattr(bench, "seconds_of", lambda *all, repeats=1: [one() for one in all])
+    monkeypatch.setattr(bench, "seconds_of", lambda *all, **_: [one() for one in all])
     monkeypatch.setattr(bench, "lasso_problem", lambda m, eps, *_: lasso_problem(5, eps, 4, 20))
-    monkeypatch.setattr(bench, "svm_problem", lambda m, n=12: svm_problem(30, n, 2, 3))
+    monkeypatch.setattr(bench, "svm_problem", lambda m, n=12: svm_problem(30, min(n, 12), 2, 3))
     monkeypatch.setattr(bench, "outer_step", lambda threads: outer_step(threads, 1, 8))
     for name in ("our_cnn", "torch_cnn", "torch_conv4"):
         monkeypatch.setattr(bench, name, functools.partial(getattr(bench, name), images=4))

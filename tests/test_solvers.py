@@ -1150,3 +1150,22 @@ def test_dual_solutions_that_are_not_unique_are_not_strict():
     twice = np.append(F, F[:, i : i + 1], axis=1), np.append(Y, Y[:, i : i + 1], axis=1)
     _, _, info = solvers.group_svm(*twice, 0.0, 1.0)
     assert info["converged"][0] and not info["strict"][0]
+
+
+def test_arrays_of_two_libraries_are_refused_each_time():
+    strict = pytest.importorskip("array_api_strict")
+    a, b = np.ones(3), strict.ones(3)
+    for _ in range(2):
+        assert solvers.array_namespace(a) is solvers.array_namespace(a, a)
+        assert solvers.array_namespace(b) is strict
+        with pytest.raises(TypeError):
+            solvers.array_namespace(a, b)
+
+
+def test_a_solve_with_few_numbers_is_a_solve():
+    """Padded by zeros up to 500 numbers, or not."""
+    rng = np.random.default_rng(0)
+    for T, k, c in ((1, 6, 1), (3, 7, 2), (1, 166, 3), (1, 167, 3), (90, 6, 1)):
+        A = rng.standard_normal((T, k, k)) + 5 * np.eye(k)
+        B = rng.standard_normal((T, k, c))
+        np.testing.assert_allclose(solvers.solve(A, B), np.linalg.solve(A, B), atol=1e-10)

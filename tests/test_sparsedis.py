@@ -435,6 +435,7 @@ def test_neighbours_may_have_blocks_of_other_sizes():
         own = s.conv("a", 3, 2, 3, pad=1, bias=False)
         layers = [
             s.InBlocks(own, size=first),
+            s.TRIM,  # joins the blocks
             s.InBlocks(s.BatchNorm("n", 3), s.RELU, size=second),
         ]
         encoder = s.Encoder(s.Sequential(*layers, s.FLATTEN))
@@ -446,12 +447,36 @@ def test_neighbours_may_have_blocks_of_other_sizes():
             np.testing.assert_allclose(other[name], g, atol=1e-10)
 
 
-def test_a_batch_norm_alone_is_refused():
-    """It would be trained by its running moments."""
+REFUSED = {
+    "a batch norm alone": (lambda s: s.BatchNorm("n", 3), "InBlocks"),
+    "in a layer": (lambda s: s.InBlocks(s.Sequential(s.BatchNorm("n", 3)), size=2), "own"),
+    "a name twice": (lambda s: s.Sequential(s.dense("a", 3, 3), s.dense("a", 3, 3)), "a.W"),
+    "DropBlock in blocks": (lambda s: s.InBlocks(s.DropBlock(rate=0.1), size=2), "DropBlock"),
+    "blocks in blocks": (lambda s: s.InBlocks(s.InBlocks(s.RELU, size=2), size=2), "InBlocks"),
+    "one pixel to pool": (lambda s: s.POOL, "2 or more"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_layers_that_do_not_fit_are_refused(case):
+    """Rather than trained by a wrong gradient."""
+    make, told = REFUSED[case]
+    with pytest.raises(ValueError, match=told):
+        encoder = sparsedis.Encoder(make(sparsedis))
+        params, state = encoder.init(np.random.default_rng(0))
+        encoder.forward(params, state, np.ones((5, 1, 1, 3), np.float32))
+
+
+def test_a_batch_norm_evaluates_anywhere():
     s = sparsedis
-    encoder = s.Encoder(s.Sequential(s.dense("a", 4, 3), s.BatchNorm("n", 3)))
+    encoder = s.Encoder(s.Sequential(s.InBlocks(s.RELU, size=2), s.BatchNorm("n", 3)))
     params, state = encoder.init(np.random.default_rng(0))
-    x = np.ones((5, 4), np.float32)
-    assert encoder.forward(params, state, x, train=False)[0].shape == (5, 3)
-    with pytest.raises(ValueError, match="InBlocks"):
-        encoder.forward(params, state, x)
+    assert encoder.forward(params, state, np.ones((5, 3)), train=False)[0].shape == (5, 3)
+
+
+def test_a_gradient_of_more_rows_than_images_is_refused():
+    encoder = sparsedis.cnn(3, norm=True)
+    params, state = encoder.init(np.random.default_rng(0))
+    F, cache, _ = encoder.forward(params, state, np.ones((4, 64, 64, 3), np.float32))
+    with pytest.raises(ValueError, match="expected 4"):
+        encoder.backward(cache, np.ones((6, 3), np.float32))
