@@ -100,8 +100,11 @@ def timer(function, *args):
 
 
 def seconds_of(*timers, repeats=15, calls=1):
-    """Median seconds of each timer, taking turns; of a turn's calls the last counts. The first two
-    turns only warm up."""
+    """Median seconds of each timer, taking turns; the first two turns only warm up.
+
+    Of a turn's calls the last counts: threads of whose turn it was before may still spin and take a
+    core, as PyTorch's and OpenBLAS's do.
+    """
     taken = [[] for _ in timers]
     for _ in range(repeats + 2):
         for one, told in zip(timers, taken, strict=True):
@@ -191,10 +194,7 @@ def bench_conv4(threads):
 
 
 def beside_torch(what, ours, torch_timer, does="", repeats=9):
-    """A row for each way of PyTorch's, torch_timer(*way); ours alone without it.
-
-    Three calls a turn: after a pass PyTorch's threads still spin and take a core from who is next.
-    """
+    """A row for each way of PyTorch's, torch_timer(*way); ours alone without it."""
     ways = torch_ways()
     theirs = [torch_timer(*way) for way in ways.values()]
     ours, *theirs = seconds_of(ours, *theirs, repeats=repeats, calls=3)
@@ -374,7 +374,7 @@ def bench_lasso():
             f"            lasso: {theirs / ours:.0f} times as fast; largest violation of "
             f"optimality {mine:.1e}, scikit-learn's {others:.1e}")
         timers = timer(solvers.lasso_vjp, *problem, w, w), timer(vjp_loop, *problem, w, w)
-        ours, theirs = seconds_of(*timers, repeats=9)
+        ours, theirs = seconds_of(*timers, repeats=9, calls=3)
         tell(f"lasso_vjp, the same, m = {m}", ours, "a loop over tasks", theirs)
 
 
