@@ -306,14 +306,14 @@ def ridge_lambda_max(F, y=None):
 
 def diagonal(A):
     """(T, k, k) -> (T, k)."""
-    return array_namespace(A).sum(A * identity(A.shape[-1], A), axis=2)
+    return array_namespace(A).linalg.diagonal(A)
 
 
 def regularised(A):
-    """A + delta I for symmetric positive semi-definite A (T, k, k): delta, of rounding size,
-    keeps it regular."""
+    """A + delta I for symmetric positive semi-definite A (T, k, k), whose largest entry is on the
+    diagonal: delta, of rounding size, keeps it regular."""
     xp, k = array_namespace(A), A.shape[-1]
-    delta = 32 * k * xp.finfo(A.dtype).eps * xp.max(xp.abs(A), axis=(1, 2))         # (T,)
+    delta = 32 * k * xp.finfo(A.dtype).eps * xp.max(diagonal(A), axis=1)            # (T,)
     return A + safe_divisor(delta)[:, None, None] * identity(k, A)
 
 
@@ -1100,15 +1100,16 @@ def svm_curvature(F, V, flat, along, lam2):
     xp = array_namespace(F)
     T, n, m = F.shape
     c = V.shape[1]
-    across = xp.matmul(F * flat[:, None, :], transpose(F))          # (T, n, n)
+    lam2 = lam2[:, None]
+    across = xp.matmul(F * (flat / lam2)[:, None, :], transpose(F))                 # (T, n, n)
     H = across[:, :, None, :, None] * identity(c, F)[:, None, :]
     bend = xp.maximum(along - flat, 0)
     if bool(xp.any(bend > 0)):
         unit, _ = directions(V)
-        B = unit * xp.sqrt(bend)[:, None, :]                        # (T, c, m)
+        B = unit * xp.sqrt(bend / lam2)[:, None, :]                 # (T, c, m)
         M = xp.reshape(F[:, :, None, :] * B[:, None, :, :], (T, n * c, m))
         H = H + xp.reshape(xp.matmul(M, transpose(M)), (T, n, c, n, c))
-    return H / lam2[:, None, None, None, None]
+    return H
 
 
 # The interior-point method drives two families of products to 0 together:
