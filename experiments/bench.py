@@ -41,7 +41,7 @@ CONVOLUTIONS = [(3, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)]
 class Bench:
     """Time our work beside the same work done by other libraries, and draw how seconds grow.
 
-    Takes three minutes, with PyTorch and JAX five. A row below 1 is where we are faster.
+    Takes two minutes, PyTorch and JAX included. A row below 1 is where we are faster.
     """
 
     out: str = option("", f"growth curves, the rows as CSV beside them: {OUT}")
