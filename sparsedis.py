@@ -1078,9 +1078,9 @@ class Stage(NamedTuple):
         out, cache, _ = self.layer.forward(params, now, x, train=True)
         return out, cache, moments(out) if self.norm else None
 
-    def backward(self, sums, count, cache, behind, dout):
+    def backward(self, grads, count, cache, behind, dout):
         if self.norm:
-            dout = self.norm.pull(sums, count, behind[0], dout)
+            dout = self.norm.pull(grads, count, behind[0], dout)
         return self.layer.backward(cache, dout)
 
 
@@ -1112,9 +1112,10 @@ class BatchNorm:
     def backward(self, cache, dout):
         return dout, dict(zip(self.shapes, batch_norm_sums(dout, cache), strict=True))
 
-    def pull(self, sums, count, cache, dout):
-        """dx of a block, of the sums dg and db over the `count` pixels of all blocks."""
-        return batch_norm_backward(dout, cache, [sums[name] for name in self.shapes], count)[0]
+    def pull(self, grads, count, cache, dout):
+        """dx of a block, from dg and db over all blocks, which stand in grads, and their pixels."""
+        sums = [grads[name] for name in self.shapes]
+        return batch_norm_backward(dout, cache, sums, count)[0]
 
     def moved(self, state, mean, variance, count):
         """The state with its running moments moved towards those of a batch, unbiased."""
