@@ -8,11 +8,10 @@
     G, n, K    image sets a step, G = 4; images a set, n = 25; tasks a set, K = 16
     w (T, d)   coefficients of tasks, T = G K
 
-In this order: latents and tasks; the data sets, 3D Shapes and dSprites; the renderer of 3D Shapes.
-Few-shot episodes are in experiments/episodes.py.
+In this order: latents and tasks; 3D Shapes; its file; its renderer. Few-shot episodes are in
+experiments/episodes.py, binary tasks and dSprites in experiments/sharing_data.py.
 
-[L23] Lachapelle et al., ICML 2023.   [F23] Fumero et al., NeurIPS 2023.
-[3DS] Burgess and Kim, 3D Shapes dataset, 2018.
+[L23] Lachapelle et al., ICML 2023.   [3DS] Burgess and Kim, 3D Shapes dataset, 2018.
 """
 import colorsys
 import contextlib
@@ -24,7 +23,6 @@ import os
 import shutil
 import tempfile
 import threading
-import zipfile
 import zlib
 from collections import namedtuple
 from pathlib import Path
@@ -33,7 +31,6 @@ import array_api_compat.numpy
 import h5py
 import numpy as np
 from array_api_compat import is_numpy_namespace
-from threadpoolctl import ThreadpoolController
 from tqdm import tqdm
 
 # ------------------------------------------------------------------------------ latents
@@ -83,6 +80,7 @@ def draw_index(rng, cumulative, size):
 # ------------------------------------------------------------------------------ tasks
 
 TASKS = "bernoulli-gauss, laplace, gauss, sphere, blocks-B, fixed-K, finite-K"
+LABEL_NOISE = 0.1                                                       # of a task's signal
 
 
 def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
@@ -136,19 +134,18 @@ class Tasks:
 
     gaussian     y = w.z + noise, of a standard deviation of 0.1 of the task's signal over the set
     categorical  y one-hot over k classes, of probabilities softmax(5 W z)
-    K tasks share a set's images, each with its own w and noise; the paper has K = 1.
+    K tasks (per_set) share a set's images, each with its own w and noise; the paper has K = 1.
     With k > 1 outputs a task's support is common to its outputs. shift > 0 draws each set's images
     from p(x | W) ~ p(x) exp(shift v.z), v the unit direction of the mean of |w| over its tasks: p
     differs from set to set, and from task to task where K = 1.     [L23, App. D.2.1, Sec. 3.1]
     """
 
     def __init__(self, z, p, sets=2, samples=50, per_set=16, kind="bernoulli-gauss", outputs=1,
-                 likelihood="gaussian", shift=0.0, noise=0.1):
-        self.z, self.cumulative = z, np.cumsum(p)
-        self.sets, self.samples = sets, samples
-        self.per_set, self.kind = per_set, kind
-        self.outputs, self.likelihood = outputs, likelihood
-        self.shift, self.noise = shift, noise
+                 likelihood="gaussian", shift=0.0):
+        self.z, self.p, self.cumulative = z, p, np.cumsum(p)
+        self.sets, self.samples, self.per_set = sets, samples, per_set
+        self.kind, self.outputs, self.likelihood = kind, outputs, likelihood
+        self.shift = shift
         sample_tasks(np.random.default_rng(0), 1, z.shape[1], kind)     # refuses an unknown kind
         if likelihood == "categorical" and outputs < 2:
             raise ValueError(f"--outputs: found {outputs}, expected at least 2 classes")
@@ -156,13 +153,12 @@ class Tasks:
     def sample(self, rng):
         W = self.sample_coefficients(rng)                               # (G, K, k, d)
         index = self.sample_images(rng, W)                              # (G, n)
-        scores = W @ np.swapaxes(self.z[index], 1, 2)[:, None]          # (G, K, k, n)
-        y = np.moveaxis(scores, 3, 2)                                   # (G, K, n, k)
+        signal = W @ np.swapaxes(self.z[index], 1, 2)[:, None]          # (G, K, k, n)
+        y = np.moveaxis(signal, 3, 2)                                   # (G, K, n, k)
         if self.likelihood == "categorical":
-            drawn = (5 * y + rng.gumbel(size=y.shape)).argmax(axis=3)   # Gumbel's way to draw
-            return index, np.eye(self.outputs)[drawn]
-        deviation = self.noise * y.std(axis=2, keepdims=True)
-        y = y + deviation * rng.standard_normal(y.shape)
+            return index, np.eye(self.outputs)[draw_classes(rng, 5 * y)]
+        noise = LABEL_NOISE * y.std(axis=2, keepdims=True)
+        y = y + noise * rng.standard_normal(y.shape)
         return index, y if self.outputs > 1 else y[..., 0]
 
     def sample_coefficients(self, rng):
@@ -174,102 +170,21 @@ class Tasks:
         return W.reshape(self.sets, self.per_set, self.outputs, -1)
 
     def sample_images(self, rng, W):
-        draws = self.samples * (20 if self.shift else 1)                # of 20 n, keep n
-        index = draw_index(rng, self.cumulative, (self.sets, draws))
         if not self.shift:
-            return index
-        v = np.abs(W).mean(axis=(1, 2))
+            return draw_index(rng, self.cumulative, (self.sets, self.samples))
+        v = np.abs(W).mean(axis=(1, 2))                                 # (G, d)
         v = v / np.linalg.norm(v, axis=1, keepdims=True)
-        tilt = self.shift * np.vecdot(self.z[index], v[:, None, :])
-        keep = (tilt + rng.gumbel(size=tilt.shape)).argsort(axis=1)[:, -self.samples:]
-        return np.take_along_axis(index, keep, axis=1)
+        tilted = [self.p * np.exp(self.shift * (self.z @ direction)) for direction in v]
+        return np.stack([draw_index(rng, np.cumsum(p), self.samples) for p in tilted])
 
 
-# y = 1 where every factor f lies on its side of its threshold c: (factor > threshold) == side.
-BinaryTask = namedtuple("BinaryTask", "factors thresholds sides")
+def draw_classes(rng, logits):
+    """A class of each row of logits (..., k), drawn with the probabilities softmax(logits): the
+    largest of logits plus Gumbel noise has those."""
+    return (logits + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
 
-class BinaryTasks:
-    """`count` different binary tasks of k factors each, joined by AND.        [F23, our reading]
-
-    Under p (N,) 2 to 98 % of a task's images are positive; a sample's classes are rebalanced, half
-    of each. ValueError where k is not possible, or so many different tasks are not found.
-    """
-
-    def __init__(self, factors, p, k, count, seed=0):
-        levels = factors.max(axis=0).astype(int) + 1
-        varying = np.flatnonzero(levels > 1)
-        if not 1 <= k <= len(varying):
-            raise ValueError(f"--factors: found {k}, expected 1 to {len(varying)}")
-        self.factors, self.cumulative = factors, np.cumsum(p)
-        rng = np.random.default_rng(seed)
-        seen = draw_index(rng, self.cumulative, 2000)
-        found = {}                                                      # a set that keeps its order
-        for _ in range(200 * count):
-            task = draw_binary_task(rng, levels, varying, k)
-            if len(found) < count and 0.02 <= self.labels(task, seen).mean() <= 0.98:
-                found[task] = True
-        if len(found) < count:
-            raise ValueError(
-                f"--pool, --test-tasks: {count} tasks wanted, only {len(found)} different ones of "
-                f"{k} factors found")
-        self.tasks = list(found)
-
-    def uniform(self):
-        """The same tasks on images drawn uniformly."""
-        other = BinaryTasks.__new__(BinaryTasks)
-        other.factors, other.tasks = self.factors, self.tasks
-        N = len(self.factors)
-        other.cumulative = np.arange(1, N + 1) / N
-        return other
-
-    def labels(self, task, index):
-        """Whether each image is positive, (len(index),)."""
-        on, thresholds, sides = map(np.asarray, task)
-        return ((self.factors[index][:, on] > thresholds) == sides).all(axis=1)
-
-    def sample(self, rng, tasks, shot, query):
-        """index (T, n) and Y (T, n, 1) for tasks (T,), given by their numbers: `shot` support
-        images of each class, first, and `query` others."""
-        samples = [self.sample_task(rng, self.tasks[t], shot, query) for t in tasks]
-        index, Y = zip(*samples, strict=True)
-        return np.stack(index), np.stack(Y)[..., 1:]
-
-    def sample_task(self, rng, task, shot, query):
-        """index (n,) and Y (n, 2): as drawn, no image twice unless there are too few."""
-        drawn = draw_index(rng, self.cumulative, 100 * (shot + query))
-        positive = self.labels(task, drawn)
-        parts = [first_occurrences(drawn[positive == side]) for side in (False, True)]
-        if not min(map(len, parts)):
-            raise ValueError(f"task {task} found images of one class only")
-        return support_first(np.stack([np.resize(part, shot + query) for part in parts]), shot)
-
-
-def draw_binary_task(rng, levels, varying, k):
-    """A random BinaryTask; of one factor always with the side above, lest two be complements."""
-    on = np.sort(rng.choice(varying, k, replace=False))
-    thresholds = rng.integers(levels[on] - 1)
-    sides = (rng.random(k) < 0.5) | (k == 1)
-    return BinaryTask(tuple(on), tuple(thresholds), tuple(sides))
-
-
-def first_occurrences(a):
-    """The different values of a, in the order in which they come."""
-    _, first = np.unique(a, return_index=True)
-    return a[np.sort(first)]
-
-
-def support_first(index, shot):
-    """index (k, shot + query) of each class's samples -> index (n,) and Y (n, k) one-hot, all
-    classes' first `shot` samples first."""
-    k = len(index)
-    labels = np.broadcast_to(np.arange(k)[:, None], index.shape)
-    index = np.concatenate([index[:, :shot].ravel(), index[:, shot:].ravel()])
-    labels = np.concatenate([labels[:, :shot].ravel(), labels[:, shot:].ravel()])
-    return index, np.eye(k)[labels]
-
-
-# ------------------------------------------------------------------------------ data sets
+# ------------------------------------------------------------------------------ 3D Shapes
 
 FACTORS = ("floor", "wall", "object", "scale", "shape", "orientation")
 LEVELS = (10, 10, 10, 8, 4, 15)                                         # the last runs fastest
@@ -332,6 +247,9 @@ class Shapes3D(FactorGrid):
         geometry = np.ravel_multi_index(tuple(factors[:, 3:].T), LEVELS[3:])
         x = compose(geometry, factors[:, :3], xp, device)
         return x if rows.ndim == 1 else xp.reshape(x, (*rows.shape, SIDE, SIDE, 3))
+
+
+# ------------------------------------------------------------------------------ its file
 
 
 def open_hdf5(path):
@@ -471,104 +389,7 @@ def cache_path(path):
     return home / f"{path.name}.{name}.images.npy"
 
 
-# dSprites, rendered after its published description, with sizes of our choice, for no original was
-# at hand: shapes of nearly equal area, 4.3 % of all pixels white as published, a position one pixel
-# from the next. The official file's first factor, colour, has one value and is left out.
-
-
-class DSprites(FactorGrid):
-    """dSprites, as Shapes3D: rendered when no path is given, else read from the official npz.
-
-    Arrays imgs and latents_classes; fewer rows will do. Its binary images come as three equal
-    channels, so that one encoder reads both data sets.
-    """
-
-    names = ("shape", "scale", "orientation", "x", "y")
-    levels = (3, 6, 40, 32, 32)                                         # square, ellipse, heart
-
-    def __init__(self, path=None):
-        super().__init__()
-        if path is not None:
-            self.stored, self.factors = open_dsprites(Path(path), self.levels)
-
-    def images(self, index, xp=array_api_compat.numpy, device=None):
-        rows = self.rows(index)
-        x = (self.render if self.stored is None else self.stored.read)(np.ravel(rows))
-        x = xp.asarray(x.reshape(*rows.shape, SIDE, SIDE, 1), device=device)
-        return xp.astype(xp.repeat(x, 3, axis=-1), xp.float32)
-
-    def render(self, rows):
-        """A window of each image's sprite, (B, 64, 64) of 0 and 1."""
-        factors = self.factors[rows].astype(int)
-        drawn = sprites()[np.ravel_multi_index(factors[:, :3].T, self.levels[:3])]
-        corners = 31 - factors[:, 3:]
-        windows = zip(drawn, corners, strict=True)
-        return np.stack([sprite[y:y + SIDE, x:x + SIDE] for sprite, (x, y) in windows])
-
-
-@functools.cache
-def sprites():
-    """Each shape, scale and orientation in the middle of a canvas that holds all windows,
-    (720, 95, 95) of 0 and 1."""
-    Y, X = np.mgrid[-47:48, -47:48]
-    scales = np.linspace(0.5, 1, 6)
-    turns = np.linspace(0, 2 * np.pi, 40)                               # first and last alike, as
-    out = []                                                            # in the official file
-    for shape, scale, turn in np.ndindex(3, 6, 40):
-        s, c = np.sin(turns[turn]), np.cos(turns[turn])
-        u, v = (X * c + Y * s) / scales[scale], (Y * c - X * s) / scales[scale]
-        out.append(inside_sprite(shape, u, v))
-    return np.stack(out).astype(np.uint8)
-
-
-def inside_sprite(shape, u, v):
-    """Whether points (u, v) lie in the square, the ellipse or the heart at scale 1."""
-    if shape == 0:
-        return np.maximum(np.abs(u), np.abs(v)) < 8.6
-    if shape == 1:
-        return (u / 13) ** 2 + (v / 7.2) ** 2 < 1
-    u, v = u / 9, v / 9
-    return (u ** 2 + v ** 2 - 1) ** 3 < -u ** 2 * v ** 3
-
-
-def open_dsprites(path, levels):
-    """Images (N, 64, 64) uint8, left on disk, and factors (N, 5) of an official npz file."""
-    try:
-        with zipfile.ZipFile(path) as file, file.open("latents_classes.npy") as classes, \
-                file.open("imgs.npy") as images:
-            factors = np.lib.format.read_array(classes, allow_pickle=False)
-            np.lib.format.read_magic(images)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(images)
-            check_dsprites(shape, fortran, dtype, factors, levels)
-            return unpack_images(path, shape, sprite_blocks(images)), factors[:, 1:].astype(np.int8)
-    except Exception as error:                                          # zips fail in many ways
-        raise ValueError(
-            f"{path}: expected imgs (N, 64, 64) uint8 and latents_classes (N, 6) ({error})"
-        ) from None
-
-
-def check_dsprites(shape, fortran, dtype, factors, levels):
-    """Refuse arrays of another shape, order or dtype, and classes that are none."""
-    top = (1, *levels)
-    fits = factors.ndim == 2 and factors.shape[1] == 6 and shape == (len(factors), SIDE, SIDE)
-    if not fits or len(factors) == 0 or fortran or dtype != np.uint8:
-        raise ValueError(f"found imgs {shape} {dtype} and latents_classes {factors.shape}")
-    if factors.dtype.kind not in "iuf":
-        raise ValueError(f"found latents_classes of {factors.dtype}")
-    if not ((factors >= 0) & (factors < top) & (factors % 1 == 0)).all():
-        raise ValueError(f"found a class that is no whole number below {top}")
-
-
-def sprite_blocks(file, rows=1024):
-    """The binary images of an opened imgs.npy, behind its header, some at a time."""
-    while block := file.read(rows * SIDE * SIDE):
-        x = np.frombuffer(block, np.uint8).reshape(-1, SIDE, SIDE)
-        if x.max() > 1:
-            raise ValueError(f"found a pixel of {x.max()}, expected 0 and 1")
-        yield x
-
-
-# ------------------------------------------------------------------------------ 3D Shapes, rendered
+# ------------------------------------------------------------------------------ its renderer
 # 3D Shapes has only 480 geometries, scale x shape x orientation. For a given geometry an image is
 # linear in its colours, so that five maps of each geometry hold the whole data set:
 #     image = clip(m_sky SKY + m_floor C_floor + m_wall C_wall + m_object C_object + m_white WHITE)
@@ -593,18 +414,11 @@ def compose(geometry, hues, xp=array_api_compat.numpy, device=None):
     C, geometry = xp.asarray(C, device=device), xp.asarray(geometry, device=device)
     step = 16 if is_numpy_namespace(xp) else N
     x = xp.empty((N, SIDE, SIDE, 3), dtype=xp.float32, device=device)
-    with blas().limit(limits=1, user_api="blas"):                       # more would only wait
-        for i in range(0, N, step):
-            light = xp.matmul(xp.take(maps, geometry[i:i + step], axis=0), C[i:i + step, ...])
-            levels = xp.clip(xp.round(light), 0, 255) / 255
-            x[i:i + step, ...] = xp.reshape(levels, (-1, SIDE, SIDE, 3))
+    for i in range(0, N, step):
+        light = xp.matmul(xp.take(maps, geometry[i:i + step], axis=0), C[i:i + step, ...])
+        levels = xp.clip(xp.round(light), 0, 255) / 255
+        x[i:i + step, ...] = xp.reshape(levels, (-1, SIDE, SIDE, 3))
     return x
-
-
-@functools.cache
-def blas():
-    """The BLAS libraries at hand, looked up once."""
-    return ThreadpoolController()
 
 
 _maps = {}

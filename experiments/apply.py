@@ -14,7 +14,6 @@ import numpy as np
 
 import data
 import metrics
-import sparsedis
 from experiments import plots, results
 from experiments.settings import OUT, option, out_path
 
@@ -34,9 +33,9 @@ class Encode:
 
 def encode(config):
     """Write the features of an npz file's images, or of its x where a run of `tasks` is given."""
-    snapshot, spec, _ = results.load_checkpoint(config.checkpoint)
-    if "input.mean" in snapshot.state:
-        F = encode_rows(config, snapshot, spec)
+    checkpoint = results.load_checkpoint(config.checkpoint)
+    if checkpoint.moments:
+        F = encode_rows(config, checkpoint)
     else:
         images, = read_images(config.images)
         F = encode_images(config.checkpoint, images)
@@ -47,17 +46,16 @@ def encode(config):
 
 def encode_images(checkpoint, images):
     """Features (N, m) of images by the encoder of a checkpoint."""
-    snapshot, spec, _ = results.load_checkpoint(checkpoint)
-    check_input(checkpoint, spec, images.shape[1:])
-    encoder = sparsedis.build(spec)
+    snapshot, encoder, _, _ = results.load_checkpoint(checkpoint)
+    check_input(checkpoint, encoder.spec, images.shape[1:])
 
     def some(index):
         return images[index]
 
-    return encode_in_batches(encoder, snapshot.params, snapshot.state, some, np.arange(len(images)))
+    return encoder.encode(snapshot.params, snapshot.state, some, np.arange(len(images)))
 
 
-def encode_rows(config, snapshot, spec):
+def encode_rows(config, checkpoint):
     """Features (N, m) of the x of an npz file, or of all columns of a CSV file, as in the run of
     `tasks`: of mean 0 and variance 1 over the rows that it was trained on."""
     if Path(config.images).suffix.lower() == ".csv":
@@ -66,19 +64,19 @@ def encode_rows(config, snapshot, spec):
     else:
         x, = read_arrays(config.images, "x")
     x = x[..., None] if x.ndim == 3 else x
+    snapshot, encoder, _, moments = checkpoint
+    spec = encoder.spec
     shape = tuple(spec.sizes["shape"]) if spec.name == "convnet" else (spec.sizes["sizes"][0],)
     if x.shape[1:] != shape or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
         raise ValueError(
             f"{config.images}: expected finite x (N, {', '.join(map(str, shape))}), found "
             f"{x.shape} {x.dtype}")
-    state = snapshot.state
 
     def some(index):
-        return ((x[index] - state["input.mean"]) / state["input.scale"]).astype(np.float32)
+        return ((x[index] - moments["input.mean"]) / moments["input.scale"]).astype(np.float32)
 
-    encoder = sparsedis.build(spec)
-    F = encode_in_batches(encoder, snapshot.params, state, some, np.arange(len(x)))
-    return (F - state["feature.mean"]) / state["feature.deviation"]
+    F = encoder.encode(snapshot.params, snapshot.state, some, np.arange(len(x)))
+    return (F - moments["feature.mean"]) / moments["feature.deviation"]
 
 
 def read_columns(path, may_be_empty=()):
@@ -123,16 +121,6 @@ def check_input(checkpoint, spec, shape):
     if not fits or (spec.name == "cnn" and (H, W) != (64, 64)):
         raise ValueError(
             f"{checkpoint}: the encoder {spec.name} {spec.sizes} does not take images {shape}")
-
-
-def encode_in_batches(encoder, params, state, images, index, batch=400):
-    """Features (N, m), as NumPy, of images(index), in evaluation, a batch at a time."""
-    parts = []
-    for i in range(0, len(index), batch):
-        x = images(index[i:i + batch])
-        F, _, _ = encoder.forward(params, state, x, train=False)
-        parts.append(metrics.to_numpy(F))
-    return np.concatenate(parts)
 
 
 def read_images(path, *names):

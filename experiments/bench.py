@@ -31,6 +31,7 @@ import data
 import solvers
 import sparsedis
 from experiments import plots, results
+from experiments.episode_networks import conv4
 from experiments.settings import OUT, option, out_path
 
 # The CNN's convolutions, of stride 2: channels in and out, side of the kernel, padding.
@@ -188,7 +189,7 @@ def product_rate(a, b, c, repeats=9):
 
 def bench_conv4(threads):
     """conv4 on 28 x 28 images beside PyTorch's."""
-    ours = our_network(threads, sparsedis.conv4(1), random_images(100, 28, 28, 1))
+    ours = our_network(threads, conv4(1), random_images(100, 28, 28, 1))
     theirs = functools.partial(torch_conv4, threads)
     beside_torch("conv4 forward + backward, 100 images 28 x 28", ours, theirs)
 
@@ -471,11 +472,11 @@ def relative_error(a, exact):
 def projected_gradient(F, Y, lam1, lam2, steps):
     """W and Lam after so many steps of length 1/L on the dual: the published code takes five."""
     L = np.linalg.norm(F, ord=2, axis=(1, 2)) ** 2 / lam2
-    Lam = np.full(Y.shape, 1 / Y.shape[2])
+    Lam, svm = np.full(Y.shape, 1 / Y.shape[2]), solvers.svm_problem(F, Y, lam1, lam2)
     for _ in range(steps):
-        _, _, dD = solvers.svm_primal(F, Y, Lam, lam1, lam2)
+        _, _, dD = solvers.svm_primal(svm, Lam)
         Lam = solvers.project_simplex(Lam - dD / L[:, None, None])
-    _, W, _ = solvers.svm_primal(F, Y, Lam, lam1, lam2)
+    _, W, _ = solvers.svm_primal(svm, Lam)
     return W, Lam
 
 

@@ -20,7 +20,6 @@ import data
 import metrics
 import sparsedis
 from experiments import plots, results, settings
-from experiments.apply import encode_in_batches
 from experiments.settings import ELSEWHERE, option
 
 SCORES = {"mcc": "MCC", "r": "R", "dci_d": "DCI-D", "dci_c": "DCI-C"}
@@ -159,8 +158,9 @@ def head_of(config):
 def tasks_of(config, z, p):
     """The distribution of tasks that the settings ask for."""
     return data.Tasks(
-        z, p, config.image_sets, config.samples, config.tasks_per_set, config.tasks,
-        config.outputs, config.likelihood, config.shift)
+        z, p, sets=config.image_sets, samples=config.samples, per_set=config.tasks_per_set,
+        kind=config.tasks, outputs=config.outputs, likelihood=config.likelihood,
+        shift=config.shift)
 
 
 def describe(config, z, p):
@@ -197,7 +197,7 @@ def features_of(encoder, shapes, norm, xp, device, params, index):
     def images(i):
         return shapes.images(i, xp, device)
 
-    F = encode_in_batches(encoder, params, {}, images, index)
+    F = metrics.to_numpy(encoder.encode(params, {}, images, index))
     return F if norm == "batch" else sparsedis.normalise(F[None], "layer")[0][0]
 
 

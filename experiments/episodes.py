@@ -12,8 +12,6 @@ and load_splits make one, and ImageEpisodes draws from it. ShapesEpisodes draws 
 """
 import hashlib
 import io
-import pickle
-import pickletools
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -24,7 +22,6 @@ from matplotlib import ft2font, get_data_path
 from PIL import Image
 
 import data
-from data import support_first
 
 
 class ImageEpisodes:
@@ -54,6 +51,16 @@ class ImageEpisodes:
             x = shift_images(rng, x, self.shift)
             x = jitter_colours(rng, x) if self.colour else x
         return xp.astype(xp.asarray(x, device=device), xp.float32) / 255
+
+
+def support_first(index, shot):
+    """index (k, shot + query) of each class's samples -> index (n,) and Y (n, k) one-hot, all
+    classes' first `shot` samples first."""
+    k = len(index)
+    labels = np.broadcast_to(np.arange(k)[:, None], index.shape)
+    index = np.concatenate([index[:, :shot].ravel(), index[:, shot:].ravel()])
+    labels = np.concatenate([labels[:, :shot].ravel(), labels[:, shot:].ravel()])
+    return index, np.eye(k)[labels]
 
 
 def rows_of_classes(labels):
@@ -253,106 +260,19 @@ def with_rotations(x, labels):
     return np.concatenate(turned), np.concatenate(names)
 
 
-# ------------------------------------------------------------------------------ MetaOptNet's files
-
-
-class ArraysOnly(pickle.Unpickler):
-    """Unpickles dicts, lists, numbers, strings and arrays of numbers; refuses all else before it
-    runs. NumPy's own functions would let a file forge an array's dtype, size and memory: those that
-    a pickle may name are ours, below.
-    """
-
-    def find_class(self, module, name):
-        if (module, name) == ("_codecs", "encode"):                 # Python 2's bytes
-            return lambda text, encoding: text.encode("latin1")
-        if module.partition(".")[0] != "numpy" or name not in OURS:
-            raise ValueError(f"a pickle may hold arrays only, found {module}.{name}")
-        return OURS[name]
-
-
-class PlainDtype:
-    """Stands for numpy.dtype: numbers, bools and fixed strings, in either byte order."""
-
-    def __init__(self, code, *flags):
-        self.dtype = np.dtype(str(code, "ascii") if isinstance(code, bytes) else code)
-        if self.dtype.kind not in "biufSU" or self.dtype.fields or self.dtype.subdtype:
-            raise ValueError(f"a pickle may hold arrays of numbers only, found {self.dtype}")
-
-    def __setstate__(self, state):
-        order = state[1].decode() if isinstance(state[1], bytes) else state[1]
-        self.dtype = self.dtype.newbyteorder(order) if order in "<>" else self.dtype
-
-    def array(self, content, shape, order="C"):
-        """The array of some bytes; ValueError where they are too few or too many."""
-        content = content.encode("latin1") if isinstance(content, str) else bytes(content)
-        return np.frombuffer(content, self.dtype).reshape(shape, order=order)
-
-
-class PlainArray:
-    """Stands for the array that numpy's _reconstruct makes, filled by its state."""
-
-    def __init__(self, cls, shape, code):
-        self.value = None
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, content = state
-        self.value = dtype.array(content, shape, "F" if fortran else "C")
-
-
-def plain_scalar(dtype, content):
-    """Stands for numpy's scalar."""
-    return dtype.array(content, ())[()]
-
-
-def plain_buffer(content, dtype, shape, order):
-    """Stands for numpy's _frombuffer, of pickles of protocol 5."""
-    array = PlainArray(None, None, None)
-    array.value = dtype.array(content, shape, order)
-    return array
-
-
-OURS = {
-    "dtype": PlainDtype, "ndarray": PlainArray, "_reconstruct": PlainArray, "scalar": plain_scalar,
-    "_frombuffer": plain_buffer}
-
-
-def refuse_large_memo(file, size):
-    """Refuse an opened pickle that numbers an object beyond its size: a list that long is made."""
-    for opcode, number, _ in pickletools.genops(file):
-        if "PUT" in opcode.name and int(number) > size:
-            raise ValueError(f"{opcode.name} {number} in {size} bytes")
-    file.seek(0)
-
-
-def array_of(value):
-    """An array, or a flat list of numbers or strings as one; ValueError for anything else."""
-    if isinstance(value, PlainArray) and value.value is not None:
-        return value.value
-    if isinstance(value, list) and all(np.isscalar(item) for item in value):
-        return np.array(value)
-    raise ValueError(f"found {type(value).__name__} where an array belongs")
+# ------------------------------------------------------------------------------ files of images
 
 
 def load_split(path):
-    """data (N, H, W, 3) uint8 and labels (N,) of one of MetaOptNet's pickles.
-
-    Of NAME_labels.pkl the data are in NAME_images.npz. ValueError names a file of another form.
+    """data (N, H, W, 3) uint8 and labels (N,) of an npz file; ValueError names one of another form.
     """
-    path = Path(path)
     try:
-        with open(path, "rb") as file:
-            refuse_large_memo(file, path.stat().st_size)
-            content = ArraysOnly(file, encoding="latin1").load()
-        labels = array_of(content["labels"])
-        if path.name.endswith("_labels.pkl"):
-            with np.load(str(path).replace("_labels.pkl", "_images.npz")) as file:
-                x = file["images"]
-        else:
-            x = array_of(content["data"])
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename}: no such file") from None
-    except Exception as error:
-        raise ValueError(f"{path}: not a pickle with data and labels ({error!r})") from None
+        with np.load(path, allow_pickle=False) as file:
+            x, labels = file["data"], file["labels"]
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:                                      # zips fail in many ways
+        raise ValueError(f"{path}: not an npz file with data and labels ({error!r})") from None
     images = x.ndim == 4 and x.shape[3] == 3 and x.dtype == np.uint8 and 0 not in x.shape
     if not images or labels.shape != x.shape[:1] or labels.dtype.kind not in "iuSU":
         raise ValueError(
@@ -361,15 +281,13 @@ def load_split(path):
     return x, labels
 
 
-PATTERNS = {
-    "train": ("*_phase_train.pickle", "*_train.pickle", "train_labels.pkl"),
-    "val": ("*_val.pickle", "val_labels.pkl"),
-    "test": ("*_test.pickle", "test_labels.pkl")}
+PATTERNS = {"train": ("*_phase_train.npz", "*train.npz"), "val": ("*val.npz",),
+            "test": ("*test.npz",)}
 
 
 def load_splits(folder):
-    """The three splits of a folder of MetaOptNet's files: miniImageNet, CIFAR-FS and FC100 as
-    pickles, tieredImageNet as npz and pkl."""
+    """The three splits of a folder of npz files, such as MetaOptNet's miniImageNet, tieredImageNet,
+    CIFAR-FS and FC100 become (docs/few-shot-and-sharing.md)."""
     splits = {}
     for split, patterns in PATTERNS.items():
         files = [path for pattern in patterns for path in sorted(Path(folder).glob(pattern))]
@@ -377,11 +295,20 @@ def load_splits(folder):
         if split != "train":  # miniImageNet has parts of the training classes under such names
             files = [path for path in files if "_train_phase_" not in path.name]
         if not files:
-            expected = " or ".join(patterns)
-            raise ValueError(f"{folder}: no {split} split, expected a file like {expected}")
+            raise ValueError(f"{folder}: no {split} split, expected a file like "
+                             f"{' or '.join(patterns)}{of_pickles(folder)}")
         x, labels = load_split(files[0])
         splits[split] = x, np.char.add(f"{split}/", labels.astype(str))  # each counts from 0
     return splits
+
+
+def of_pickles(folder):
+    """What to do with pickles, where a folder has some: they are not read, for they run code."""
+    if not any(path.suffix in (".pickle", ".pkl") for path in Path(folder).glob("*")):
+        return ""
+    return ("; of a pickle that you trust: content = pickle.load(open(PATH, 'rb'), "
+            "encoding='latin1'); numpy.savez(PATH + '.npz', data=content['data'], "
+            "labels=content['labels'])")
 
 
 # ------------------------------------------------------------------------------ 3D Shapes

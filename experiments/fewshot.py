@@ -5,7 +5,8 @@
     W (T, way, m)  a classifier of each episode; lam1 switches features off as groups
     used, dead (T, m)  features with W_j != 0; features that are 0 on the whole support set
 
-The episodes are drawn by a source of episodes.py; the heads are sparsedis.EPISODE_HEADS.
+The episodes are drawn by a source of episodes.py; the heads are those of episode_heads.py, the
+networks those of episode_networks.py.
 """
 import dataclasses
 import functools
@@ -22,13 +23,14 @@ import data
 import metrics
 import solvers
 import sparsedis
-from experiments import episodes, plots, results, settings
-from experiments.apply import encode_in_batches
+from experiments import episode_networks, episodes, plots, results, settings
 from experiments.disentangle import SCORES
+from experiments.episode_heads import EPISODE_HEADS, episode_objective, head_params
+from experiments.episode_networks import OPTIMISERS
 from experiments.settings import ELSEWHERE, option
 
 EPS = "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM"
-DATA = "omniglot: zips, separated by commas; pickles: the folder; shapes: 3dshapes.h5 (or rendered)"
+DATA = "omniglot: zips, separated by commas; npz: the folder; shapes: 3dshapes.h5 (or rendered)"
 OPTIMISER = "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)"
 
 
@@ -41,14 +43,14 @@ class FewShot(settings.Training):
 
     numbers: ClassVar[tuple] = ("steps", "seconds", "accuracy", "accuracy_ci", "off", "dead")
     source: str = option(
-        "glyphs", "of the episodes; pickles: a folder of MetaOptNet's",
-        choices=("glyphs", "omniglot", "pickles", "shapes"))
+        "glyphs", "of the episodes; npz: a folder of three splits, as miniImageNet's",
+        choices=("glyphs", "omniglot", "npz", "shapes"))
     encoder: str = option(
         "conv4", "the network; cnn is that of 3D Shapes, with --features",
         choices=("conv4", "resnet12", "cnn"))
     features: int = option(6, "features of cnn, m", 2)
     head: str = option(
-        "svm", "how an episode's classifier is fitted", choices=tuple(sparsedis.EPISODE_HEADS))
+        "svm", "how an episode's classifier is fitted", choices=tuple(EPISODE_HEADS))
     eps: float = option(0.02, EPS, 0, 1)
     lam1: float = option(0.0, "svm: a number to add to that lam1", 0)
     lam2: float = option(1.0, "svm and ridge: weight of ||W||^2/2", 1e-3)
@@ -60,7 +62,7 @@ class FewShot(settings.Training):
     train_query: int = option(0, "query samples of a class in training; 0: as in evaluation", 0)
     episodes: int = option(8, "episodes per step", 1)
     steps: int = option(500, "outer steps", 1)
-    optimiser: str = option("adam", OPTIMISER, choices=tuple(sparsedis.OPTIMISERS))
+    optimiser: str = option("adam", OPTIMISER, choices=tuple(OPTIMISERS))
     lr: float = option(1e-2, "learning rate at the start", 1e-12)
     smoothing: float = option(0.1, "of the labels of the query loss, in training", 0, 0.99)
     test_episodes: int = option(1000, "episodes of the evaluation", 2)
@@ -120,9 +122,9 @@ def fewshot(config):
         accuracy = evaluate(config, encode(params, state, "val", 50)).accuracy
         return {"accuracy": float(accuracy.mean()), "scale": float(params["head.scale"])}
 
-    objective = sparsedis.episode_objective(config.head, strengths(config), config.smoothing)
+    objective = episode_objective(config.head, strengths(config), config.smoothing)
     training = sparsedis.Training(
-        encoder, sample, objective, config.steps, config.lr, config.optimiser)
+        encoder, sample, objective, config.steps, config.lr, OPTIMISERS[config.optimiser])
     with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
         end, rows = run.train(training, measure, xp, device, head_start(config))
         result = score(config, run, encode(end.params, end.state, "test", config.test_episodes))
@@ -156,7 +158,7 @@ def source_of(config):
         name = fingerprint(splits)
     side = splits["train"][0].shape[1]
     shifts = [pixels for least, pixels in ((0, 2), (32, 4), (64, 8)) if side >= least]
-    return episodes.ImageEpisodes(splits, shifts[-1], config.source == "pickles"), name
+    return episodes.ImageEpisodes(splits, shifts[-1], config.source == "npz"), name
 
 
 def fingerprint(splits):
@@ -175,11 +177,11 @@ def encoder_of(config, image_shape):
         if image_shape != (64, 64, 3):
             raise ValueError(
                 f"--encoder cnn: takes images (64, 64, 3), this source has {image_shape}")
-        return sparsedis.cnn(config.features, norm=True)
+        return episode_networks.cnn(config.features, norm=True)
     if min(H, W) < 16:
         raise ValueError(
             f"--encoder {config.encoder}: images of at least 16 x 16 are needed, found {H} x {W}")
-    return sparsedis.ENCODERS[config.encoder](channels)
+    return episode_networks.ENCODERS[config.encoder](channels)
 
 
 def check_sizes(config, source, train_size):
@@ -234,8 +236,8 @@ Encoded = namedtuple("Encoded", "F place Y head")
 def encode_episodes(encoder, params, state, images, index, Y):
     """The episodes of images(index), index (T, n) and Y (T, n, way), Encoded."""
     different, place = np.unique(index, return_inverse=True)
-    F = encode_in_batches(encoder, params, state, images, different, batch=200)
-    own = sparsedis.head_params(params)
+    F = metrics.to_numpy(encoder.encode(params, state, images, different, batch=200))
+    own = head_params(params)
     head = {name: metrics.to_numpy(a).astype(np.float64) for name, a in own.items()}
     return Encoded(F, place.reshape(index.shape), Y, head)
 
@@ -254,9 +256,8 @@ def evaluate_some(config, F, Y, head, dense):
     n_support = config.way * config.shot
     F_support, Y_support = F[:, :n_support], Y[:, :n_support]
     lam = strengths(config, dense)(F_support, Y_support)
-    fitted = sparsedis.EPISODE_HEADS[config.head]
-    _, _, _, info = fitted(F, Y, lam, n_support, head)
-    right = info["logits"].argmax(axis=2) == Y[:, n_support:].argmax(axis=2)
+    _, _, _, info = EPISODE_HEADS[config.head](F, Y, lam, n_support, head, fit_only=True)
+    right = info["scores"].argmax(axis=2) == Y[:, n_support:].argmax(axis=2)
     solved = info.get("converged", np.ones(len(Y), bool))
     used = (info["w"] != 0).any(axis=1)
     return Evaluation(right.mean(axis=1), solved, used, (F_support == 0).all(axis=1))
@@ -291,7 +292,7 @@ def score_factors(encoder, source, end, xp, device):
     def images(some):
         return source.images("test", some, xp, device)
 
-    F = encode_in_batches(encoder, end.params, end.state, images, index)
+    F = metrics.to_numpy(encoder.encode(end.params, end.state, images, index))
     return metrics.scores(shapes.factors[index].astype(float), F)
 
 

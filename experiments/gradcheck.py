@@ -24,7 +24,10 @@ from numpy.linalg import norm
 
 import solvers
 import sparsedis
-from experiments import sharing, sharing_features
+from experiments import episode_networks, sharing, sharing_features
+from experiments.episode_heads import EPISODE_HEADS
+from experiments.episode_networks import Residual, conv4, resnet12
+from experiments.sharing_solver import sparse_sharing, sparse_sharing_vjp
 
 # ------------------------------------------------------------------------------ the checker
 
@@ -162,22 +165,29 @@ def passed(f, cache):
     """The masks of a layer's function: where ReLU keeps its input, where a pixel is the largest."""
     if f is sparsedis.relu:
         return [cache]
-    if f in (sparsedis.leaky_relu, sparsedis.larger):
+    if f in (episode_networks.leaky_relu, episode_networks.larger):
         return [cache[0]]
-    if f is sparsedis.max_pool2d:
+    if f is episode_networks.max_pool2d:
         return [is_first for is_first, _ in cache[:2]]
     return []
 
 
 def layer_case(rng, title, name, shapes, **settings):
-    """The pair name, name_backward of sparsedis, on random arguments of the shapes given."""
-    layer, backward = getattr(sparsedis, name), getattr(sparsedis, f"{name}_backward")
+    """The pair name, name_backward of sparsedis or episode_networks, on random arguments of the
+    shapes given: the input first, then parameters."""
+    module = sparsedis if hasattr(sparsedis, name) else episode_networks
+    layer, backward = getattr(module, name), getattr(module, f"{name}_backward")
+    arrays = {argument: rng.standard_normal(shape) for argument, shape in shapes.items()}
 
     def forward(*arrays):
         out, cache = layer(*arrays, **settings)
-        return out, lambda dout: backward(dout, cache), passed(layer, cache)
 
-    arrays = {argument: rng.standard_normal(shape) for argument, shape in shapes.items()}
+        def pull_back(dout):
+            dx, grads = backward(dout, cache)
+            return dx, *(grads[name] for name in list(shapes)[1:])
+
+        return out, pull_back, passed(layer, cache)
+
     return output_case(rng, title, forward, arrays)
 
 
@@ -191,15 +201,15 @@ def layer_cases(rng):
     own = np.random.default_rng(1)                                  # other draws stay theirs
     yield layer_case(own, "trim, odd sides", "trim", {"x": (2, 5, 4, 3)})
     yield layer_case(own, "larger of two columns", "larger", {"x": (2, 5, 4, 3)}, axis=2)
-    yield conv_case(rng, 8, k=4, C=1, O=5, stride=2, pad=1)     # c < O: gathers, then multiplies
-    yield conv_case(rng, 8, k=4, C=3, O=4, stride=2, pad=1)     # c > O: multiplies, then adds
+    yield conv_case(rng, 8, k=4, C=1, O=5, stride=2, pad=1)
+    yield conv_case(rng, 8, k=4, C=3, O=4, stride=2, pad=1)
     yield conv_case(rng, 6, k=2, C=3, O=4, stride=2, pad=0)
     yield conv_case(rng, 5, k=3, C=2, O=5, stride=1, pad=1)
     yield conv_case(rng, 5, k=3, C=4, O=2, stride=1, pad=1)
     yield case("max_pool2d, odd sides", "max_pool2d", {"x": (2, 5, 4, 3)})
     yield case("global_pool", "global_pool", {"x": (2, 3, 4, 3)})
     yield case("batch_norm", "batch_norm", {"x": (3, 2, 3, 4), "g": (4,), "b": (4,)})
-    drop = {"key": (0, 0), "rate": 0.3, "ramp": 0, "size": 2, "layer": 0}
+    drop = {"key": (0, 0), "rate": 0.3, "ramp": 0, "size": 2}
     yield case("drop_block", "drop_block", {"x": (2, 5, 5, 3)}, **drop)
     yield case("normalise over samples", "normalise", {"F": (2, 7, 3)})
     yield case("normalise over features", "normalise", {"F": (2, 4, 6)}, norm="layer")
@@ -222,13 +232,13 @@ def encoder_cases(rng):
     yield encoder_case(rng, "encoder cnn", sparsedis.cnn(3), (2, 64, 64, 3))
     convnet = sparsedis.convnet(3, (9, 12, 2), (4, 5), 7)
     yield encoder_case(np.random.default_rng(1), "encoder convnet", convnet, (3, 9, 12, 2))
-    conv4 = sparsedis.conv4(2, 4)
-    for layer in conv4.layer.layers:
+    small = conv4(2, 4)
+    for layer in small.layer.layers:
         if hasattr(layer, "size"):
             layer.size = 2                          # batch norm across blocks of 2, 2 and 1 images
-    yield encoder_case(rng, "encoder conv4", conv4, (5, 19, 16, 2))
-    resnet12 = sparsedis.resnet12(2, (3, 4, 5, 6), drop=0.2, ramp=2)
-    yield encoder_case(rng, "encoder resnet12", resnet12, (3, 36, 34, 2))
+    yield encoder_case(rng, "encoder conv4", small, (5, 19, 16, 2))
+    small = resnet12(2, (3, 4, 5, 6), drop=0.2, ramp=2)
+    yield encoder_case(rng, "encoder resnet12", small, (3, 36, 34, 2))
 
 
 def encoder_case(rng, title, encoder, shape):
@@ -253,11 +263,10 @@ def masks(layer, cache):
     if isinstance(layer, sparsedis.Sequential):
         for part, own in zip(layer.layers, cache, strict=True):
             yield from masks(part, own)
-    elif isinstance(layer, sparsedis.InBlocks):
-        for stage, caches in zip(layer.stages, cache.caches, strict=True):
-            for block in caches:
-                yield from masks(stage.layer, block)
-    elif isinstance(layer, sparsedis.Residual):
+    elif isinstance(layer, sparsedis.Blocks):
+        for block in cache:
+            yield from masks(layer.layer, block)
+    elif isinstance(layer, Residual):
         yield from masks(layer.branch, cache[0])
         yield from masks(layer.shortcut, cache[1])
     elif isinstance(layer, sparsedis.Layer):
@@ -343,12 +352,12 @@ def sharing_case(rng):
     J has several minima: from the one found first, the solver goes to the one nearby.
     """
     F, Y = binary_tasks(rng, 4, 25, 5)
-    near, _ = solvers.sparse_sharing(F, Y, 0.1, 0.05)
+    near, _ = sparse_sharing(F, Y, 0.1, 0.05)
 
     def solved(F, *lam):
         alpha, beta = (float(a) for a in lam)
-        phi, _ = solvers.sparse_sharing(F, Y, alpha, beta, start=near, stages=1)
-        pull_back = functools.partial(solvers.sparse_sharing_vjp, F, Y, alpha, beta, phi)
+        phi, _ = sparse_sharing(F, Y, alpha, beta, start=near, stages=1)
+        pull_back = functools.partial(sparse_sharing_vjp, F, Y, alpha, beta, phi)
         return phi, pull_back, [phi != 0]
 
     arrays = {"F": F, "alpha": np.array(0.1), "beta": np.array(0.05)}
@@ -415,7 +424,7 @@ def episode_case(rng, title, lam, m=8, **learned):
     own = {key: np.array(value) for key, value in {"scale": 1.3, **learned}.items()}
 
     def fitted(F, **params):
-        head = sparsedis.EPISODE_HEADS[name]
+        head = EPISODE_HEADS[name]
         loss, dF, dparams, info = head(F, Y, lam, 9, params, smoothing=0.1)
         return loss, {"F": dF, **dparams}, info
 

@@ -24,7 +24,6 @@ import data
 import metrics
 import sparsedis
 from experiments import disentangle, results, settings
-from experiments.apply import encode_in_batches
 from experiments.settings import OUT, option, out_path
 
 UNIFORM, TRAINING = 1000, 1000                                      # draws
@@ -184,10 +183,11 @@ def read_run(folder):
     """The Trained of a run's folder; ValueError where it is not a finished one on 3D Shapes."""
     result = results.read_json(folder / "result.json", ("mcc", "r"))
     config = results.read_json(folder / "config.json", ("rho", "alpha", "eps"), ("head", "norm"))
-    snapshot, spec, _ = results.load_checkpoint(folder / "checkpoint.npz")
+    snapshot, encoder, _, _ = results.load_checkpoint(folder / "checkpoint.npz")
+    spec = encoder.spec
     if spec.name != "cnn" or spec.sizes["channels"] != 3 or config["norm"] != "batch":
         raise ValueError(f"{folder}: expected a run on 3D Shapes with --norm batch")
-    return Trained(config, result, sparsedis.build(spec), snapshot.params)
+    return Trained(config, result, encoder, snapshot.params)
 
 
 def pack_run(run, shapes, z, drawn):
@@ -227,7 +227,7 @@ def deviation_of(F):
 
 def features_of(run, params, shapes, index):
     """Features (N, m) of images."""
-    return encode_in_batches(run.encoder, params, {}, shapes.images, index)
+    return run.encoder.encode(params, {}, shapes.images, index)
 
 
 def fit_to_page(run, F, shapes, drawn):

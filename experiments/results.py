@@ -30,6 +30,7 @@ from tqdm import tqdm
 import metrics
 import sparsedis
 from experiments import settings
+from experiments.episode_networks import ENCODERS
 
 LINES = 25  # lines of metrics.jsonl, and checkpoints, in a run
 
@@ -141,17 +142,19 @@ def acquire_lock(path):
 
 # ------------------------------------------------------------------------------ checkpoints
 
-GROUPS = ("params", "state", "adam_mean", "adam_square")  # SGD keeps its velocity as the mean
+GROUPS = ("params", "state", "adam_mean", "adam_square", "moments")
 
 
-# What a checkpoint holds: sparsedis.Snapshot, the encoder's name and sizes, and the run's seed.
-Checkpoint = namedtuple("Checkpoint", "snapshot spec seed")
+# What a checkpoint holds: sparsedis.Snapshot (SGD keeps its velocity as Adam's mean), the encoder,
+# the run's seed, and, of a run of `tasks`, the moments by which it standardises rows and features.
+Checkpoint = namedtuple("Checkpoint", "snapshot encoder seed moments")
 
 
-def save_checkpoint(path, snapshot, spec, seed):
+def save_checkpoint(path, snapshot, spec, seed, moments=None):
     """Write a snapshot of a run; its step s draws from the generator (seed, s)."""
     opt = snapshot.opt
-    groups = zip(GROUPS, (snapshot.params, snapshot.state, opt.mean, opt.square), strict=True)
+    parts = snapshot.params, snapshot.state, opt.mean, opt.square, moments or {}
+    groups = zip(GROUPS, parts, strict=True)
     arrays = {"adam_step": opt.step, "step": snapshot.step, "seed": seed}
     arrays["encoder"] = json.dumps(spec)
     for group, named in groups:
@@ -179,11 +182,13 @@ def read_checkpoint(arrays, xp, device):
         group, _, key = name.partition("/")
         if group in groups:
             groups[group][key] = a
-    check_arrays(groups, sparsedis.build(spec))
+    encoder = sparsedis.build(spec, ENCODERS)
+    check_arrays(groups, encoder)
     for group, named in groups.items():
         groups[group] = {key: xp.asarray(a, device=device) for key, a in named.items()}
     opt = sparsedis.Optimiser(adam_step, groups["adam_mean"], groups["adam_square"])
-    return Checkpoint(sparsedis.Snapshot(groups["params"], groups["state"], opt, step), spec, seed)
+    snapshot = sparsedis.Snapshot(groups["params"], groups["state"], opt, step)
+    return Checkpoint(snapshot, encoder, seed, groups["moments"])
 
 
 def read_count(a):
@@ -197,16 +202,15 @@ def check_arrays(groups, encoder):
     """Refuse arrays that are not finite numbers of the shapes that the encoder has."""
     for group, named in groups.items():
         for name, a in named.items():
-            kinds = "iu" if name == "drop" else "f"
-            if a.dtype.kind not in kinds or not np.isfinite(a).all():
+            if a.dtype.kind not in "fiu" or not np.isfinite(a).all():
                 raise ValueError(f"{group}/{name} holds {a.dtype}, or values that are not finite")
     params, state = encoder.init(np.random.default_rng(0))
     expected = {"params": params, "state": state}
     for group, arrays in expected.items():
         for name, a in arrays.items():
             found = groups[group].get(name)
-            if found is None or found.shape != a.shape:
-                raise ValueError(f"{group}/{name} is missing or of another shape than {a.shape}")
+            if found is None or (found.shape, found.dtype.kind) != (a.shape, a.dtype.kind):
+                raise ValueError(f"{group}/{name} is missing, or is not {a.shape} {a.dtype}")
     shapes = {name: a.shape for name, a in groups["params"].items()}
     for group in ("adam_mean", "adam_square"):
         own = {name: a.shape for name, a in groups[group].items()}
@@ -311,9 +315,9 @@ class Run:
         path = folder / "checkpoint.npz"
         if not path.exists():
             return sparsedis.Snapshot(params, state, None, 0)
-        snapshot, spec, seed = load_checkpoint(path, xp, device)
+        snapshot, its_encoder, seed, _ = load_checkpoint(path, xp, device)
         mine = self.config.seed, json.dumps(encoder.spec), layout(params)
-        its = seed, json.dumps(spec), layout(snapshot.params)
+        its = seed, json.dumps(its_encoder.spec), layout(snapshot.params)
         if its != mine or not 0 < snapshot.step <= training.steps:
             raise ValueError(f"{path}: a checkpoint of another run: --force runs it again")
         return snapshot

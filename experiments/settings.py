@@ -199,19 +199,21 @@ def sources(path):
             continue
         found.add(path)
         names = imported_names(ast.parse(path.read_text()))
-        files = [folder / f"{name}.py" for name in names for folder in (ROOT, ROOT / "experiments")]
+        places = [ROOT / name.replace(".", "/") for name in names]
+        files = [place.with_suffix(".py") for place in places]
+        files += [place / "__init__.py" for place in places]
         left.extend(file for file in files if file.exists())
     return sorted(found)
 
 
 def imported_names(tree):
-    """The names of all modules that a parsed file imports."""
+    """The names of all modules that a parsed file imports, PACKAGE.MODULE; also of other things."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield (node.module or "").removeprefix("experiments.")
-            yield from (alias.name for alias in node.names)
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @functools.cache

@@ -4,10 +4,10 @@
     F (T, n, m)  features, m = 10, support samples first         Y (T, n, 1)  of 0 and 1
     phi (T, m)   heads of tasks                                  H   entropy of the importances
 
-    method   sharing: heads fitted jointly, sparse and shared, solvers.sparse_sharing
+    method   sharing: heads fitted jointly, sparse and shared, sparse_sharing
              lasso: a Lasso on labels -1 and 1, [L23]            erm: plain cross-entropy
 
-Tasks are data.BinaryTasks on 3D Shapes or dSprites. On precomputed features: sharing_features.py.
+Tasks are BinaryTasks on 3D Shapes or dSprites. On precomputed features: sharing_features.py.
 """
 import dataclasses
 import functools
@@ -25,13 +25,16 @@ import solvers
 import sparsedis
 from experiments import plots, results, settings
 from experiments.disentangle import SCORES, draw_training, features_of, score_features, tell_scores
+from experiments.episode_heads import sharing_episode
 from experiments.settings import ELSEWHERE, option
+from experiments.sharing_data import BinaryTasks, DSprites
+from experiments.sharing_solver import sharing_entropy, sparse_sharing
 
 SOURCE = "images, or precomputed features of your own"
 DATA = "3dshapes.h5, or dSprites' npz, rendered when not given; features: an npz file"
 METHOD = "what trains the encoder: heads that share, Lasso [L23], or plain cross-entropy"
 METHODS = ("sharing", "lasso", "erm")
-GRIDS = {"shapes": data.Shapes3D, "dsprites": data.DSprites}
+GRIDS = {"shapes": data.Shapes3D, "dsprites": DSprites}
 OTHER_GRID = {"shapes": "dsprites", "dsprites": "shapes"}
 TEST_ALPHA = 0.1  # of heads fitted for scores, the same for all runs
 
@@ -97,7 +100,7 @@ def sharing(config):
     if kept:
         return kept, run
     z, p = data.latents(grid, 1.0, config.rho)
-    tasks = data.BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
+    tasks = BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
     encoder = sparsedis.cnn(config.features)
     objective = Timed(objective_of(config, config.method))
     encode = functools.partial(features_of, encoder, xp=xp, device=on, norm="batch")
@@ -188,7 +191,7 @@ def binary_objective(method, alpha, beta, eps, ramp, n_support, one_step=False):
         F_task, cache = sparsedis.normalise(F_raw, n_support=n_support)       # (T, n, m)
         if method == "sharing":
             lam = alpha * max(now, 0.1), beta * now
-            told = sparsedis.sharing_episode(F_task, Y, lam, n_support, one_step=one_step)
+            told = sharing_episode(F_task, Y, lam, n_support, one_step=one_step)
         elif method == "lasso":
             signs = 2 * Y[..., 0] - 1
             top = solvers.lasso_lambda_max(F_task[:, :n_support, :], signs[:, :n_support])
@@ -222,7 +225,7 @@ def fit_heads(F, Y, n_support):
     Returns the logits of its other samples (T, n - n_support) and the heads phi (T, m).
     """
     F, _ = sparsedis.normalise(F.astype(np.float64), n_support=n_support)
-    phi, _ = solvers.sparse_sharing(F[:, :n_support], Y[:, :n_support], TEST_ALPHA, 0.0)
+    phi, _ = sparse_sharing(F[:, :n_support], Y[:, :n_support], TEST_ALPHA, 0.0)
     return solvers.scores(F[:, n_support:], phi)[..., 0], phi[:, 0]
 
 
@@ -251,13 +254,13 @@ def score_heads(config, features, grid, tasks, run):
     mean, interval = metrics.mean_ci(accuracy)
     return {
         "accuracy_seen": float(seen.mean()), "accuracy": mean, "accuracy_ci": interval,
-        "entropy": float(solvers.sharing_entropy(phi[:, None])),
+        "entropy": float(sharing_entropy(phi[:, None])),
         "zeros": float((phi == 0).mean()), "unused": float((phi == 0).all(axis=0).mean()),
         "features_per_head": features_per_head(phi)}
 
 
 def task_name(task, names):
-    """The factors of a data.BinaryTask."""
+    """The factors of a sharing_data.BinaryTask."""
     return "+".join(names[factor] for factor in task.factors)
 
 
@@ -278,7 +281,7 @@ def transfer(config, features):
     there = functools.partial(features, grid)
     index = np.random.default_rng(20_000).integers(N, size=5000)
     scores = metrics.scores(grid.factors[index].astype(float), there(index))
-    tasks = data.BinaryTasks(grid.factors, np.full(N, 1 / N), k, count)
+    tasks = BinaryTasks(grid.factors, np.full(N, 1 / N), k, count)
     accuracy, _ = accuracies(config, there, tasks, np.arange(count))
     scores["accuracy"] = float(accuracy.mean())
     return {f"transfer_{key}": value for key, value in scores.items()}

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+import metrics
 import sparsedis
-from data import support_first
 from experiments import results, settings, sharing
-from experiments.apply import encode_in_batches
+from experiments.episodes import support_first
 from experiments.sharing import Sharing, fit_heads, objective_of
 
 METHODS = ("sharing", "erm", "erm-even")
@@ -242,12 +242,12 @@ def features_run(config, features, i, method, run):
     objective = objective_of(config, method) if method == "sharing" else plain_objective
     training = sparsedis.Training(net, sample, objective, config.steps, config.lr)
     end, _ = run.train(training, no_scores, xp, device, part=f"{method}-{i}")
-    F = encode_in_batches(encoder, end.params, {}, rows_of, np.arange(len(x)))
+    F = metrics.to_numpy(encoder.encode(end.params, {}, rows_of, np.arange(len(x))))
     even = tasks.rows(np.random.default_rng(20_000), 1000, True)
     refit = predict(F, y, k, even, rows) == y[rows]
     right = refit                                                   # sharing has no head to keep
     if method != "sharing":
-        logits = encode_in_batches(net, end.params, {}, rows_of, rows)
+        logits = metrics.to_numpy(net.encode(end.params, {}, rows_of, rows))
         right = logits.argmax(axis=1) == y[rows]
     return {
         "accuracy": float(right.mean()),

@@ -14,7 +14,7 @@ In the file:
 In the run's folder, features.npz: F (N, m) features, W (K, m) and b (K,) the predictors of the
 targets, Y ~ F W' + b, and test. `run.py encode` gives the F of new rows, from its checkpoint.
 
-The method is sparsedis.SparseTasks, here with a folder, a log, scores and pictures.
+The method is SparseTasks, here with a folder, a log, scores and pictures.
 """
 import csv
 import dataclasses
@@ -29,11 +29,12 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, r2_score
 
 import metrics
-import sparsedis
 from experiments import plots, results, settings
 from experiments.apply import read_columns
 from experiments.disentangle import EPS, FLAT, HEADS, SPLIT, WARMUP
 from experiments.settings import ELSEWHERE, option
+from sparsedis import cpu_threads
+from sparsetasks.estimator import SparseTasks, Targets
 
 FEW = (10, 20, 50)                                                  # labelled rows of a target
 WIDE = 100                                                          # components of wider inputs
@@ -97,15 +98,15 @@ def tasks(config):
     kept = run.kept()
     if kept:
         return kept, run
-    names = {field.name for field in dataclasses.fields(sparsedis.SparseTasks)}
+    names = {field.name for field in dataclasses.fields(SparseTasks)}
     own = {name: a for name, a in dataclasses.asdict(config).items() if name in names}
     xp, device = settings.device_of(config.device)
-    model = sparsedis.SparseTasks(**own | {
+    model = SparseTasks(**own | {
         "n_components": config.features, "split": config.split or None,
         "random_state": config.seed})
     train, test = ~rows.test, rows.test
     x, Y = rows.x[train], rows.Y[train]
-    with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
+    with run, cpu_threads(config.threads or os.cpu_count()):
         training = model.prepare(x, Y)
         measure = functools.partial(measure_rows, model, rows)
         end, lines = run.train(training, measure, xp, device)
@@ -124,11 +125,10 @@ def tasks(config):
 
 
 def save_model(run, model, end, seed):
-    """The checkpoint, with the moments of input and features in its state, for `encode`."""
+    """The checkpoint, with the moments of input and features, for `encode`."""
     moments = {"input.mean": model.input_mean_, "input.scale": model.input_scale_,
                "feature.mean": model.mean_, "feature.deviation": model.deviation_}
-    snapshot = end._replace(state={**end.state, **moments})
-    results.save_checkpoint(run.path("checkpoint.npz"), snapshot, model.encoder_.spec, seed)
+    results.save_checkpoint(run.path("checkpoint.npz"), end, model.encoder_.spec, seed, moments)
 
 
 # ------------------------------------------------------------------------------ the file
@@ -279,7 +279,7 @@ def chance(z, m, draws=100):
 
 def scores_of_size(model, rows, F, raw, size, config):
     """Mean scores over targets of predictors that are fitted on `size` labelled rows each."""
-    targets = sparsedis.Targets(rows.Y, config.likelihood)
+    targets = Targets(rows.Y, config.likelihood)
     told = {"score": [], "ridge": [], "raw": []}
     for k in range(len(rows.names)):
         labelled = np.flatnonzero(targets.known[:, k] & ~rows.test)

@@ -9,7 +9,6 @@ import hashlib
 import io
 import itertools
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -60,9 +59,8 @@ def write_files(folder):
             Image.fromarray(noise).save(picture, "PNG")
             file.writestr("images/{}/character{}/{}.png".format(*name), picture.getvalue())
     for split in ("train", "val", "test"):
-        content = {"data": rng.integers(256, size=(12, 32, 32, 3), dtype=np.uint8),
-                   "labels": np.repeat(np.arange(3), 4).tolist()}
-        (folder / f"X_{split}.pickle").write_bytes(pickle.dumps(content, 2))
+        x = rng.integers(256, size=(12, 32, 32, 3), dtype=np.uint8)
+        np.savez(folder / f"X_{split}.npz", data=x, labels=np.repeat(np.arange(3), 4))
     main(TINY, folder)
     for file in next((folder / "results/disentangle").iterdir()).iterdir():
         shutil.copy(file, folder)
@@ -76,7 +74,7 @@ def write_files(folder):
         "table.npz": ["sharing", "--source", "features", "--data", "table.npz", "--features", "2",
                       "--steps", "1", "--threads", "1"],
         "omniglot.zip": ["fewshot", "--source", "omniglot", "--data", "omniglot.zip", *FEWSHOT],
-        "X_train.pickle": ["fewshot", "--source", "pickles", "--data", ".", *FEWSHOT],
+        "X_train.npz": ["fewshot", "--source", "npz", "--data", ".", *FEWSHOT],
         "checkpoint.npz": ["encode", "checkpoint.npz", "images.npz"],
         "result.json": TINY, "config.json": TINY, "metrics.jsonl": ["curves", "results"]}
 
@@ -140,20 +138,6 @@ def reshape_arrays(rng, path):
     else:
         arrays[name] = other_array(rng, arrays[name])
     np.savez(path, **arrays)
-
-
-def other_pickle(rng, path):
-    """A pickle of other content."""
-    x, labels = np.zeros((4, 32, 32, 3), np.uint8), [0, 0, 1, 1]
-    shared = []
-    for _ in range(28):
-        shared = [shared, shared]
-    contents = (
-        {"data": Runs(), "labels": labels}, {"data": x, "labels": Runs()}, [x, labels], Runs(),
-        {"data": x, "labels": shared}, {"data": x.tolist(), "labels": labels}, {"labels": labels},
-        {"data": other_array(rng, x), "labels": labels},
-        {"data": x, "labels": other_array(rng, np.array(labels))})
-    path.write_bytes(pickle.dumps(contents[rng.integers(len(contents))], int(rng.integers(6))))
 
 
 NUMBERS = ("-1", "0", "1", "2", "nan", "inf", "1e400", "1e-300", "x", "", "99999", "0.999")
@@ -231,8 +215,6 @@ def fuzz(count, seed):
                 arrays = kind.endswith((".npz", ".h5")) and rng.random() < 0.5
                 if arrays:
                     reshape_arrays(rng, path)
-                elif kind.endswith(".pickle") and rng.random() < 0.5:
-                    other_pickle(rng, path)
                 else:
                     path.write_bytes(damage(rng, path.read_bytes()))
                 words = [str(result) if word == "results" else word for word in words]

@@ -18,27 +18,36 @@ PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "do
 ENTRIES = sorted(set(re.findall(r"`([^`]+)`", MAP)))
 CORE = ("solvers", "sparsedis", "data", "metrics")
 ROOMS = sorted(path.stem for path in (ROOT / "experiments").glob("[a-z]*.py"))
+PACKAGE = sorted(path.stem for path in (ROOT / "sparsetasks").glob("[a-z]*.py"))
 SOURCE = r"\[(L23|F23|EW18|docs/derivations\.md|[A-Z][\w ]+ \d{4})|[A-Z]\w+ and \w+ \d{4}"
 CITES = re.compile(SOURCE + r"|EW18\]|et al\. \d{4}")
 PUBLIC = {
     "solvers": """soft_threshold block_soft_threshold project_simplex lasso_lambda_max lasso
         ridge_lambda_max lasso_vjp ridge ridge_vjp group_lasso group_lasso_vjp group_svm
-        group_lasso_lambda_max group_svm_vjp svm_lambda_max sparse_sharing sparse_sharing_vjp
-        sharing_entropy""",
-    "sparsedis": """cnn conv4 resnet12 normalise inner_lasso inner_ridge outer_lasso outer_ridge
-        svm_episode ridge_episode prototypes_episode sharing_episode adam task_objective
-        episode_objective""",
-    "data": "latents sample_tasks Tasks BinaryTasks",
+        group_lasso_lambda_max group_svm_vjp svm_lambda_max""",
+    "sparsedis": """cnn normalise inner_lasso inner_ridge outer_lasso outer_ridge
+        adam task_objective""",
+    "data": "latents sample_tasks Tasks",
     "metrics": "mcc r_score dci ica udr block_share assumptions supports_are_sufficient",
     "regression": "gaussian_task",
     "episodes": "ShapesEpisodes omniglot ImageEpisodes",
+    "episode_heads": """svm_episode ridge_episode prototypes_episode sharing_episode
+        episode_objective""",
+    "episode_networks": "conv4 resnet12",
+    "sharing_solver": "sparse_sharing sparse_sharing_vjp sharing_entropy",
+    "sharing_data": "BinaryTasks",
+    "torch_heads": "LassoHead SVMHead",
     "sharing": "binary_objective",
 }
 
 
 def room(name):
-    """A module of the core or of experiments/."""
-    return importlib.import_module(name if name in CORE else f"experiments.{name}")
+    """A module of the core, of sparsetasks/ or of experiments/."""
+    if name in ("torch_heads", "jax_heads"):
+        library = name.partition("_")[0]
+        pytest.importorskip(library, reason=f"{library} is not installed")
+    prefix = "" if name in CORE else "sparsetasks." if name in PACKAGE else "experiments."
+    return importlib.import_module(prefix + name)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -63,7 +72,7 @@ def test_public_functions_cite_their_source(module, name):
     assert CITES.search(getattr(room(module), name).__doc__), f"{module}.{name}"
 
 
-@pytest.mark.parametrize("module", [*CORE, "theory", "regression", "fewshot"])
+@pytest.mark.parametrize("module", [*CORE, *"theory regression fewshot episode_heads".split()])
 def test_the_map_names_all_that_cite_an_equation(module):
     """Whatever cites an equation, proposition, lemma, theorem or problem of [L23] is in the map."""
     names = r"\[L23, (Problem|Eq|Prop|Lemma|Theorem)|^(Proposition|Lemma|Theorem|Equations) "
@@ -100,15 +109,16 @@ def test_commands_of_the_readme_are_accepted():
             assert flag in parser._option_string_actions, line
 
 
-OURS = {*CORE, "run", "experiments", *ROOMS}
 TESTS = {path.stem for path in (ROOT / "tests").glob("*.py")}
-CODE = [*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")]
+FOLDERS = ("experiments", "sparsetasks")
+CODE = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))]
+OURS = {*CORE, "run", *FOLDERS, *(f"{path.parent.name}.{path.stem}" for path in CODE)}
 LAYERS = [  # of experiments/: a room imports rooms of the lines above its own, never below
-    ["settings", "process"],
-    ["results"],
+    ["settings", "process", "episode_networks", "sharing_solver"],
+    ["results", "episode_heads"],
     ["plots"],
     ["apply", "episodes", "render", "regression", "theory", "bench"],
-    ["disentangle"],
+    ["disentangle", "sharing_data"],
     ["fewshot", "sharing", "tasks", "page"],
     ["sharing_features"],
     ["sweeps", "gradcheck"],
@@ -129,7 +139,14 @@ def test_solvers_data_and_metrics_import_nothing_of_ours():
 def test_the_core_stands_alone():
     """sparsedis -> solvers, and run.py reaches experiments by settings and by name alone."""
     assert imports_of(ROOT / "sparsedis.py") == {"solvers"}
-    assert imports_of(ROOT / "run.py") == {"experiments", "process", "settings"}
+    rooms = {"experiments.process", "experiments.settings"}
+    assert imports_of(ROOT / "run.py") == {"experiments", *rooms}
+
+
+def test_what_pip_installs_imports_the_core_alone():
+    for name in PACKAGE:
+        ours = imports_of(ROOT / "sparsetasks" / f"{name}.py")
+        assert ours <= {"solvers", "sparsedis", *(f"sparsetasks.{other}" for other in PACKAGE)}
 
 
 def test_nothing_but_tests_imports_tests_or_the_command_line():
@@ -143,12 +160,13 @@ def test_experiments_import_in_one_direction():
     for i, layer in enumerate(LAYERS):
         above = {name for rooms in LAYERS[:i] for name in rooms}
         for name in layer:
-            rooms = imports_of(ROOT / "experiments" / f"{name}.py") & set(ROOMS) - {name}
+            ours = imports_of(ROOT / "experiments" / f"{name}.py")
+            rooms = {own.removeprefix("experiments.") for own in ours} & set(ROOMS) - {name}
             assert rooms <= above, f"{name} imports {rooms - above}"
 
 
 def test_no_line_is_beyond_column_100():
-    for folder in (".", "experiments", "tests", "docs/examples"):
+    for folder in (".", *FOLDERS, "tests", "docs/examples"):
         for path in [*(ROOT / folder).glob("*.py"), *(ROOT / folder).glob("*.html")]:
             for number, line in enumerate(path.read_text().splitlines(), start=1):
                 assert len(line) <= 100, f"{path}:{number}"

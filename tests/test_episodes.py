@@ -1,4 +1,4 @@
-"""Few-shot episodes: glyphs, Omniglot, pickles of MetaOptNet and 3D Shapes."""
+"""Few-shot episodes: glyphs, Omniglot, npz files of labelled images and 3D Shapes."""
 
 import io
 import itertools
@@ -92,68 +92,6 @@ def test_splits_that_share_a_class_or_an_image_are_refused(glyphs):
             episodes.refuse_shared({"train": (x, labels), "test": other})
 
 
-def write_pickles(folder, protocol=2):
-    """A small data set in the layout of MetaOptNet's miniImageNet files."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train_phase_train", 8), ("val", 6), ("test", 6), ("train_phase_val", 3)):
-        x = (
-            rng.random((count, 1, 1, 1, 3)) * 200 + 55 * rng.random((count, 20, 84, 84, 3))
-        ).astype(np.uint8)
-        content = {
-            "data": x.reshape(-1, 84, 84, 3),
-            "labels": np.repeat(np.arange(count), 20).tolist(),
-            "label2catname": {},
-        }
-        (folder / f"miniImageNet_category_split_{split}.pickle").write_bytes(
-            pickle.dumps(content, protocol)
-        )
-
-
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-@pytest.mark.parametrize("kind", ["list", "integers", "array"])
-def test_pickles_of_every_protocol_are_read(protocol, kind, tmp_path):
-    x = np.random.default_rng(0).integers(256, size=(6, 4, 5, 3), dtype=np.uint8)
-    labels = np.array([3, 1, 4, 1, 5, 9])
-    own = {"list": labels.tolist(), "integers": list(labels), "array": labels}[kind]
-    for a in (x, np.asfortranarray(x)):
-        (tmp_path / "x.pickle").write_bytes(pickle.dumps({"data": a, "labels": own}, protocol))
-        read, told = episodes.load_split(tmp_path / "x.pickle")
-        np.testing.assert_array_equal(read, x)
-        np.testing.assert_array_equal(told, labels)
-
-
-class Forged(np.ndarray):
-    """An array whose pickle says that pointers are no objects."""
-
-    def __reduce__(self):
-        from numpy._core.multiarray import _reconstruct
-
-        return _reconstruct, (np.ndarray, (0,), b"b"), (1, (2,), ForgedDtype(), False, b"\1" * 16)
-
-
-class ForgedDtype:
-    def __reduce__(self):
-        return np.dtype, ("O", False, True), (3, "|", None, None, None, -1, -1, 0)
-
-
-def test_no_memory_is_forged_by_a_pickle(tmp_path):
-    shared = []
-    for _ in range(30):
-        shared = [shared, shared]  # a billion of them, in a few bytes
-    bomb = b"\x80\x02}r\xff\xff\xff\x7f."  # numbers an object 2^31 - 1
-    x = np.zeros((2, 4, 4, 3), np.uint8)
-    for content in (
-        pickle.dumps({"data": Forged((2,)), "labels": [0, 1]}),
-        pickle.dumps({"data": np.array([{}, {}]), "labels": [0, 1]}),
-        pickle.dumps({"data": x, "labels": shared}),
-        pickle.dumps({"data": x, "labels": np.array([0.5, 1])}),
-        bomb,
-    ):
-        (tmp_path / "x.pickle").write_bytes(content)
-        with pytest.raises(ValueError, match="x.pickle"):
-            episodes.load_split(tmp_path / "x.pickle")
-
-
 def drawings(alphabets, extra=()):
     """A zip of two characters of each alphabet, four drawings each, all different."""
     out, rng = io.BytesIO(), np.random.default_rng(0)
@@ -193,9 +131,22 @@ def test_only_png_is_opened(tmp_path):
             episodes.omniglot([tmp_path / "o.zip"])
 
 
-def test_the_pickles_of_metaoptnet_are_read(tmp_path):
-    write_pickles(tmp_path)
-    (tmp_path / "._miniImageNet_category_split_train_phase_train.pickle").write_bytes(b"macOS")
+def write_splits(folder):
+    """A small data set in three npz files named as MetaOptNet's miniImageNet."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train_phase_train", 8), ("val", 6), ("test", 6), ("train_phase_val", 3)):
+        colour = rng.random((count, 1, 1, 1, 3)) * 200
+        x = (colour + 55 * rng.random((count, 20, 84, 84, 3))).astype(np.uint8)
+        np.savez(
+            folder / f"miniImageNet_category_split_{split}.npz",
+            data=x.reshape(-1, 84, 84, 3),
+            labels=np.repeat(np.arange(count), 20),
+        )
+
+
+def test_npz_files_of_three_splits_are_read(tmp_path):
+    write_splits(tmp_path)
+    (tmp_path / "._miniImageNet_category_split_train_phase_train.npz").write_bytes(b"macOS")
     splits = episodes.load_splits(tmp_path)
     assert {
         split: (x.shape[0], len(np.unique(labels))) for split, (x, labels) in splits.items()
@@ -205,21 +156,45 @@ def test_the_pickles_of_metaoptnet_are_read(tmp_path):
     assert source.images("train", index, rng=np.random.default_rng(0)).shape == (15, 84, 84, 3)
 
 
-def test_a_hostile_or_damaged_pickle_is_refused(tmp_path):
-    class Hostile:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path / 'ran'}",)
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch RAN",)
 
-    for content, said in (
-        (pickle.dumps({"data": Hostile()}), "arrays only"),
-        (pickle.dumps({"data": np.zeros(3)}), "labels"),
-        (b"\x80", "not a pickle"),
-        (pickle.dumps({"data": np.zeros((2, 4, 4, 3)), "labels": [0, 1]}), "uint8"),
-    ):
-        (tmp_path / "x.pickle").write_bytes(content)
-        with pytest.raises(ValueError, match=said):
-            episodes.load_split(tmp_path / "x.pickle")
-    assert not (tmp_path / "ran").exists()
+
+X = np.zeros((2, 4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "arrays, said",
+    [
+        ({"data": np.array([Hostile(), 1]), "labels": [0, 1]}, "not an npz"),
+        ({"data": X, "labels": np.array([Hostile(), 1])}, "not an npz"),
+        ({"data": X}, "labels"),
+        ({"data": X.astype(float), "labels": [0, 1]}, "uint8"),
+        ({"data": X, "labels": [0.5, 1]}, "labels"),
+        ({"data": X, "labels": [0, 1, 2]}, "labels"),
+    ],
+)
+def test_a_hostile_or_damaged_npz_is_refused(arrays, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", **arrays)
+    with pytest.raises(ValueError, match=f"x.npz.*{said}"):
+        episodes.load_split("x.npz")
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_a_pickle_is_not_read_and_the_error_says_how_to_convert_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val", "test"):
+        content = {"data": X, "labels": Hostile() if split == "val" else [0, 1]}
+        (tmp_path / f"X_{split}.pickle").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match="no train split.*numpy.savez") as error:
+        episodes.load_splits(".")
+    assert not (tmp_path / "RAN").exists()
+    convert = str(error.value).partition("trust: ")[2].replace("PATH", "'X_train.pickle'")
+    exec(f"import pickle, numpy\n{convert}".replace("; ", "\n"))  # as the error says
+    x, labels = episodes.load_split("X_train.pickle.npz")
+    assert (x == X).all() and labels.tolist() == [0, 1]
 
 
 def test_classes_of_shapes_are_sparse_linear_functions_of_the_factors():

@@ -11,7 +11,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import metrics
 import sparsedis
-from sparsedis import SparseTasks, Targets
+from sparsetasks import SparseTasks, estimator
+from sparsetasks.estimator import Targets
 
 QUICK = SparseTasks(n_components=2, steps=3, samples=10, hidden=8)
 LONGER = SparseTasks(n_components=2, steps=60, samples=20, hidden=16)  # learns what checks score
@@ -198,16 +199,16 @@ def test_a_column_that_is_constant_in_training_is_not_blown_up():
     model = SparseTasks(n_components=2, steps=5).fit(X, Y)
     X[:, 1] = 8
     assert np.abs(model.transform(X)).max() < 100
-    mean, scale = sparsedis.mean_and_scale(np.full((3_000_000, 1), 0.1, np.float32))
+    mean, scale = estimator.mean_and_scale(np.full((3_000_000, 1), 0.1, np.float32))
     assert abs(mean[0] - 0.1) < 1e-6 and scale[0] == 1
 
 
 def test_too_few_of_a_class_are_told_as_often_as_they_were_seen():
     rng = np.random.default_rng(0)
     F, y = rng.standard_normal((5, 2)), np.array([0, 0, 0, 0, 1])
-    w, b = sparsedis.class_predictor(F, y, np.eye(2)[y], "inner-lasso", 0.1)
+    w, b = estimator.class_predictor(F, y, np.eye(2)[y], "inner-lasso", 0.1)
     assert not w.any() and b[0] > b[1] > -np.inf
-    w, b = sparsedis.class_predictor(F, 0 * y, np.eye(2)[0 * y], "inner-lasso", 0.0)
+    w, b = estimator.class_predictor(F, 0 * y, np.eye(2)[0 * y], "inner-lasso", 0.0)
     assert not w.any() and b[1] == -np.inf
 
 

@@ -104,13 +104,13 @@ def test_a_resumed_few_shot_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert any("state/block1.norm.mean" == key for key in ends[0])
 
 
-def test_few_shot_on_pickles_of_metaoptnets_layout(tmp_path, monkeypatch):
+def test_few_shot_on_npz_files_of_three_splits(tmp_path, monkeypatch):
     import test_episodes
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mini").mkdir()
-    test_episodes.write_pickles(tmp_path / "mini")
-    result, _ = run_few("--source", "pickles", "--data", "mini", "--steps", "1")
+    test_episodes.write_splits(tmp_path / "mini")
+    result, _ = run_few("--source", "npz", "--data", "mini", "--steps", "1")
     assert result["accuracy"] > 1 / 3  # its classes are colours
 
 
@@ -132,7 +132,7 @@ def test_lam1_as_a_number_makes_features_switch_off(tmp_path, monkeypatch):
     [
         (["--source", "omniglot"], "--data"),
         (["--source", "omniglot", "--data", "no.zip"], "no.zip"),
-        (["--source", "pickles", "--data", "."], "no train split"),
+        (["--source", "npz", "--data", "."], "no train split"),
         (["--encoder", "cnn"], "--encoder cnn"),
         (["--way", "1"], "--way"),
         (["--shot", "10", "--query", "10"], "--shot"),

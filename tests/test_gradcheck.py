@@ -1,11 +1,15 @@
 """Every gradient against finite differences, the checker itself, and the command."""
 
+import sys
+
 import numpy as np
 import pytest
 
 import run
+import solvers
 import sparsedis
-from experiments import gradcheck
+from experiments import episode_heads, gradcheck, sharing_solver
+from experiments import episode_networks as nets
 
 CASES = {case.name: case for case in gradcheck.cases()}
 
@@ -30,11 +34,38 @@ def test_every_head_layer_and_encoder_has_a_case():
     names = " ".join(CASES)
     assert all(f"head {name}, Problem (6)" in names for name in sparsedis.HEADS)
     assert all(f"head {name}, Problem (7)" in names for name in sparsedis.HEADS)
-    assert all(f"episode {name}" in names for name in sparsedis.EPISODE_HEADS)
-    assert all(f"encoder {name}" in names for name in sparsedis.ENCODERS)
-    pairs = [name.removesuffix("_backward") for name in vars(sparsedis) if "_backward" in name]
-    for name in pairs:
-        assert name in names.replace("leaky relu", "leaky_relu"), name
+    assert all(f"episode {name}" in names for name in episode_heads.EPISODE_HEADS)
+    assert all(f"encoder {name}" in names for name in nets.ENCODERS)
+
+
+@pytest.fixture(scope="module")
+def called_by_cases():
+    """The names of all functions that the gradients of the cases call."""
+    called = set()
+
+    def hear(frame, event, argument):
+        called.add(frame.f_code.co_name)
+
+    sys.setprofile(hear)
+    try:
+        for case in CASES.values():
+            _, gradients, _ = case.f(case.arrays)
+            gradients()
+    finally:
+        sys.setprofile(None)
+    return called
+
+
+@pytest.mark.parametrize(
+    "module", [solvers, sparsedis, episode_heads, nets, sharing_solver], ids=lambda m: m.__name__
+)
+def test_every_backward_and_vjp_is_called_by_a_case(module, called_by_cases):
+    names = {
+        name
+        for name, f in vars(module).items()
+        if name.endswith(("_backward", "_vjp")) and f.__module__ == module.__name__
+    }
+    assert names and names <= called_by_cases
 
 
 def test_the_error_is_relative_and_on_each_array():
@@ -73,9 +104,9 @@ def test_a_kink_that_no_step_avoids_is_told():
     "encoder, shape, masks",
     [
         (sparsedis.mlp([5, 7, 6, 3]), (6, 5), 2),
-        (sparsedis.conv4(2, 4), (3, 16, 16, 2), 4 * (2 + 1)),  # a pool has two masks
+        (nets.conv4(2, 4), (3, 16, 16, 2), 4 * (2 + 1)),  # a pool has two masks
         # of each residual block two in its branch, one and a pool behind it, image by image
-        (sparsedis.resnet12(2, (3, 4, 5, 6)), (3, 16, 16, 2), 4 * 3 * (2 + 1 + 2)),
+        (nets.resnet12(2, (3, 4, 5, 6)), (3, 16, 16, 2), 4 * 3 * (2 + 1 + 2)),
     ],
 )
 def test_the_masks_of_an_encoder_are_found_wherever_they_lie(encoder, shape, masks):

@@ -124,13 +124,15 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     moments = {name: a + 1 for name, a in params.items()}
     opt = sparsedis.Optimiser(7, moments, {})
     path = tmp_path / "checkpoint.npz"
-    results.save_checkpoint(path, sparsedis.Snapshot(params, state, opt, 7), encoder.spec, 3)
-    snapshot, spec, seed = results.load_checkpoint(path)
+    rows = {"input.mean": np.arange(3.0)}
+    results.save_checkpoint(path, sparsedis.Snapshot(params, state, opt, 7), encoder.spec, 3, rows)
+    snapshot, its_encoder, seed, its_rows = results.load_checkpoint(path)
+    assert its_rows.keys() == rows.keys() and (its_rows["input.mean"] == np.arange(3)).all()
     assert (seed, snapshot.step, snapshot.opt.step, snapshot.opt.square) == (3, 7, 7, {})
     for saved, loaded in ((params, snapshot.params), (moments, snapshot.opt.mean)):
         assert saved.keys() == loaded.keys()
         assert all(np.array_equal(saved[name], loaded[name]) for name in saved)
-    assert sparsedis.build(spec).shapes == encoder.shapes
+    assert its_encoder.shapes == encoder.shapes and its_encoder.spec.name == "mlp"
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match="not a checkpoint"):
         results.load_checkpoint(path)

@@ -64,7 +64,10 @@ def test_a_name_depends_on_what_determines_the_result_alone():
 def test_the_digest_is_of_the_code_behind_an_experiment():
     files = settings.sources(settings.ROOT / "experiments/disentangle.py")
     names = {str(path.relative_to(settings.ROOT)) for path in files}
-    assert {"sparsedis.py", "solvers.py", "experiments/results.py", "experiments/apply.py"} <= names
+    assert {"sparsedis.py", "solvers.py", "experiments/results.py", "experiments/plots.py"} <= names
+    own = settings.sources(settings.ROOT / "experiments/tasks.py")
+    names_of_tasks = {str(path.relative_to(settings.ROOT)) for path in own}
+    assert {"sparsetasks/estimator.py", "sparsedis.py"} <= names_of_tasks
     assert not names & {"run.py", "experiments/sweeps.py", "experiments/bench.py"}
     digest = settings.code_digest(disentangle.Disentangle)
     assert len(digest) == 16 and digest == settings.code_digest(disentangle.Disentangle)

@@ -244,7 +244,7 @@ def test_equal_columns_are_found_wherever_they_are():
         b = G[0].T @ rng.standard_normal(150)
         A = G[0].T @ G[0]
         np.testing.assert_allclose(
-            solvers.solve_psd(A[None], b[None])[0], np.linalg.pinv(A, rcond=1e-12) @ b, atol=1e-9
+            solvers.solve_psd(A[None], b[None])[0][0], np.linalg.pinv(A, rcond=1e-12) @ b, atol=1e-9
         )
 
 
@@ -252,9 +252,38 @@ def test_one_singular_task_leaves_the_others_their_bits():
     rng = np.random.default_rng(0)
     A = np.swapaxes(F := rng.standard_normal((3, 9, 4)), 1, 2) @ F
     b = rng.standard_normal((3, 4))
-    before = solvers.solve_psd(A, b)
+    before, _ = solvers.solve_psd(A, b)
     A[1, :, 2] = A[1, 2, :] = 0
-    assert np.array_equal(solvers.solve_psd(A, b)[[0, 2]], before[[0, 2]])
+    after, singular = solvers.solve_psd(A, b)
+    assert np.array_equal(after[[0, 2]], before[[0, 2]])
+    assert singular.tolist() == [False, True, False]
+
+
+def test_a_null_vector_that_fixed_probes_do_not_see():
+    """Of unit diagonal, singular, its null vector orthogonal to cos(i^2) and cos(i^3)."""
+    i = np.arange(1, 5.0)
+    v = np.linalg.svd(np.stack([np.cos(i**2), np.cos(i**3)]))[2][-1]
+    E = np.linalg.qr(np.concatenate([v[:, None], np.random.default_rng(0).random((4, 3))], 1))[0]
+    A = E[:, 1:] @ np.diag([1.0, 2.0, 3.0]) @ E[:, 1:].T
+    D = np.sqrt(np.diag(A))
+    A = A / D / D[:, None]
+    b = A @ np.arange(4.0)
+    x, singular = solvers.solve_psd(A[None], b[None])
+    assert singular[0]
+    np.testing.assert_allclose(x[0], np.linalg.pinv(A, rcond=1e-12) @ b, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------ losses
+
+
+def test_one_logit_is_two_classes_with_a_reference():
+    Z = np.linspace(-40, 40, 24).reshape(2, 12, 1)
+    y = (Z > 3).astype(float)
+    two = np.concatenate([Z, 0 * Z], axis=2), np.concatenate([y, 1 - y], axis=2)
+    ours, theirs = solvers.data_loss(Z, y, "logistic"), solvers.data_loss(*two, "logistic")
+    np.testing.assert_allclose(ours, theirs)
+    ours, theirs = (solvers.loss_gradient(*a, "logistic")[0][..., 0] for a in ((Z, y), two))
+    np.testing.assert_allclose(ours, theirs)
 
 
 # ------------------------------------------------------------------------------ group Lasso
@@ -547,199 +576,6 @@ def test_group_svm_refuses_bad_input(change):
         solvers.group_svm(**good)
 
 
-def test_ridge_of_classes_is_ridge_of_each_class():
-    F, Y = svm_problem(2, 8, 15, 3)
-    W = solvers.ridge_classes(F, Y, np.array([0.1, 2.0]))
-    for k in range(3):
-        np.testing.assert_allclose(
-            W[:, k], solvers.ridge(F, Y[:, :, k], np.array([0.1, 2.0])), atol=1e-10
-        )
-
-
-# ------------------------------------------------------------------------------ sparse and shared
-
-
-def binary_problem(T=6, n=40, m=8, seed=0):
-    rng = np.random.default_rng(seed)
-    F, W = rng.standard_normal((T, n, m)), rng.standard_normal((T, m)) * (rng.random((T, m)) < 0.4)
-    noise = 0.3 * rng.standard_normal((T, n))
-    return F, (np.einsum("tnm,tm->tn", F, W) + noise > 0)[..., None].astype(float)
-
-
-def sharing_objective(F, Y, alpha, beta, phi):
-    """J of the section's head, written independently of the solver."""
-    Z = np.einsum("tnm,tkm->tnk", F, phi)
-    loss = np.mean(np.log1p(np.exp(Z)) - Y * Z)
-    size = np.abs(phi).sum(axis=(0, 1))
-    p = size / max(size.sum(), 1e-300)
-    return loss + alpha * size.sum() / len(F) - beta * (p[p > 0] * np.log(p[p > 0])).sum()
-
-
-@pytest.mark.parametrize("alpha, beta", [(0.05, 0.0), (0.05, 0.02), (0.1, 0.1), (0.03, 0.1)])
-def test_sparse_sharing_is_stationary_from_five_starts(alpha, beta):
-    F, Y = binary_problem()
-    values = []
-    for seed in range(5):
-        start = 0.5 * np.random.default_rng(seed).standard_normal((6, 1, 8)) if seed else None
-        phi, info = solvers.sparse_sharing(F, Y, alpha, beta, start=start)
-        assert info["converged"] and info["gap"] <= 1e-12 and (phi == 0).any()
-        assert all(0 <= H <= np.log(8) + 1e-12 for H in info["entropy"])
-        J = sharing_objective(F, Y, alpha, beta, phi)
-        for i in np.ndindex(phi.shape):  # no single coordinate can be moved to lower J
-            if phi[i] or beta == 0 or np.abs(phi[..., i[2]]).any():
-                for step in (1e-4, -1e-4):
-                    moved = phi.copy()
-                    moved[i] += step
-                    assert sharing_objective(F, Y, alpha, beta, moved) >= J - 1e-12
-        np.testing.assert_allclose(solvers.sharing_objective(F, Y, alpha, beta, phi), J)
-        values.append(J)
-    assert np.ptp(values) < (1e-9 if beta == 0 else 0.05 * abs(values[0]))  # convex without sharing
-
-
-def test_sharing_concentrates_the_importances_and_alpha_shrinks_the_heads():
-    F, Y = binary_problem()
-    H = solvers.sparse_sharing(F, Y, 0.05, 0.1)[1]["entropy"]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(H, H[1:])) and H[-1] < H[0] - 0.01
-    sizes = [np.abs(solvers.sparse_sharing(F, Y, a, 0.0)[0]).sum() for a in (0.01, 0.05, 0.2, 0.5)]
-    assert sizes == sorted(sizes, reverse=True)
-    for beta in (0.0, 0.02):
-        nothing, info = solvers.sparse_sharing(F, Y, 1e3, beta)
-        assert info["converged"] and not nothing.any()
-
-
-def test_without_sharing_binary_heads_are_those_of_scikit_learn():
-    from sklearn.linear_model import LogisticRegression
-
-    F, Y = binary_problem()
-    phi, info = solvers.sparse_sharing(F, Y, 0.03, 0.0)
-    assert info["converged"] and info["n_iter"] <= 10  # Newton's method
-    for F_t, y, phi_t in zip(F, Y[..., 0], phi[:, 0]):
-        theirs = LogisticRegression(
-            l1_ratio=1,
-            C=1 / (0.03 * len(y)),
-            fit_intercept=False,
-            solver="liblinear",
-            tol=1e-10,
-            max_iter=10_000,
-        ).fit(F_t, y)
-        np.testing.assert_allclose(phi_t, theirs.coef_[0], atol=1e-5)
-
-
-def test_a_head_that_is_zero_takes_no_part():
-    F, Y = binary_problem()
-    Y[2] = np.random.default_rng(5).integers(2, size=Y[2].shape)  # a task of noise
-    phi, info = solvers.sparse_sharing(F, Y, 0.1, 0.02)
-    assert info["converged"] and not phi[2].any() and phi[0].any()
-    others = solvers.sharing_entropy(np.delete(phi, 2, axis=0))
-    np.testing.assert_allclose(solvers.sharing_entropy(phi), others)
-
-
-def test_a_solver_that_cannot_go_on_says_so():
-    F, Y = binary_problem()
-    _, info = solvers.sparse_sharing(F, Y, 0.05, 0.02, max_iter=2)
-    assert not info["converged"] and info["gap"] > 1e-12
-
-
-def test_labels_of_one_class_still_have_a_minimum():
-    F, Y = np.random.default_rng(0).standard_normal((2, 9, 4)), np.ones((2, 9, 1))
-    assert solvers.sparse_sharing(F, Y, 0.1, 0.0)[1]["converged"]
-
-
-def test_one_logit_is_two_classes_with_a_reference():
-    Z = np.linspace(-40, 40, 24).reshape(2, 12, 1)
-    y = (Z > 3).astype(float)
-    two = np.concatenate([Z, 0 * Z], axis=2), np.concatenate([y, 1 - y], axis=2)
-    ours, theirs = solvers.data_loss(Z, y, "logistic"), solvers.data_loss(*two, "logistic")
-    np.testing.assert_allclose(ours, theirs)
-    ours, theirs = (solvers.loss_gradient(*a, "logistic")[0][..., 0] for a in ((Z, y), two))
-    np.testing.assert_allclose(ours, theirs)
-
-
-def test_entropy_of_importances_by_hand_and_its_derivatives():
-    phi = np.array([[[1.0, 1, 0, 0]], [[0, 0, -3, 0]]])
-    np.testing.assert_allclose(solvers.importances(phi), [0.2, 0.2, 0.6, 0])
-    H = -(0.4 * np.log(0.2) + 0.6 * np.log(0.6))
-    np.testing.assert_allclose(solvers.sharing_entropy(phi), H)
-    assert solvers.entropy_slopes(phi)[3] == np.inf
-    phi, h = np.random.default_rng(0).uniform(0.5, 2, (3, 1, 4)), 1e-5
-    for j in range(4):
-        up, down = phi.copy(), phi.copy()
-        up[1, 0, j] += h
-        down[1, 0, j] -= h
-        slope = (solvers.sharing_entropy(up) - solvers.sharing_entropy(down)) / (2 * h)
-        np.testing.assert_allclose(solvers.entropy_slopes(phi)[j], slope, rtol=1e-6)
-        bend = (solvers.entropy_slopes(up) - solvers.entropy_slopes(down)) / (2 * h)
-        np.testing.assert_allclose(solvers.entropy_curvature(phi)[j], bend, rtol=1e-6)
-
-
-@pytest.mark.parametrize("alpha, beta", [(0, 0.1), (0.1, -1), (np.nan, 0), (0.1, np.inf)])
-def test_bad_strengths_are_refused(alpha, beta):
-    with pytest.raises(ValueError, match="alpha and beta"):
-        solvers.sparse_sharing(*binary_problem(), alpha, beta)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda F, Y: (F, np.concatenate([Y, 1 - Y], axis=2)),
-        lambda F, Y: (F, Y[..., 0]),
-        lambda F, Y: (F * np.nan, Y),
-    ],
-)
-def test_a_problem_of_another_form_is_refused(spoil):
-    with pytest.raises(ValueError):
-        solvers.sparse_sharing(*spoil(*binary_problem()), 0.1, 0.02)
-
-
-def test_the_one_step_hypergradient_is_cheaper_and_wrong():
-    F, Y = binary_problem()
-    phi, _ = solvers.sparse_sharing(F, Y, 0.05, 0.05)
-    exact, cheap = (
-        solvers.sparse_sharing_vjp(F, Y, 0.05, 0.05, phi, phi, one_step=flag)[0]
-        for flag in (False, True)
-    )
-    error = np.linalg.norm(cheap - exact)
-    assert error > 0.1 * np.linalg.norm(exact) and (cheap * exact).sum() > 0
-
-
-def test_the_adjoint_is_the_limit_of_an_unrolled_solver():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    F, Y = binary_problem(T=4, n=30, m=5)
-    alpha, beta, R = 0.08, 0.02, np.random.default_rng(3).standard_normal((4, 1, 5))
-    phi, _ = solvers.sparse_sharing(F, Y, alpha, beta)
-    ours = solvers.sparse_sharing_vjp(F, Y, alpha, beta, phi, R)
-    one_step = solvers.sparse_sharing_vjp(F, Y, alpha, beta, phi, R, one_step=True)
-    leaves = [torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in (F, alpha, beta)]
-    Ft, a, b = leaves
-    x, y, on = torch.tensor(phi), torch.tensor(Y), torch.tensor(phi != 0)
-    for _ in range(1500):  # proximal gradient, its penalty linearised: autograd goes through it all
-        g = ((torch.sigmoid(Ft @ x.mT) - y) / 30).mT @ Ft / 4
-        share = x.abs().sum((0, 1), keepdim=True)
-        p = share / share.sum()
-        log_p = torch.where(on.any(0), p.mean((0, 1)).clamp_min(1e-300), torch.ones(())).log()
-        slope = ((p * log_p).sum(-1, keepdim=True) - log_p) / share.sum()
-        v = x - 5 * g
-        x = torch.where(on, torch.sign(v) * (v.abs() - 5 * (a / 4 + b * slope)), 0)
-    np.testing.assert_allclose(x.detach(), phi, atol=1e-10)
-    unrolled = torch.autograd.grad((x * torch.tensor(R)).sum(), leaves)
-    for mine, theirs in zip(ours, unrolled):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-9)
-    error = np.linalg.norm(one_step[0] - ours[0]) / np.linalg.norm(ours[0])
-    assert 0.01 < error < 2  # cheap, and far from exact
-
-
-def test_sparse_sharing_on_every_array_library(backend):
-    xp, device = backend
-    F, Y = binary_problem(T=3, n=25, m=5)
-    F_, Y_ = (xp.asarray(a, device=device) for a in (F, Y))
-    phi, phi_ = (solvers.sparse_sharing(a, b, 0.05, 0.02)[0] for a, b in ((F, Y), (F_, Y_)))
-    np.testing.assert_allclose(to_numpy(phi_), phi, atol=1e-8)
-    pulled = solvers.sparse_sharing_vjp(F, Y, 0.05, 0.02, phi, phi)
-    pulled_ = solvers.sparse_sharing_vjp(F_, Y_, 0.05, 0.02, phi_, phi_)
-    for ours, theirs in zip(pulled, pulled_):
-        np.testing.assert_allclose(to_numpy(theirs), to_numpy(ours), atol=1e-7)
-
-
 # ------------------------------------------------------------------------------ properties
 
 seeds, sizes = st.integers(0, 2**32 - 1), st.integers(1, 8)
@@ -846,18 +682,6 @@ def test_the_simplex_projection_is_in_the_simplex_and_the_nearest(seed, k, scale
         assert (((V - x) * (corner - x)).sum(axis=1) <= 1e-9 * max(scale, 1)).all()
 
 
-@quick
-@given(seeds, st.integers(1, 4), st.integers(2, 6))
-def test_the_entropy_of_importances_is_bounded_and_does_not_see_scale(seed, T, m):
-    phi = np.random.default_rng(seed).standard_normal((T, 1, m))
-    H = solvers.sharing_entropy(phi)
-    assert -1e-12 <= H <= np.log(m) + 1e-12
-    np.testing.assert_allclose(solvers.sharing_entropy(1e-7 * phi), H, atol=1e-9)
-    alone = np.zeros((T, 1, m))
-    alone[..., 0] = 1
-    assert abs(solvers.sharing_entropy(alone)) < 1e-12
-
-
 def one_sample(F, y):
     return solvers.lasso(F, y, 0.1 * solvers.lasso_lambda_max(F, y))
 
@@ -923,7 +747,7 @@ def test_a_gap_is_not_enough_for_an_svm_to_converge():
     lam1 = 0.1 * solvers.svm_lambda_max(F, Y)
     Y, lam1, lam2 = solvers.check_problem(F, Y, lam1, 10.0)
     _, Lam, _ = solvers.group_svm(F, Y, lam1, 10.0)
-    svm = solvers.SVM(F, Y, lam1, lam2, solvers.tangent_basis(Y))
+    svm = solvers.svm_problem(F, Y, lam1, lam2)
     near = (Lam + 1e-10) / (Lam + 1e-10).sum(axis=2, keepdims=True)     # no exact zeros
     right, wrong = (solvers.svm_certificate(svm, a, 1e-8) for a in (Lam, near))
     assert right.gap[0] <= 1e-8 and wrong.gap[0] <= 1e-8
@@ -1032,11 +856,6 @@ def test_labels_that_a_loss_does_not_take_are_refused():
                 refused(bad)
     with pytest.raises(ValueError, match="one-hot"):
         solvers.group_svm(F, soft, 0.1, 1.0)
-    with pytest.raises(ValueError, match="finite"):
-        solvers.ridge_classes(F, np.where(Y > 0, np.nan, 0), 0.1)
-    signs = 2 * Y[:, :, :1] - 1
-    with pytest.raises(ValueError, match="probabilities"):
-        solvers.sparse_sharing(F, signs, 0.1, 0.0)
 
 
 @pytest.mark.parametrize("fuzz", fuzz_solvers.FUZZ, ids=lambda fuzz: fuzz.__name__)
@@ -1066,15 +885,15 @@ def blas_threads():
     return {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
 
 
-def test_blas_has_one_thread_inside_and_what_the_caller_set_outside(monkeypatch):
-    seen = []
-    gram = solvers.gram
-    monkeypatch.setattr(solvers, "gram", lambda F: (seen.append(blas_threads()), gram(F))[1])
-    F, y = problem(3, 20, 5)
+def test_blas_has_one_thread_inside_and_what_the_caller_set_outside():
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
-        solvers.lasso(F, y, 0.1)
-        assert seen == [{1}] and blas_threads() == before and 2 in before
+        with solvers.cpu_threads(2):
+            assert blas_threads() == {1}
+            with solvers.cpu_threads(3):
+                assert blas_threads() == {1}
+            assert blas_threads() == {1}
+        assert blas_threads() == before and 2 in before
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -1134,8 +953,9 @@ def test_the_gap_is_in_units_of_what_w_gains():
         lam1, lam2 = np.array([0.1 * scale]), np.array([50.0])
         exact = solvers.group_svm(scale * F, Y, lam1, lam2)[1]
         Lam = 0.9 * exact + 0.1 / 3
-        _, W, dD = solvers.svm_primal(scale * F, Y, Lam, lam1, lam2)
-        gap = solvers.svm_gap(Y, Lam, W, dD, lam1, lam2)[0]
+        svm = solvers.svm_problem(scale * F, Y, lam1, lam2)
+        _, W, _ = solvers.svm_primal(svm, Lam)
+        gap = solvers.svm_gap(svm, Lam)[0]
         told = duality_gap(scale * F[0], Y[0], lam1[0], lam2[0], W[0], Lam[0])
         assert gap == pytest.approx(told, rel=1e-5) and gap > 1e-3
 
@@ -1152,20 +972,11 @@ def test_dual_solutions_that_are_not_unique_are_not_strict():
     assert info["converged"][0] and not info["strict"][0]
 
 
-def test_arrays_of_two_libraries_are_refused_each_time():
-    strict = pytest.importorskip("array_api_strict")
-    a, b = np.ones(3), strict.ones(3)
-    for _ in range(2):
-        assert solvers.array_namespace(a) is solvers.array_namespace(a, a)
-        assert solvers.array_namespace(b) is strict
-        with pytest.raises(TypeError):
-            solvers.array_namespace(a, b)
-
-
 def test_a_solve_with_few_numbers_is_a_solve():
-    """Padded by zeros up to 500 numbers, or not."""
+    """b repeated up to 500 numbers, or not."""
     rng = np.random.default_rng(0)
-    for T, k, c in ((1, 6, 1), (3, 7, 2), (1, 166, 3), (1, 167, 3), (90, 6, 1)):
-        A = rng.standard_normal((T, k, k)) + 5 * np.eye(k)
-        B = rng.standard_normal((T, k, c))
-        np.testing.assert_allclose(solvers.solve(A, B), np.linalg.solve(A, B), atol=1e-10)
+    for T, k in ((1, 6), (3, 7), (1, 499), (90, 6)):
+        A, b = rng.standard_normal((T, k, k)) + 50 * np.eye(k), rng.standard_normal((T, k))
+        np.testing.assert_allclose(
+            solvers.solve(A, b), np.linalg.solve(A, b[..., None])[..., 0], atol=1e-10
+        )

@@ -10,8 +10,8 @@ import pytest
 import data
 import metrics
 import run
-import sparsedis
 from experiments import tasks
+from sparsetasks import SparseTasks, estimator
 
 FAST = ["--threads", "1", "--results", "results"]
 
@@ -120,16 +120,16 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(folder, monkeypatch):
     assert run.main(words) == 0
     whole, run_folder = result()
     run_folder.rename("whole")
-    plain = sparsedis.adam
+    plain = estimator.adam
 
     def stop_at_20(params, grads, opt, lr, **betas):
         if opt and opt.step == 20:
             raise KeyboardInterrupt
         return plain(params, grads, opt, lr, **betas)
 
-    monkeypatch.setattr(sparsedis, "adam", stop_at_20)
+    monkeypatch.setattr(estimator, "adam", stop_at_20)
     assert run.main(words) == 130
-    monkeypatch.setattr(sparsedis, "adam", plain)
+    monkeypatch.setattr(estimator, "adam", plain)
     assert run.main(words) == 0
     again, _ = result()
     assert {**whole, "seconds": 0} == {**again, "seconds": 0}
@@ -227,7 +227,7 @@ def test_few_labels_leave_out_the_sizes_that_they_do_not_reach():
     x, Y, z = table(np.random.default_rng(1), N=60, d=6, K=3, missing=0)
     config = tasks.Tasks(data="-", features=5, steps=2)
     rows = tasks.checked({"x": x, "Y": Y}, ["a", "b", "c"], config)
-    model = sparsedis.SparseTasks(n_components=5, steps=2)
+    model = SparseTasks(n_components=5, steps=2)
     raw = metrics.standardise(x)
     assert tasks.scores_of_size(model, rows, z, raw, 50, config) == {}
     told = tasks.scores_of_size(model, rows, z, raw, 20, config)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import sparsedis
+from experiments.episode_networks import MEAN, BatchNorm, Residual
 from experiments.gradcheck import check_gradient
-from sparsedis import BatchNorm, Encoder, InBlocks, Layer, Residual, Sequential, conv, dense
+from sparsedis import Blocks, Encoder, Layer, Sequential, conv, dense
 
 
 def softplus(x):
@@ -19,7 +19,7 @@ def softplus(x):
 
 
 def softplus_backward(dout, cache):
-    return (dout / (1 + np.exp(-cache)),)
+    return dout / (1 + np.exp(-cache)), {}
 
 
 SMOOTH = Layer(softplus, softplus_backward)
@@ -28,15 +28,15 @@ SMOOTH = Layer(softplus, softplus_backward)
 def small_residual_net(m, channels=3, width=16):
     """A strided convolution, a residual block with batch norms and softplus, the mean over
     pixels, a linear layer."""
-    branch = InBlocks(
-        conv("block1.conv", 3, width, width, bias=False, pad=1), BatchNorm("block1.norm", width),
-        SMOOTH,
-        conv("block2.conv", 3, width, width, bias=False, pad=1), BatchNorm("block2.norm", width),
-        size=10)
+    first = conv("block1.conv", 3, width, width, bias=False, pad=1)
+    second = conv("block2.conv", 3, width, width, bias=False, pad=1)
+    branch = Sequential(
+        Blocks(first, size=10), BatchNorm("block1.norm", width),
+        Blocks(SMOOTH, second, size=10), BatchNorm("block2.norm", width))
     stem = conv("stem", 4, channels, width, stride=2, pad=1, need_dx=False)
     return Encoder(Sequential(
-        InBlocks(stem, SMOOTH, size=10), Residual(branch, Sequential()), SMOOTH,
-        sparsedis.MEAN, dense("out", width, m)))
+        Blocks(stem, SMOOTH, size=10), Residual(branch, Sequential()), SMOOTH,
+        MEAN, dense("out", width, m)))
 
 
 encoder = small_residual_net(m=5, width=6)

@@ -1,9 +1,6 @@
-"""The Lasso as a function of JAX with its adjoint, in place of jaxopt's implicit differentiation.
+"""An MLP of JAX trained through Lasso fits and through ridge fits: `w = lasso(F, y, lam)`.
 
     python docs/examples/jax_layer.py
-
-The solver runs in NumPy, called back from compiled code; `jit` and `grad` work as usual, tasks are
-the batch (no `vmap`). Importing this file sets JAX to double precision.
 """
 import functools
 import sys
@@ -15,38 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import metrics
-import solvers
+from sparsetasks.jax_heads import lasso
 
 jax.config.update("jax_enable_x64", True)       # the solver's accuracy is the gradient's
-
-
-@jax.custom_vjp
-def lasso(F, y, lam):
-    """w (T, m), the Lasso solution of every task; F (T, n, m), y (T, n), lam (T,)."""
-    shape = jax.ShapeDtypeStruct((F.shape[0], F.shape[2]), F.dtype)
-    return jax.pure_callback(solve, shape, F, y, lam)
-
-
-def solve(F, y, lam):
-    return solvers.lasso(*map(np.asarray, (F, y, lam)))[0]
-
-
-def lasso_forward(F, y, lam):
-    w = lasso(F, y, lam)
-    return w, (F, y, lam, w)
-
-
-def lasso_backward(kept, dw):
-    F, y, lam, _ = kept
-    shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (F, y, lam))
-    return jax.pure_callback(pull_back, shapes, *kept, dw)
-
-
-def pull_back(*arrays):
-    return solvers.lasso_vjp(*map(np.asarray, arrays))
-
-
-lasso.defvjp(lasso_forward, lasso_backward)
 
 
 def lasso_loss(F, y, eps=0.3):

@@ -1,106 +1,15 @@
-"""The Lasso and the group-Lasso SVM as layers of PyTorch: `loss, w = head(F, y)`.
+"""An MLP of PyTorch trained through Lasso fits and through ridge fits: `loss, w = head(F, y)`.
 
     python docs/examples/torch_layer.py
-
-Copy the classes that you need beside solvers.py, or import this file.
 """
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
-from torch.autograd.function import once_differentiable
 
 import metrics
-import solvers
-
-
-class LassoSolution(torch.autograd.Function):
-    """w (T, m), the Lasso solution of every task; F (T, n, m), y (T, n), lam (T,)."""
-
-    @staticmethod
-    def forward(ctx, F, y, lam):
-        w, _ = solvers.lasso(F.detach(), y.detach(), lam.detach())
-        ctx.save_for_backward(F, y, lam, w)
-        return w
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dw):
-        return solvers.lasso_vjp(*ctx.saved_tensors, dw)
-
-
-class LassoHead(torch.nn.Module):
-    """Sparse predictors of T tasks, and their loss: F (T, n, m), y (T, n) -> loss, w (T, m).
-
-    n_support: fit on the first so many samples of a task and score on the others, Problem (7);
-    None: fit and score on all, Problem (6). intercept: predict w.F + b with b not penalised, by
-    fitting what is centred. Give it double precision: the solver's accuracy is the gradient's.
-    """
-
-    def __init__(self, eps=0.3, n_support=None, intercept=False):
-        super().__init__()
-        self.eps, self.n_support, self.intercept = eps, n_support, intercept
-
-    def fit(self, F, y):
-        lam = self.eps * solvers.lasso_lambda_max(F.detach(), y.detach())
-        return LassoSolution.apply(F, y, lam)
-
-    def forward(self, F, y):
-        F_fit, y_fit = F[:, :self.n_support], y[:, :self.n_support]
-        F_score, y_score = F[:, self.n_support or 0:], y[:, self.n_support or 0:]
-        if self.intercept:
-            F_mean, y_mean = F_fit.mean(1, keepdim=True), y_fit.mean(1, keepdim=True)
-            F_fit, y_fit = F_fit - F_mean, y_fit - y_mean
-            F_score, y_score = F_score - F_mean, y_score - y_mean       # b = y_mean - w.F_mean
-        w = self.fit(F_fit, y_fit)
-        r = y_score - (F_score @ w[..., None])[..., 0]
-        return (r ** 2).mean() / 2, w
-
-
-class RidgeHead(LassoHead):
-    """The dense baseline; PyTorch differentiates it."""
-
-    def fit(self, F, y):
-        A = F.mT @ F / F.shape[1]
-        lam = self.eps * solvers.ridge_lambda_max(F.detach())
-        A = A + lam[:, None, None] * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-        return torch.linalg.solve(A, (F.mT @ y[..., None])[..., 0] / F.shape[1])
-
-
-class SVMSolution(torch.autograd.Function):
-    """W (T, k, m) of the group-Lasso multiclass SVM; F (T, n, m), Y (T, n, k) one-hot."""
-
-    @staticmethod
-    def forward(ctx, F, Y, lam1, lam2):
-        W, Lam, _ = solvers.group_svm(F.detach(), Y, lam1.detach(), lam2.detach())
-        ctx.save_for_backward(F, Y, lam1, lam2, W, Lam)
-        return W
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dW):
-        dF, dlam1, dlam2 = solvers.group_svm_vjp(*ctx.saved_tensors, dW)
-        return dF, None, dlam1, dlam2
-
-
-class SVMHead(torch.nn.Module):
-    """Few-shot classes: F (T, n, m), Y (T, n, k), support first -> loss, W (T, k, m).
-
-    The loss is the cross-entropy of the query samples' logits, scaled by a learned factor.
-    """
-
-    def __init__(self, n_support, eps=0.02, lam2=1.0):
-        super().__init__()
-        self.n_support, self.eps, self.lam2 = n_support, eps, lam2
-        self.scale = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
-
-    def forward(self, F, Y):
-        F_fit, Y_fit = F[:, :self.n_support], Y[:, :self.n_support]
-        lam1 = self.eps * solvers.svm_lambda_max(F_fit.detach(), Y_fit)
-        W = SVMSolution.apply(F_fit, Y_fit, lam1, torch.full_like(lam1, self.lam2))
-        logits = self.scale * F[:, self.n_support:] @ W.mT
-        return -(Y[:, self.n_support:] * logits.log_softmax(2)).sum(2).mean(), W
+from sparsetasks.torch_heads import LassoHead, RidgeHead
 
 
 def normalise(F):

@@ -1,0 +1,43 @@
+"""jax_heads.py -- the Lasso as a function of JAX, with its adjoint.
+
+    w = lasso(F, y, lam)        F (T, n, m), y (T, n), lam (T,)  ->  w (T, m)
+
+The solver runs in NumPy, called back from compiled code; `jit` and `grad` work as usual, tasks are
+the batch (no `vmap`). jax.config.update("jax_enable_x64", True): the solver's accuracy is the
+gradient's.
+"""
+import jax
+import numpy as np
+
+import solvers
+
+
+@jax.custom_vjp
+def lasso(F, y, lam):
+    """w (T, m), the Lasso solution of every task; solvers.lasso."""
+    shape = jax.ShapeDtypeStruct((F.shape[0], F.shape[2]), F.dtype)
+    return jax.pure_callback(solve, shape, F, y, lam)
+
+
+def solve(F, y, lam):
+    w, _ = solvers.lasso(*map(np.asarray, (F, y, lam)))
+    return w
+
+
+def lasso_forward(F, y, lam):
+    w = lasso(F, y, lam)
+    return w, (F, y, lam, w)
+
+
+def lasso_backward(kept, dw):
+    F, y, lam, _ = kept
+    shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (F, y, lam))
+    return jax.pure_callback(pull_back, shapes, *kept, dw)
+
+
+def pull_back(*arrays):
+    """dF, dy, dlam of dw: solvers.lasso_vjp."""
+    return solvers.lasso_vjp(*map(np.asarray, arrays))
+
+
+lasso.defvjp(lasso_forward, lasso_backward)

@@ -1,0 +1,34 @@
+"""Heads of few-shot episodes; their derivatives are checked by gradcheck."""
+
+import numpy as np
+import pytest
+from test_solvers import svm_problem
+
+import solvers
+from experiments import episode_heads
+
+
+def test_ridge_of_classes_is_ridge_of_each_class():
+    F, Y = svm_problem(2, 8, 15, 3)
+    W = episode_heads.ridge_classes(F, Y, np.array([0.1, 2.0]))
+    for k in range(3):
+        np.testing.assert_allclose(
+            W[:, k], solvers.ridge(F, Y[:, :, k], np.array([0.1, 2.0])), atol=1e-10
+        )
+
+
+def test_labels_that_are_not_finite_are_refused():
+    F, Y = svm_problem(2, 8, 15, 3)
+    with pytest.raises(ValueError, match="finite"):
+        episode_heads.ridge_classes(F, np.where(Y > 0, np.nan, 0), 0.1)
+
+
+@pytest.mark.parametrize("name", episode_heads.EPISODE_HEADS)
+def test_a_head_that_only_fits_finds_the_same_without_its_adjoint(name):
+    F, Y = svm_problem(2, 14, 6, 3)
+    lam = {"svm": (0.5, 1.0), "prototypes": None}.get(name, np.full(2, 0.1))
+    head, params = episode_heads.EPISODE_HEADS[name], {"scale": np.array(1.3)}
+    loss, dF, _, info = head(F, Y, lam, 9, params)
+    same, nothing, _, told = head(F, Y, lam, 9, params, fit_only=True)
+    assert loss == same and dF.shape == F.shape and nothing is None
+    np.testing.assert_array_equal(info["scores"], told["scores"])
