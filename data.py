@@ -5,8 +5,9 @@
                orientation
     z (N, d)   standardised factors, the ground-truth latents, d = 6
     p (N,)     probability of each image; rho its correlation, alpha the noise on z
-    G, n, K    image sets a step, G = 4; images a set, n = 25; tasks a set, K = 16
-    w (T, d)   coefficients of tasks, T = G K
+    G, n, K    image sets a step; images a set; tasks a set: sets, samples, per_set of Tasks.
+               run.py has 4, 25, 16, the paper n = 50 and K = 1
+    w (T, d)   coefficients of tasks, T = G K; W (G, K, k, d) those of k outputs
 
 In this order: latents and tasks; 3D Shapes; its file; its renderer. Few-shot episodes are in
 experiments/episodes.py, binary tasks and dSprites in experiments/sharing_data.py.
@@ -39,11 +40,11 @@ from tqdm import tqdm
 def latents(shapes, alpha=1.0, rho=0.9, seed=0):
     """Ground-truth latents z (N, d) and the probability p (N,) of each image.   [L23, App. D.2.1]
 
-    z is each factor's index plus alpha times a uniform noise on [-1/2, 1/2], drawn once per image,
-    standardised (as in the published code; D.2.1 standardises first); a factor that never varies is
-    0. p is the density of a Gaussian of unit variances
-    and correlations rho at z, normalised over the images. ValueError where alpha is not in [0, 1]
-    or rho not in [0, 1).
+    shapes has .factors (N, d), as Shapes3D has. z is each factor's index plus alpha times a uniform
+    noise on [-1/2, 1/2], drawn once per image, standardised (as in the published code; D.2.1 adds
+    the noise after that); a factor that never varies is 0. p is the density of a Gaussian of unit
+    variances and correlations rho at z, normalised over the images. ValueError where alpha is not
+    in [0, 1] or rho not in [0, 1).
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: found {alpha}, expected a number from 0 to 1")
@@ -61,11 +62,12 @@ def latents(shapes, alpha=1.0, rho=0.9, seed=0):
 
 
 def describe_latents(z, p):
-    """How much of the data the weights p leave: effective images 1/sum p^2, mean correlation."""
+    """What p makes of the data: effective images 1/sum p^2, as many as if all were equally likely,
+    and the latents' mean correlation under p."""
     Z = z - p @ z
     C = Z.T @ (Z * p[:, None])
-    s = np.sqrt(np.maximum(np.diag(C), 1e-300))
-    R = C / np.outer(s, s)
+    deviation = np.sqrt(np.maximum(np.diag(C), 1e-300))                 # not 0, of a constant one
+    R = C / np.outer(deviation, deviation)
     between = ~np.eye(len(R), dtype=bool)
     return {
         "effective_images": float(1 / np.sum(p * p)),
@@ -79,65 +81,75 @@ def draw_index(rng, cumulative, size):
 
 # ------------------------------------------------------------------------------ tasks
 
-TASKS = "bernoulli-gauss, laplace, gauss, sphere, blocks-B, fixed-K, finite-K"
-LABEL_NOISE = 0.1                                                       # of a task's signal
+TASK_KINDS = "bernoulli-gauss, laplace, gauss, sphere, blocks-B, fixed-K, finite-K"
+LABEL_NOISE = 0.1                                                       # of a task's signal; ours
+SHARPNESS = 5                                                           # of classes; ours
 
 
 def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
     """Coefficients w (T, d) of T tasks.                        [L23, App. D.2.1, D.2.4, B.4, B.6]
 
-    bernoulli-gauss  each entry is N(0, 1) with probability 1/2, else 0; no support is empty (as
-                     described in D.2.1, 1 of 64 is)
+    bernoulli-gauss  each entry is N(0, 1) with probability 1/2, else 0; an empty support (1 of 64
+                     as D.2.1 describes it) is given one entry
     laplace, gauss   dense, independent entries of variance 1 (D.2.4: Laplace of variance 2; labels'
                      noise and lambda are relative to the signal, so that it makes no difference)
     sphere           as bernoulli-gauss, on the unit sphere of the support
-    blocks-B         one of the d/B blocks of B consecutive entries is on, any alike: violates
+    blocks-B         one of the d/B blocks of B consecutive entries is on, drawn uniformly: violates
                      Assumption 3.6 where B > 1
     fixed-K          exactly K entries are on
-    finite-K         one of K coefficient vectors fixed beforehand: violates Assumption 3.5
+    finite-K         one of K coefficient vectors, the same in every run: violates Assumption 3.5
     """
     if kind == "laplace":
         return rng.laplace(scale=0.5 ** 0.5, size=(T, d))
     if kind == "gauss":
         return rng.standard_normal((T, d))
+    name, size = parse_kind(kind, d)
+    if name == "finite":
+        fixed = sample_tasks(np.random.default_rng(size), size, d)      # K is their seed
+        return fixed[rng.integers(size, size=T)]
+    w = rng.standard_normal((T, d)) * sample_supports(rng, T, d, name, size)
+    return w / np.linalg.norm(w, axis=1, keepdims=True) if name == "sphere" else w
+
+
+def parse_kind(kind, d):
+    """NAME and SIZE of a kind of tasks NAME-SIZE; ValueError where it is none."""
+    if kind in ("bernoulli-gauss", "sphere"):
+        return kind, None
     name, _, number = kind.rpartition("-")
     size = int(number) if number.isdigit() else 0
-    if name == "finite" and size:
-        fixed = sample_tasks(np.random.default_rng(size), size, d)
-        return fixed[rng.integers(size, size=T)]
-    w = sample_supports(rng, T, d, kind, name, size)
-    w = rng.standard_normal((T, d)) * w
-    return w / np.linalg.norm(w, axis=1, keepdims=True) if kind == "sphere" else w
+    most = {"finite": size, "fixed": d, "blocks": d}.get(name, 0)
+    if not 1 <= size <= most or (name == "blocks" and d % size):
+        raise ValueError(
+            f"--tasks: found {kind}, expected one of {TASK_KINDS} (B a divisor of {d}, K from 1)")
+    return name, size
 
 
-def sample_supports(rng, T, d, kind, name, size):
-    """Supports (T, d) of a kind of tasks NAME-SIZE, a mask."""
-    if name == "fixed" and 1 <= size <= d:
-        return rng.random((T, d)).argsort(axis=1) < size
-    if name == "blocks" and 1 <= size <= d and d % size == 0:
+def sample_supports(rng, T, d, name, size):
+    """Supports (T, d) of a kind of tasks, a mask."""
+    if name == "fixed":
+        return rng.random((T, d)).argsort(axis=1) < size                # of a random permutation
+    if name == "blocks":
         return np.arange(d) // size == rng.integers(d // size, size=(T, 1))
-    if kind in ("bernoulli-gauss", "sphere"):
-        return nonempty(rng, rng.random((T, d)) < 0.5)
-    raise ValueError(
-        f"--tasks: found {kind}, expected one of {TASKS} (B a divisor of {d}, K from 1)")
+    return nonempty(rng, rng.random((T, d)) < 0.5)
 
 
 def nonempty(rng, S):
-    """Supports S (T, m) with an empty one given one entry."""
-    T, m = S.shape
-    S[np.arange(T), rng.integers(m, size=T)] |= ~S.any(axis=1)
+    """Supports S (T, d), in place: an empty one is given an entry."""
+    T, d = S.shape
+    S[np.arange(T), rng.integers(d, size=T)] |= ~S.any(axis=1)
     return S
 
 
 class Tasks:
     """Batches of tasks: .sample(rng) -> index (G, n) of images, labels y (G, K, n[, k]).
 
-    gaussian     y = w.z + noise, of a standard deviation of 0.1 of the task's signal over the set
+    gaussian     y = w.z + noise, of 0.1 times the standard deviation of w.z over the set
     categorical  y one-hot over k classes, of probabilities softmax(5 W z)
-    K tasks (per_set) share a set's images, each with its own w and noise; the paper has K = 1.
-    With k > 1 outputs a task's support is common to its outputs. shift > 0 draws each set's images
-    from p(x | W) ~ p(x) exp(shift v.z), v the unit direction of the mean of |w| over its tasks: p
-    differs from set to set, and from task to task where K = 1.     [L23, App. D.2.1, Sec. 3.1]
+    K tasks share a set's images, each with its own w and noise. With k > 1 outputs a task's support
+    is common to its outputs, drawn as its kind says, and the entries there are N(0, 1). shift > 0
+    draws each set's images from p(x | W) ~ p(x) exp(shift v.z), v the unit direction of the mean of
+    |w| over its tasks and outputs: our way to let p depend on the task.
+                                                                    [L23, App. D.2.1, Sec. 3.1]
     """
 
     def __init__(self, z, p, sets=2, samples=50, per_set=16, kind="bernoulli-gauss", outputs=1,
@@ -153,15 +165,15 @@ class Tasks:
     def sample(self, rng):
         W = self.sample_coefficients(rng)                               # (G, K, k, d)
         index = self.sample_images(rng, W)                              # (G, n)
-        signal = W @ np.swapaxes(self.z[index], 1, 2)[:, None]          # (G, K, k, n)
-        y = np.moveaxis(signal, 3, 2)                                   # (G, K, n, k)
+        y = self.z[index][:, None] @ W.mT                               # (G, K, n, k), the signal
         if self.likelihood == "categorical":
-            return index, np.eye(self.outputs)[draw_classes(rng, 5 * y)]
+            return index, np.eye(self.outputs)[draw_classes(rng, SHARPNESS * y)]
         noise = LABEL_NOISE * y.std(axis=2, keepdims=True)
         y = y + noise * rng.standard_normal(y.shape)
         return index, y if self.outputs > 1 else y[..., 0]
 
     def sample_coefficients(self, rng):
+        """W (G, K, k, d)."""
         T = self.sets * self.per_set
         W = sample_tasks(rng, T, self.z.shape[1], self.kind)[:, None, :]
         if self.outputs > 1:
@@ -170,12 +182,13 @@ class Tasks:
         return W.reshape(self.sets, self.per_set, self.outputs, -1)
 
     def sample_images(self, rng, W):
+        """index (G, n)."""
         if not self.shift:
             return draw_index(rng, self.cumulative, (self.sets, self.samples))
         v = np.abs(W).mean(axis=(1, 2))                                 # (G, d)
         v = v / np.linalg.norm(v, axis=1, keepdims=True)
         tilted = [self.p * np.exp(self.shift * (self.z @ direction)) for direction in v]
-        return np.stack([draw_index(rng, np.cumsum(p), self.samples) for p in tilted])
+        return np.stack([draw_index(rng, np.cumsum(own), self.samples) for own in tilted])
 
 
 def draw_classes(rng, logits):
@@ -200,9 +213,9 @@ SIDE = 64                                                               # pixels
 class FactorGrid:
     """Images of every combination of factors, the last running fastest.
 
-    .factors (N, d) indices, named .names, with .levels values; .images(index, xp, device) ->
-    (..., 64, 64, 3) float32 in [0, 1], for whatever indexes the rows of an array of NumPy.
-    A subclass gives names and levels, and draws or reads images of row numbers (B,).
+    .factors (N, d) indices, named .names, with .levels values. A subclass sets these two, and
+    defines .images(index, xp, device) -> (..., 64, 64, 3) float32 in [0, 1] for whatever indexes
+    the rows of an array of NumPy. Where a file is read, .stored holds its images.
     """
 
     stored = None                                                       # StoredImages of a file
@@ -219,7 +232,7 @@ class FactorGrid:
         return np.arange(len(self))[index]
 
     def fingerprint(self):
-        """Names the content: factors and all images of a file."""
+        """Names the content of a file, factors and all images."""
         content = self.factors.tobytes() + self.stored.digest.encode()
         return hashlib.sha256(content).hexdigest()[:10]
 
@@ -246,7 +259,7 @@ class Shapes3D(FactorGrid):
         factors = self.factors[np.ravel(rows)].astype(np.int64)
         geometry = np.ravel_multi_index(tuple(factors[:, 3:].T), LEVELS[3:])
         x = compose(geometry, factors[:, :3], xp, device)
-        return x if rows.ndim == 1 else xp.reshape(x, (*rows.shape, SIDE, SIDE, 3))
+        return xp.reshape(x, (*rows.shape, SIDE, SIDE, 3))
 
 
 # ------------------------------------------------------------------------------ its file
@@ -309,12 +322,12 @@ def row_blocks(images, rows=2048):
 class StoredImages:
     """Images (N, ...) uint8 of such a file, read row by row; `digest` names their content.
 
-    Memory-mapped, every row ever read would count as memory.
+    Read, not mapped: of a mapped file every row ever read counts as memory.
     """
 
     def __init__(self, cache, made_from):
         with np.load(cache.with_suffix(".npz"), allow_pickle=False) as file:
-            told, self.digest, self.checksums = (
+            recorded, self.digest, self.checksums = (
                 file[name] for name in ("made_from", "digest", "checksums"))
         self.path, self.digest = cache, str(self.digest)
         self.lock, self.file = threading.Lock(), open(cache, "rb")
@@ -322,7 +335,7 @@ class StoredImages:
         self.shape, _, dtype = np.lib.format.read_array_header_1_0(self.file)
         self.start, self.row = self.file.tell(), math.prod(self.shape[1:])
         size = self.start + self.shape[0] * self.row
-        if str(told) != made_from or dtype != np.uint8 or cache.stat().st_size != size:
+        if str(recorded) != made_from or dtype != np.uint8 or cache.stat().st_size != size:
             raise ValueError(f"{cache}: damaged, or made from another file")
 
     def read(self, rows):
@@ -393,7 +406,8 @@ def cache_path(path):
 # 3D Shapes has only 480 geometries, scale x shape x orientation. For a given geometry an image is
 # linear in its colours, so that five maps of each geometry hold the whole data set:
 #     image = clip(m_sky SKY + m_floor C_floor + m_wall C_wall + m_object C_object + m_white WHITE)
-# They are ray-cast once, in about a second; any image is then one small product, on any device.
+# rounded to 256 levels. They are ray-cast once, in a few seconds; any image is then one small
+# product, on any device.
 
 SKY_MAP, FLOOR_MAP, WALL_MAP, OBJECT_MAP, WHITE_MAP = range(5)
 SKY, WHITE = np.array([153, 226, 249.0]), np.array([255, 255, 255.0])   # colours in 0..255
@@ -409,14 +423,14 @@ def compose(geometry, hues, xp=array_api_compat.numpy, device=None):
     N = len(geometry)
     C = np.empty((N, 5, 3), np.float32)
     C[:, SKY_MAP], C[:, WHITE_MAP] = SKY, WHITE
-    C[:, FLOOR_MAP:OBJECT_MAP + 1] = PALETTE[hues]
+    C[:, FLOOR_MAP:OBJECT_MAP + 1] = PALETTE[hues]                      # in the order of the hues
     maps = maps_on(xp, device)                                          # (480, 4096, 5)
     C, geometry = xp.asarray(C, device=device), xp.asarray(geometry, device=device)
     step = 16 if is_numpy_namespace(xp) else N
     x = xp.empty((N, SIDE, SIDE, 3), dtype=xp.float32, device=device)
     for i in range(0, N, step):
-        light = xp.matmul(xp.take(maps, geometry[i:i + step], axis=0), C[i:i + step, ...])
-        levels = xp.clip(xp.round(light), 0, 255) / 255
+        colour = xp.matmul(xp.take(maps, geometry[i:i + step], axis=0), C[i:i + step, ...])
+        levels = xp.clip(xp.round(colour), 0, 255) / 255
         x[i:i + step, ...] = xp.reshape(levels, (-1, SIDE, SIDE, 3))
     return x
 
@@ -434,7 +448,7 @@ def maps_on(xp, device):
 
 # The scene, fitted to real images of [3DS]. World: x right, y into the room, z up; the object
 # stands on the floor z = 0 at the origin. Room and lamps stay fixed; the camera orbits the object
-# at CAMERA_HEIGHT, looking horizontally at the z axis.
+# at CAMERA_HEIGHT, looking almost horizontally at the z axis.
 
 RAYS = 192                                                              # a side, reduced by Lanczos
 FOCAL = 2.1518                                                          # 1/tan(half field of view)
@@ -534,7 +548,7 @@ def cast_room(camera):
     maps[SKY_MAP] = sky
     on = surface == 0
     maps[FLOOR_MAP, on] = floor_light(x[on], y[on])
-    headlights, along = (-back[1], back[0], -back[0]), (x, y, y)
+    headlights, along = (-back[1], back[0], -back[0]), (x, y, y)        # N.v, v = back; u of walls
     for wall, light_of in enumerate((BACK_LIGHT, LEFT_LIGHT, RIGHT_LIGHT)):
         on = (surface == wall + 1) & ~sky
         maps[WALL_MAP, on] = wall_light(light_of, headlights[wall], along[wall][on], z[on])
@@ -558,8 +572,8 @@ def cast_object(shape, s, camera, room):
     """The object at scale s and its shadow, drawn over the room: the rays that change, and their
     new maps (5, changed)."""
     o, back, d = camera
-    centre = np.array([0, 0, 0.95 * s]) - o                             # a ball of radius 1.05 s
-    near = centre @ centre - (d @ centre) ** 2 < (1.05 * s) ** 2        # there holds any object
+    centre = np.array([0, 0, 0.95 * s]) - o                             # a ball of radius 1.05 s:
+    near = centre @ centre - (d @ centre) ** 2 < (1.05 * s) ** 2        # feet are on shadowed floor
     rays = np.flatnonzero(room.shadowed | near)
     t, new = hit_object(shape, s, o, d[rays]), room.maps[:, rays]
     visible = t < room.distance[rays]
@@ -663,7 +677,7 @@ def light_object(shape, N, back, lamp):
 
 
 def light(N, back, lamp):
-    """Diffuse light and gloss at unit normals N (..., 3), (..., 2)."""
+    """At unit normals N (..., 3): diffuse light and gloss, (..., 2)."""
     Nv, Nl = N @ back, N @ lamp
     diffuse = OBJECT_AMBIENT + OBJECT_HEADLIGHT * np.maximum(Nv, 0)
     diffuse = diffuse + OBJECT_LAMPLIGHT * np.maximum(Nl, 0)
@@ -671,7 +685,8 @@ def light(N, back, lamp):
 
 
 def mesh_normals():
-    """Unit normals of a latitude-longitude mesh, (29, 18, 3)."""
+    """Unit normals of a latitude-longitude mesh, (29, 18, 3): the first column again at the end,
+    and a row beyond the pole, for what is interpolated there."""
     i, j = np.meshgrid(np.arange(MESH_SLICES + 1), np.arange(MESH_STACKS + 2), indexing="ij")
     azimuth, polar = i * 2 * np.pi / MESH_SLICES, j * np.pi / MESH_STACKS
     x, y = np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth)

@@ -111,27 +111,25 @@ def r_score(z, z_hat):
 # ------------------------------------------------------------------------------ DCI
 
 
-def dci(z, z_hat, weighted=False):
+def dci(z, z_hat):
     """Disentanglement and completeness from regression coefficients.   [L23, App. D.2.7; EW18]
 
     Disentanglement: how far each feature serves one factor, 1 - entropy (base d) of its column.
     Completeness: how far each factor needs one feature, 1 - entropy (base m) of its row of B. (The
     text of D.2.7 has the two the other way round: docs/errata.md.) A zero row or column scores 0.
-    Means are unweighted, as in [L23], or weighted by the share of B as in [EW18].
+    Means are unweighted, as in [L23]; [EW18] weights them by the share of B.
     """
     B = np.abs(coefficients(z_hat, z))                                  # (d, m)
-    return concentration(B.T, weighted), concentration(B, weighted)
+    return concentration(B.T), concentration(B)
 
 
-def concentration(B, weighted=False):
+def concentration(B):
     """Mean over the rows of B >= 0 of 1 - entropy of the row's shares, in base the row's length."""
     total = B.sum(axis=1)
     total = np.where(total > 1e-10 * total.max(), total, 0)             # rounding is no coefficient
     P = B / np.where(total > 0, total, 1)[:, None]
     entropy = -np.sum(P * np.log(np.where(P > 0, P, 1)), axis=1) / np.log(max(B.shape[1], 2))
-    score = np.where(total > 0, 1 - entropy, 0)
-    weight = total if weighted and total.sum() > 0 else np.ones(len(B))
-    return float(score @ weight / weight.sum())
+    return float(np.where(total > 0, 1 - entropy, 0).mean())
 
 
 def scores(z, z_hat):
@@ -198,11 +196,11 @@ def udr(models):
 
 def agreement(R):
     """The mean over rows and columns of max^2/sum of |Spearman correlations| R (m, m)."""
-    told = []
+    shares = []
     for S in (R, R.T):
         total = S.sum(axis=1)
-        told.append(np.where(total > 0, S.max(axis=1) ** 2 / np.maximum(total, 1e-300), 0))
-    return np.concatenate(told).mean()
+        shares.append(np.where(total > 0, S.max(axis=1) ** 2 / np.maximum(total, 1e-300), 0))
+    return np.concatenate(shares).mean()
 
 
 # ------------------------------------------------------------------------------ assumptions
@@ -232,19 +230,19 @@ def assumptions(F, W, likelihood="gaussian"):
     W = rows.reshape(len(W), -1, m)
     rank_F, rank_W = np.linalg.matrix_rank(F), np.linalg.matrix_rank(rows)
     poor = support_of_low_rank(W)
-    told_5 = "full rank on every support seen"
+    why_5 = "full rank on every support seen"
     if poor is not None:
-        told_5 = f"dependent coefficients on support {poor}"
+        why_5 = f"dependent coefficients on support {poor}"
     apart = supports_are_sufficient((W != 0).any(axis=1))
-    told_6 = "any two factors are told apart by some support"
+    why_6 = "any two factors are told apart by some support"
     if not apart:
-        told_6 = "some factor never comes without another"
+        why_6 = "some factor never comes without another"
     return {
         "3.2": (likelihood == "gaussian", LIKELIHOODS[likelihood]),
         "3.3": (rank_F == F.shape[1], f"features of rank {rank_F} of {F.shape[1]}"),
         "3.4": (rank_W == m, f"coefficients of rank {rank_W} of {m}"),
-        "3.5": (poor is None, told_5),
-        "3.6": (apart, told_6)}
+        "3.5": (poor is None, why_5),
+        "3.6": (apart, why_6)}
 
 
 def support_of_low_rank(W, draws=20):

@@ -17,7 +17,7 @@ VERSION = "0.2.0"                                                   # as in pypr
 
 COMMANDS = {  # name: module of experiments/, settings class, function, what it does
     "disentangle": ("disentangle", "Disentangle", "command", "the main job, and the default"),
-    "tasks": ("tasks", "Tasks", "command", "your own table or images with many targets"),
+    "tasks": ("tasks", "TableTasks", "command", "your own table or images with many targets"),
     "fewshot": ("fewshot", "FewShot", "command", "few-shot learning with group-Lasso SVMs"),
     "sharing": ("sharing_features", "Sharing", "command", "sparse and shared features [F23]"),
     "render": ("render", "Render", "render", "write the rendered data set as HDF5"),

@@ -8,13 +8,15 @@
     G  (T, m, m)  F'F/n, the Gram matrix                        c  (T, m)  F'y/n
     q  (T, m)     c - G w = F'(y - F w)/n, the correlation of each feature with what is left
     S  (T, m)     the support {j : w_j != 0}, a mask
+    F_i, F_j, F'  a sample, a feature's column, the transpose
     dX            dL/dX for a loss L of the solution, with the shape of X
     u             the adjoint solution: curvature u = dw
 
 In this order: Lasso; ridge; losses of k outputs; group Lasso; the group-Lasso SVM, from its dual;
 its interior-point method; what these are made of. An iterative solver returns a certificate with
-its solution. Every vjp takes three steps: 1 curvature, 2 adjoint, 3 pull back. Arrays may come from
-any library that array-api-compat knows: NumPy, CuPy, PyTorch. Derivations: docs/derivations.md.
+its solution. Every vjp takes three steps, 1 curvature, 2 adjoint, 3 pull back (the SVM's a step 0
+before). Arrays may come from any library that array-api-compat knows: NumPy, CuPy, PyTorch.
+Derivations: docs/derivations.md.
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
 """
@@ -40,7 +42,7 @@ def lasso_lambda_max(F, y):
 
 
 def lasso(F, y, lam, max_iter=None):
-    """argmin_w  ||y - F w||^2 / (2 n) + lam ||w||_1  for every task.        [L23, Problem (6)]
+    """argmin_w  ||y - F w||^2 / (2 n) + lam ||w||_1  for every task. [L23, Problem (6), inner]
 
     F (T, n, m), y (T, n), lam a number or (T,)  ->  w (T, m), info with n_iter and, per task,
         gap        the largest violation of the optimality conditions, in units of lasso_lambda_max
@@ -57,7 +59,7 @@ def lasso(F, y, lam, max_iter=None):
     G, c = gram(F), correlations(F, y)
     unit = safe_divisor(xp.max(xp.abs(c), axis=1))                  # lasso_lambda_max
     limit = 100 + 20 * F.shape[2] if max_iter is None else max_iter
-    problem = G, c, lam, unit
+    problem = G, c, lam, unit                                       # given to lasso_gap, lasso_step
     start = xp.zeros_like(c)
     return until_solved(lasso_step, lasso_gap, start, problem, tolerance("lasso", F), limit)
 
@@ -80,7 +82,7 @@ def lasso_violation(q, lam, w):
 def lasso_step(w, q, v, G, c, lam, unit):
     """Coordinate descent, and a Newton step on the support it leaves."""
     w, q = coordinate_descent_step(G, lam, w, q, v)
-    if w.shape[1] > WIDE:                                           # half as many Newton steps
+    if w.shape[1] > WIDE:                                           # two a Newton step: cheaper
         w, q = coordinate_descent_step(G, lam, w, q, lasso_violation(q, lam, w))
     return newton_step(G, lam, w, q)
 
@@ -104,7 +106,7 @@ def newton_step(G, lam, w, q):
     xp = array_namespace(w)
     lam, s = lam[:, None], xp.sign(w)
     G_S, q_S, back = restrict(G, w != 0, q - lam * s)
-    d = back(solve_regularised(G_S, q_S))
+    d = back(descent_direction(G_S, q_S))
     crosses = (s * (w + d) <= 0) & (w != 0) & (lam > 0)
     t_j = xp.where(crosses, w, 1) / xp.where(crosses, -d, 1)        # to w_j = 0
     t = xp.min(xp.where(crosses, t_j, 1), axis=1)[:, None]          # (T, 1)
@@ -121,10 +123,11 @@ def lasso_vjp(F, y, lam, w, dw):
       3. pull back   dX = -(dR/dX)' u   for X = F, y, lam
 
     F (T, n, m), y (T, n), lam a number or (T,), w and dw (T, m)  ->  dF (T, n, m), dy (T, n),
-    dlam (T,), from above at lam = 0 where no w_j is 0. Valid where S does not change; where F_S'F_S
-    is singular, u is of least norm.
+    dlam (T,), at lam = 0 the derivative from above, where no w_j is 0. Valid where S does not
+    change; where F_S'F_S is singular, u is of least norm.
     """
     y, lam = check_shapes(F, y, lam)
+    xp = array_namespace(F)
     S = (w != 0) | (lam == 0)[:, None]                              # (T, m)
     # 1 curvature
     A = gram(F)                                                     # (T, m, m)
@@ -132,7 +135,7 @@ def lasso_vjp(F, y, lam, w, dw):
     u, _ = solve_on_support(A, S, dw)                               # (T, m)
     # 3 pull back
     dF, dy = pull_back(F, y, w, u)
-    return dF, dy, -array_namespace(F).sum(array_namespace(F).sign(w) * u, axis=1)
+    return dF, dy, -xp.sum(xp.sign(w) * u, axis=1)
 
 
 def pull_back(F, y, w, u):
@@ -149,8 +152,11 @@ def pull_back(F, y, w, u):
 
 
 def ridge_lambda_max(F, y=None):
-    """||F||_F^2 / n, (T,): the scale of the ridge penalty, the trace of G.   [L23, App. D.2.3]"""
-    check_shapes(F, F)
+    """||F||_F^2 / n, (T,): the scale of the ridge penalty, the trace of G.   [L23, App. D.2.3]
+
+    y is not used: called as lasso_lambda_max is.
+    """
+    check_shapes(F, F)                                              # F stands in for y
     return array_namespace(F).sum(F * F, axis=(1, 2)) / F.shape[1]
 
 
@@ -171,7 +177,7 @@ def ridge_residual(F, y, lam, w):
     y, lam = check_shapes(F, y, lam)
     xp = array_namespace(F)
     A, c = ridge_curvature(F, lam), correlations(F, y)
-    scale = xp.sqrt(safe_divisor(diagonal(A)))
+    scale = xp.sqrt(safe_divisor(xp.linalg.diagonal(A)))
     top = xp.max(xp.abs(c) / scale, axis=1)
     return xp.max(xp.abs(c - matvec(A, w)) / scale, axis=1) / safe_divisor(top)
 
@@ -203,7 +209,8 @@ def ridge_vjp(F, y, lam, w, dw):
 
 # ------------------------------------------------------------------------------ losses of k outputs
 # "squared": 1/2 ||Z_i - Y_i||^2; "logistic": the cross-entropy of softmax(Z_i) and Y_i, or of the
-# sigmoid where k = 1; Z = F W' (T, n, k) are the scores.
+# sigmoid where k = 1; Z = F W' (T, n, k) are the scores, R the derivative in Z, R'[X] that of R
+# along X.
 
 
 def scores(F, W):
@@ -220,13 +227,14 @@ def data_loss(Z, Y, loss):
 
 
 def loss_gradient(Z, Y, loss):
-    """R (T, n, k), the derivative of (1/n) sum_i loss(Z_i, Y_i) in Z, and R', its own derivative
-    along a given dZ."""
+    """R (T, n, k), the derivative of (1/n) sum_i loss(Z_i, Y_i) in Z, and the function R'[X]."""
     xp, n = array_namespace(Z), Z.shape[1]
     if loss == "squared":
-        return (Z - Y) / n, lambda dZ: dZ / n
+        return (Z - Y) / n, lambda X: X / n
+    if loss != "logistic":
+        raise ValueError(f"loss: found {loss}, expected squared or logistic")
     P = softmax(Z)
-    return (P - Y) / n, lambda dZ: P * (dZ - xp.sum(P * dZ, axis=-1, keepdims=True)) / n
+    return (P - Y) / n, lambda X: P * (X - xp.sum(P * X, axis=-1, keepdims=True)) / n
 
 
 def log_sum_exp(Z):
@@ -250,7 +258,8 @@ def group_lasso_lambda_max(F, Y, loss="squared"):
     """max_j ||F_j' R(0)||, (T,): from this lam on, W = 0.      [docs/derivations.md, 4]"""
     Y, = check_shapes(F, Y)
     check_labels(Y, loss)
-    return array_namespace(F).max(column_norms(data_gradient(F, Y, None, loss)), axis=1)
+    R, _ = loss_gradient(0 * Y, Y, loss)
+    return array_namespace(F).max(column_norms(R.mT @ F), axis=1)
 
 
 def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
@@ -259,7 +268,8 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m), info as of lasso, gap in units
     of group_lasso_lambda_max, converged at 1e-10 (float32: 1e-4). An iteration is a sweep of block
     coordinate descent, which finds the support, and a Newton step on it, taken by each task where
-    it helps. Raises ValueError as check_problem does.   [L23, Problem (6); Yuan and Lin 2006]
+    it helps. Raises ValueError as check_problem and check_labels do.
+                                            [L23, Problem (6), inner; Yuan and Lin 2006]
     """
     Y, lam = check_problem(F, Y, lam)
     xp = array_namespace(F)
@@ -277,8 +287,8 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
 
 
 def data_gradient(F, Y, W, loss):
-    """R'F, the derivative of the data term in W, (T, k, m); W = None is 0."""
-    R, _ = loss_gradient(0 * Y if W is None else scores(F, W), Y, loss)
+    """R'F, the derivative of the data term in W, (T, k, m)."""
+    R, _ = loss_gradient(scores(F, W), Y, loss)
     return R.mT @ F
 
 
@@ -332,14 +342,15 @@ def newton_group_step(F, Y, lam, W, loss):
     xp = array_namespace(F)
     g = data_gradient(F, Y, W, loss) + lam[:, None, None] * directions(W)
     d = solve_on_columns(group_curvature(F, lam, W, loss), xp.any(W != 0, axis=1), -g)
-    best, left = W, group_violation(F, Y, lam, W, loss)
-    height = group_objective(F, Y, lam, W, loss) * (1 + 1e-14)
+    best, least = W, group_violation(F, Y, lam, W, loss)
+    rounding = 50 * xp.finfo(F.dtype).eps
+    height = group_objective(F, Y, lam, W, loss) * (1 + rounding)
     for t in (1.0, 0.5, 0.25, 0.125):
         new = W + t * d
         violation = group_violation(F, Y, lam, new, loss)
-        better = (violation < left) & (group_objective(F, Y, lam, new, loss) <= height)
+        better = (violation < least) & (group_objective(F, Y, lam, new, loss) <= height)
         best = xp.where(better[:, None, None], new, best)
-        left = xp.where(better, violation, left)
+        least = xp.where(better, violation, least)
     return best
 
 
@@ -352,7 +363,7 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
       3. pull back   dF = -(R U + R'[F U'] W)        dlam = -sum_j U_j . v_j
 
     F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the
-    support does not change; at lam = 0 it is all features, and dlam is from above where no W_j = 0.
+    support does not change; at lam = 0 it is all features, and dlam the derivative from above.
     """
     Y, lam = check_shapes(F, Y, lam)
     xp = array_namespace(F)
@@ -368,8 +379,8 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
 
 
 def group_curvature(F, lam, W, loss):
-    """H, the second derivative of the objective on the support of W, (T, m k, m k), j before l:
-    F'R'[F .] + lam (I - v v')/||W_j||,  v = W_j/||W_j||."""
+    """H, the second derivative of the objective on the support of W, (T, m k, m k), row j k + l for
+    feature j and output l:  F'R'[F .] + lam (I - v v')/||W_j||,  v = W_j/||W_j||."""
     xp = array_namespace(F)
     T, k, m = W.shape
     eye = identity(k, F)
@@ -377,10 +388,10 @@ def group_curvature(F, lam, W, loss):
         H = gram(F)[:, :, None, :, None] * eye[:, None, :]          # (T, m, k, m, k)
     else:
         H = softmax_curvature(F, W)
-    v, norm = directions(W).mT, column_norms(W)[..., None, None]    # (T, m, k)
-    norm = xp.where(norm > 0, xp.maximum(norm, 1e-100), 1)
-    bend = (eye - v[..., None] * v[:, :, None, :]) / norm           # (T, m, k, k)
-    bend = lam[:, None, None, None] * bend
+    v = directions(W).mT                                            # (T, m, k)
+    tiny = xp.finfo(F.dtype).smallest_normal ** 0.5                 # W_j = 0 is off: all is well
+    lam_over_norm = lam[:, None] / xp.maximum(column_norms(W), tiny)
+    bend = (eye - v[..., None] * v[:, :, None, :]) * lam_over_norm[..., None, None]
     H = H + bend[:, :, :, None, :] * identity(m, F)[:, None, :, None]
     return xp.reshape(H, (T, m * k, m * k))
 
@@ -409,13 +420,13 @@ def solve_on_columns(H, S, B):
 # ------------------------------------------------------------------------------ group-Lasso SVM
 # k classes, Y (T, n, k) one-hot, Lam (T, n, k) dual variables, each row in the simplex
 # {Lam_i >= 0, sum_l Lam_il = 1}; V = (Y - Lam)'F (T, k, m). F_i is a sample, W_l a class's row;
-# F_j, V_j, W_j are the columns of a feature. As printed, (8) and (81) have W_{y_i} - W_l, (8) no 1
-# and (10) 1/lam2: docs/errata.md.
+# F_j, V_j, W_j are the columns of a feature.
 # The primal and its dual, with min P = n - min D:
 #     min_W    P = sum_i max_l (1 - Y_il + (W_l - W_{y_i}) . F_i) + lam1 sum_j ||W_j||
 #                  + lam2/2 ||W||^2                                       [L23, Problem (81)]
 #     min_Lam  D = 1/(2 lam2) sum_j ||BST(V_j, lam1)||^2 + <Y, Lam>        [L23, Problem (10)]
-# W = BST(V, lam1)/lam2, and dD/dLam = Y - F W'; the slack of an entry is dD_il - min_l dD_il.
+# W = BST(V, lam1)/lam2; grad_D = Y - F W'; the slack of an entry is grad_D_il - min_l' grad_D_il'.
+# Misprints: the sign of W_{y_i} - W_l in (8) and (81), the 1 that (8) lacks, 1/lam2 in (10).
 
 
 def svm_lambda_max(F, Y):
@@ -425,9 +436,8 @@ def svm_lambda_max(F, Y):
     """
     Y, = check_shapes(F, Y)
     check_labels(Y, "hinge")
-    xp = array_namespace(F)
-    A = Y - (1 - Y) / (Y.shape[2] - 1)                              # Y - Lam, of the best even Lam
-    return xp.max(column_norms(A.mT @ F), axis=1)
+    V = (Y - (1 - Y) / (Y.shape[2] - 1)).mT @ F                     # Lam even over other classes
+    return array_namespace(F).max(column_norms(V), axis=1)
 
 
 def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
@@ -454,34 +464,37 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     limit = limit if max_iter is None else max_iter
     tol = tolerance("group_svm", F)
 
-    def fit(F, Y, lam1, lam2):
-        Lam, certificate, n_iter = search(svm_problem(F, Y, lam1, lam2, fewer=True), tol, limit)
+    def fit(F, Y, lam1, lam2):                                      # -> arrays of T rows
+        Lam, certificate, n_iter = search(compressed(svm_problem(F, Y, lam1, lam2)), tol, limit)
         _, W, _ = svm_primal(svm_problem(F, Y, lam1, lam2), Lam)
-        return W, Lam, n_iter + 0 * lam1, *certificate
+        return W, Lam, n_iter + xp.zeros_like(lam1), *certificate
 
     _, n, m = F.shape
-    size = 2 ** 17 // max(n * m, (n * Y.shape[2]) ** 2)             # tasks that fit a cache
+    size = 2 ** 17 // max(n * m, (n * Y.shape[2]) ** 2)             # tasks whose F and H fit 1 MiB
     W, Lam, n_iter, *certificate = on_task_blocks(fit, size, F, Y, lam1, lam2)
     return W, Lam, {"n_iter": int(xp.max(n_iter)), **Certificate(*certificate)._asdict()}
 
 
-# The problem, and Q (k, k - 1), an orthonormal basis of the vectors that sum to 0: the rows of
-# Y - Lam, and so the V_j, are combinations of its columns.
+# The problem, and Q (k, c), c = k - 1, an orthonormal basis of the vectors that sum to 0: the rows
+# of Y - Lam, and so the V_j, are combinations of its columns. VQ = Q'V (T, c, m).
 SVM = namedtuple("SVM", "F Y lam1 lam2 Q")
 
 
-def svm_problem(F, Y, lam1, lam2, fewer=False):
-    """An SVM; fewer: without lam1 only F F' matters, and n features with the same F F' will do."""
-    xp = array_namespace(F)
-    eye = identity(Y.shape[2], Y)
-    Q, _ = xp.linalg.qr(xp.concat([xp.ones_like(eye[:, :1]), eye[:, 1:]], axis=1))
-    if fewer and F.shape[2] > F.shape[1] and not bool(xp.any(lam1 > 0)):
-        F = xp.linalg.qr(F.mT)[1].mT
-    return SVM(F, Y, lam1, lam2, Q[:, 1:])
+def svm_problem(F, Y, lam1, lam2):
+    """The SVM with its Q."""
+    return SVM(F, Y, lam1, lam2, helmert(Y.shape[2], F))
+
+
+def compressed(svm):
+    """At lam1 = 0 only F F' enters: n columns with the same F F' do for more than n features."""
+    xp, F = array_namespace(svm.F), svm.F
+    if F.shape[2] <= F.shape[1] or bool(xp.any(svm.lam1 > 0)):
+        return svm
+    return svm._replace(F=xp.linalg.qr(F.mT)[1].mT)
 
 
 def svm_primal(svm, Lam):
-    """V and W = BST(V, lam1)/lam2, (T, k, m), and dD = Y - F W', (T, n, k), at a dual point."""
+    """V and W, (T, k, m), and grad_D, (T, n, k), at a dual point."""
     V = label_minus_dual(svm.Y, Lam).mT @ svm.F
     W = primal_of(V, svm.lam1, svm.lam2)
     return V, W, svm.Y - scores(svm.F, W)
@@ -498,9 +511,98 @@ def label_minus_dual(Y, Lam):
     return Y * array_namespace(Y).sum(others, axis=2, keepdims=True) - others
 
 
-def slacks(dD):
-    """dD_il - min_l dD_il, (T, n, k): zero on the classes that hurt a sample most."""
-    return dD - array_namespace(dD).min(dD, axis=2, keepdims=True)
+def slacks(grad_D):
+    """grad_D_il - min_l' grad_D_il', (T, n, k): 0 on the classes that hurt a sample most."""
+    return grad_D - array_namespace(grad_D).min(grad_D, axis=2, keepdims=True)
+
+
+# ---- the curvature of D, and Newton's method on a face {Lam_il = 0 where not free}
+
+
+def bst_slopes(V, lam1):
+    """The eigenvalues of the Jacobian J_j of BST at V_j, (T, m): flat = 1 - lam1/||V_j|| across
+    V_j, along = 1 on V_j, both 0 where ||V_j|| <= lam1; all 1 where lam1 = 0: the identity.
+    """
+    xp = array_namespace(V)
+    norm, lam1 = column_norms(V), lam1[:, None]
+    on = (norm > lam1) | (lam1 == 0)
+    flat = xp.where(on, 1 - lam1 / safe_divisor(norm), 0)
+    return flat, xp.astype(on, V.dtype)
+
+
+def svm_curvature(svm, VQ, flat, along):
+    """H = 1/lam2 sum_j F_j F_j' (x) J_j in the coordinates of Q: (T, n, c, n, c).
+
+    VQ (T, c, m); flat and along (T, m), the slopes of BST across V_j and on it.
+    """
+    F, lam2 = svm.F, svm.lam2[:, None]
+    xp = array_namespace(F)
+    T, n, m = F.shape
+    c = VQ.shape[1]
+    across = (F * (flat / lam2)[:, None, :]) @ F.mT                 # (T, n, n)
+    H = across[:, :, None, :, None] * identity(c, F)[:, None, :]
+    excess = xp.maximum(along - flat, 0)                            # >= 0 but for rounding
+    if bool(xp.any(excess > 0)):
+        root = directions(VQ) * xp.sqrt(excess / lam2)[:, None, :]  # (T, c, m)
+        F_root = xp.reshape(F[:, :, None, :] * root[:, None, :, :], (T, n * c, m))
+        H = H + xp.reshape(F_root @ F_root.mT, (T, n, c, n, c))
+    return H
+
+
+def dual_curvature(svm, V):
+    """H at a dual point."""
+    return svm_curvature(svm, svm.Q.mT @ V, *bst_slopes(V, svm.lam1))
+
+
+def newton_on_face(svm, Lam, free):
+    """What Newton's method would change of Lam (T, n, k) on its face, and whether the face is flat
+    there, so that Lam is not unique, (T,)."""
+    V, _, grad_D = svm_primal(svm, Lam)
+    return solve_on_face(dual_curvature(svm, V), free, svm.Q, -grad_D)
+
+
+def solve_on_face(H, free, Q, B):
+    """The u (T, n, k) of least norm, 0 where not free and of rows that sum to 0, for which H u and
+    B agree along all such vectors, and whether H is singular on them, (T,)."""
+    xp = array_namespace(B)
+    T, n, k = B.shape
+    M, S = face_bases(free, Q)
+    A = xp.reshape(on_both_sides(M.mT @ Q, H), (T, n * (k - 1), n * (k - 1)))
+    b = xp.reshape(M.mT @ B[..., None], (T, n * (k - 1)))
+    x, singular = solve_on_support(A, xp.reshape(S, b.shape), b)
+    return (M @ xp.reshape(x, (T, n, k - 1, 1)))[..., 0], singular
+
+
+def face_bases(free, Q):
+    """M (T, n, k, c), the rows of helmert in another order for each sample, and S (T, n, c), which
+    marks the columns of M_i that span the vectors that are 0 where not free and sum to 0."""
+    xp, k = array_namespace(free), free.shape[2]
+    order = xp.argsort(xp.astype(~free, xp.int8), axis=2, stable=True)              # free first
+    rank = xp.argsort(order, axis=2)
+    M = xp.reshape(xp.take(Q, xp.reshape(rank, (-1,)), axis=0), (*free.shape, k - 1))
+    column = xp.arange(1, k, device=device(free))
+    return M, column < xp.sum(xp.astype(free, xp.int64), axis=2)[..., None]
+
+
+def helmert(k, like):
+    """(k, k - 1), orthonormal columns that sum to 0: column c = 1, 2, ... is 1 in the first c rows,
+    -c in the next and 0 below, scaled."""
+    xp = array_namespace(like)
+    row = xp.arange(k, device=device(like))[:, None]
+    column = xp.arange(1, k, device=device(like))
+    out = xp.where(row < column, 1, xp.where(row == column, -column, 0))
+    length = xp.sqrt(xp.astype(column * (column + 1), like.dtype))
+    return xp.astype(out, like.dtype) / length
+
+
+def on_both_sides(M, H):
+    """M_a H_ab M_b' for all pairs of samples a, b: symmetric H (T, n, c, n, c), M (T, n, d, c)  ->
+    (T, n, d, n, d)."""
+    xp = array_namespace(H)
+    T, n, d, c = M.shape
+    A = xp.reshape(M @ xp.reshape(H, (T, n, c, n * c)), (T, n, d, n, c))
+    A = xp.reshape(xp.permute_dims(A, (0, 3, 4, 1, 2)), (T, n, c, n * d))
+    return xp.reshape(M @ A, (T, n, d, n, d))
 
 
 # ---- its certificate
@@ -510,44 +612,45 @@ Certificate = namedtuple("Certificate", "gap converged strict")
 
 
 def svm_gap(svm, Lam):
-    """The duality gap P + D - n = <Lam, slacks>, a sum of what is not negative, over n - P, (T,).
+    """The duality gap P + D - n = <Lam, slacks>, a sum of what is not negative, over n - P (over 1
+    where that is of rounding size), (T,).
 
-    Relative to P, about n whatever W is, it would not see a W that matters little.
+    Dividing by P, which is about n whatever W is, would hide the error of a small W.
     """
     xp, Y = array_namespace(Lam), svm.Y
-    _, W, dD = svm_primal(svm, Lam)
+    _, W, grad_D = svm_primal(svm, Lam)
     penalty = svm.lam1 * xp.sum(column_norms(W), axis=1) + svm.lam2 / 2 * xp.sum(W * W, axis=(1, 2))
-    margins = xp.min(dD, axis=2) + xp.sum(Y * scores(svm.F, W), axis=2)             # 1 - hinge_i
+    margins = xp.min(grad_D, axis=2) + xp.sum(Y * scores(svm.F, W), axis=2)         # 1 - hinge_i
     gain = xp.sum(margins, axis=1) - penalty                        # n - P
     rounding = 10 * Y.shape[1] * xp.finfo(Y.dtype).eps
-    return xp.sum(Lam * slacks(dD), axis=(1, 2)) / xp.where(gain > rounding, gain, 1)
+    return xp.sum(Lam * slacks(grad_D), axis=(1, 2)) / xp.where(gain > rounding, gain, 1)
 
 
 def svm_certificate(svm, Lam, tol):
-    """The Certificate of Lam: a small gap, a face that is solved, and nothing about to be switched.
+    """The Certificate of Lam.                                      [docs/derivations.md, 6]
 
-    What Newton's method would still change of Lam, times ten, is how far Lam may be off. From there
-    follow three distances within which nothing is clear: of an entry of Lam from 0, of its slack
-    from 0, of ||V_j|| from lam1. Of many Lam, with the same W, the next change of F leaves some: W
-    has a kink there too.                                       [docs/derivations.md, 5]
+    off is how far Lam may be from the solution of its face: ten times the largest change that
+    Newton's method would still make. converged: gap and off are small. strict: each entry of Lam is
+    clearly positive, or 0 with a slack that clearly is; no ||V_j|| is near lam1; Lam is unique (of
+    many, with the same W, the next change of F leaves some: W has a kink). Where W = 0, features
+    alone decide.
     """
-    F, _, lam1, _, _ = svm
-    xp = array_namespace(F)
-    V, W, dD = svm_primal(svm, Lam)
-    change, not_unique = newton_on_face(svm, Lam, Lam > 0)
-    off = 10 * xp.max(xp.abs(change), axis=(1, 2))                  # how far Lam may be off, (T,)
-    rounding = xp.finfo(F.dtype).eps ** 0.5
+    xp, lam1 = array_namespace(Lam), svm.lam1
+    V, W, grad_D = svm_primal(svm, Lam)
+    change, flat_face = newton_on_face(svm, Lam, Lam > 0)
+    off = 10 * xp.max(xp.abs(change), axis=(1, 2))                  # (T,)
+    rounding = xp.finfo(Lam.dtype).eps ** 0.5
     near_Lam = off + rounding
-    near_slack = near_Lam * xp.max(xp.abs(svm.Y - dD), axis=(1, 2))                 # of the scores
-    near_kink = off[:, None] * column_norms(F) + rounding * lam1[:, None]           # (T, m)
+    near_slack = near_Lam * xp.max(xp.abs(svm.Y - grad_D), axis=(1, 2))             # of the scores
+    near_lam1 = off[:, None] * column_norms(svm.F) + rounding * lam1[:, None]       # (T, m)
 
     used = Lam > near_Lam[:, None, None]
-    unused = (Lam == 0) & (slacks(dD) > near_slack[:, None, None])
-    clear = (xp.all(used | unused, axis=(1, 2)) & ~not_unique) | xp.all(W == 0, axis=(1, 2))
-    kinked = (xp.abs(column_norms(V) - lam1[:, None]) <= near_kink) & (lam1 > 0)[:, None]
+    unused = (Lam == 0) & (slacks(grad_D) > near_slack[:, None, None])
+    clear = (xp.all(used | unused, axis=(1, 2)) & ~flat_face) | xp.all(W == 0, axis=(1, 2))
+    kinked = (xp.abs(column_norms(V) - lam1[:, None]) <= near_lam1) & (lam1 > 0)[:, None]
     gap = svm_gap(svm, Lam)
-    solved = (gap <= tol) & (off <= rounding)
-    return Certificate(gap, solved, clear & ~xp.any(kinked, axis=1))
+    converged = (gap <= tol) & (off <= rounding)
+    return Certificate(gap, converged, clear & ~xp.any(kinked, axis=1))
 
 
 # ---- its adjoint
@@ -557,11 +660,11 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
     """Pull dW back through the solution of group_svm.              [docs/derivations.md, 5]
 
     W = BST(V, lam1)/lam2 depends on F directly and through Lam. J_j is the Jacobian of BST at V_j,
-    P the projector on the face of the simplices where Lam lies,
+    Pi the projector on the face of the simplices where Lam lies,
     {d : d_il = 0 where Lam_il = 0, sum_l d_il = 0}:
       0. directly    dV = J dW/lam2,  dF = (Y - Lam) dV,  dLam = -F dV'
       1. curvature   H = 1/lam2 sum_j F_j F_j' (x) J_j, that of D
-      2. adjoint     P H P u = P dLam   (of least norm)
+      2. adjoint     Pi H Pi u = Pi dLam   (of least norm)
       3. pull back   dF += u W + (Y - Lam) J u'F/lam2
 
     F (T, n, m), Y and Lam (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam1, dlam2 (T,).
@@ -570,141 +673,58 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
     Y, lam1, lam2 = check_shapes(F, Y, lam1, lam2)
     xp, svm = array_namespace(F), svm_problem(F, Y, lam1, lam2)
     V, _, _ = svm_primal(svm, Lam)
-    _, along = bst_slopes(V, lam1)
     # 0 directly
     dV = bst_jacobian(V, lam1, dW) / lam2[:, None, None]            # (T, k, m)
     dLam = -scores(F, dV)                                           # (T, n, k)
     # 1 curvature
-    H = svm_curvature(svm, coordinates(V, svm.Q), *bst_slopes(V, lam1))
+    H = dual_curvature(svm, V)
     # 2 adjoint
     u, _ = solve_on_face(H, Lam > 0, svm.Q, dLam)                   # (T, n, k)
     # 3 pull back
     uF = u.mT @ F                                                   # (T, k, m)
     through_V = dV + bst_jacobian(V, lam1, uF) / lam2[:, None, None]
     dF = u @ W + label_minus_dual(Y, Lam) @ through_V
-    dlam1 = -xp.sum(along[:, None, :] * directions(V) * (dW + uF), axis=(1, 2)) / lam2
+    active = directions(V) * bst_slopes(V, lam1)[1][:, None, :]     # 0 where ||V_j|| <= lam1
+    dlam1 = -xp.sum(active * (dW + uF), axis=(1, 2)) / lam2
     dlam2 = -(xp.sum(dW * W, axis=(1, 2)) + xp.sum(u * scores(F, W), axis=(1, 2))) / lam2
     return dF, dlam1, dlam2
 
 
-def bst_slopes(V, lam1):
-    """The eigenvalues of the Jacobian of BST at V_j, (T, m): flat = 1 - lam1/||V_j|| across V_j,
-    along = 1 on V_j, both 0 where ||V_j|| <= lam1; all 1 where lam1 = 0, for BST is the identity.
-    """
-    xp = array_namespace(V)
-    norm, lam1 = column_norms(V), lam1[:, None]
-    on = (norm > lam1) | (lam1 == 0)
-    flat = xp.where(on, 1 - lam1 / safe_divisor(norm), 0)
-    return flat, xp.astype(on, V.dtype)
-
-
 def bst_jacobian(V, lam1, X):
-    """J_j X_j for all features: the Jacobian of BST at V, along X (T, k, m)."""
+    """J_j X_j for all features, X (T, k, m)."""
     flat, along = (slope[:, None, :] for slope in bst_slopes(V, lam1))
     v = directions(V)
     return flat * X + (along - flat) * array_namespace(V).sum(v * X, axis=1, keepdims=True) * v
-
-
-def coordinates(V, Q):
-    """V (T, k, m), whose columns sum to 0, in the basis Q: (T, k - 1, m)."""
-    return Q.mT @ V
-
-
-def svm_curvature(svm, V, flat, along):
-    """H, the curvature of D in the coordinates of Q: (T, n, c, n, c), c = k - 1.
-
-    V (T, c, m); flat and along (T, m), the slopes of BST across V_j and on it.
-    """
-    F, lam2 = svm.F, svm.lam2[:, None]
-    xp = array_namespace(F)
-    T, n, m = F.shape
-    c = V.shape[1]
-    across = (F * (flat / lam2)[:, None, :]) @ F.mT                 # (T, n, n)
-    H = across[:, :, None, :, None] * identity(c, F)[:, None, :]
-    bend = xp.maximum(along - flat, 0)
-    if bool(xp.any(bend > 0)):
-        B = directions(V) * xp.sqrt(bend / lam2)[:, None, :]        # (T, c, m)
-        FB = xp.reshape(F[:, :, None, :] * B[:, None, :, :], (T, n * c, m))
-        H = H + xp.reshape(FB @ FB.mT, (T, n, c, n, c))
-    return H
-
-
-def newton_on_face(svm, Lam, free):
-    """What Newton's method would change of Lam (T, n, k) where it is free, rows keeping their sum,
-    and whether other changes would do as well, (T,)."""
-    V, _, dD = svm_primal(svm, Lam)
-    H = svm_curvature(svm, coordinates(V, svm.Q), *bst_slopes(V, svm.lam1))
-    return solve_on_face(H, free, svm.Q, -dD)
-
-
-def solve_on_face(H, free, Q, B):
-    """The u (T, n, k) of least norm, 0 where not free and of rows that sum to 0, for which H u and
-    B agree along all such vectors, and whether there are others, (T,); H as of svm_curvature."""
-    xp = array_namespace(B)
-    T, n, k = B.shape
-    M, S = face_bases(free, B.dtype)
-    A = xp.reshape(on_both_sides(M.mT @ Q, H), (T, n * (k - 1), n * (k - 1)))
-    b = xp.reshape(M.mT @ B[..., None], (T, n * (k - 1)))
-    x, singular = solve_on_support(A, xp.reshape(S, b.shape), b)
-    return (M @ xp.reshape(x, (T, n, k - 1, 1)))[..., 0], singular
-
-
-def face_bases(free, dtype):
-    """M (T, n, k, c), orthonormal, and a mask S (T, n, c): those columns of M_i span the vectors of
-    sample i that are 0 where not free and sum to 0 (Helmert's, with the free entries first)."""
-    xp, k = array_namespace(free), free.shape[2]
-    order = xp.argsort(xp.astype(~free, xp.int8), axis=2, stable=True)
-    rank = xp.argsort(order, axis=2)
-    i, j = xp.arange(k, device=device(free))[:, None], xp.arange(1, k, device=device(free))
-    helmert = xp.astype(xp.where(i < j, 1, xp.where(i == j, -j, 0)), dtype)         # (k, c)
-    helmert = helmert / xp.sqrt(xp.astype(j * (j + 1), dtype))
-    M = xp.take(helmert, xp.reshape(rank, (-1,)), axis=0)
-    S = j < xp.sum(xp.astype(free, xp.int64), axis=2)[..., None]
-    return xp.reshape(M, (*free.shape, k - 1)), S
-
-
-def on_both_sides(M, H):
-    """M_i H_ii' M_i'' for symmetric H (T, n, c, n, c) and M (T, n, a, c)  ->  (T, n, a, n, a)."""
-    xp = array_namespace(H)
-    T, n, a, c = M.shape
-    A = xp.reshape(M @ xp.reshape(H, (T, n, c, n * c)), (T, n, a, n, c))
-    A = xp.reshape(xp.permute_dims(A, (0, 3, 4, 1, 2)), (T, n, c, n * a))
-    return xp.reshape(M @ A, (T, n, a, n, a))
 
 
 # ---- proximal block coordinate descent, the paper's algorithm
 
 
 def svm_pbcd(svm, tol, max_iter):
-    """Lam_i <- proj_simplex(Lam_i - dD_i/L_i), one sample i after another.   [L23, App. D.3]
+    """Lam_i <- proj_simplex(Lam_i - grad_D_i/L_i), one sample i after another.  [L23, App. D.3]
 
     L_i = ||F_i||^2/lam2 bounds the curvature. Returns Lam, its Certificate, and the epochs.
     """
     F, Y, lam1, lam2, _ = svm
     xp = array_namespace(F)
-    Lam = even_duals(Y)
+    Lam = xp.ones_like(Y) / Y.shape[2]
     L = xp.sum(F * F, axis=2) / lam2[:, None]
-    L = xp.where(L > 0, L, 1e-12)                                   # F_i = 0: to the least dD_il
+    L = xp.where(L > 0, L, 1e-12)                                   # F_i = 0: to grad_D_i's least
     for n_iter in range(max_iter + 1):
-        V, _, dD = svm_primal(svm, Lam)
+        V, _, grad_D = svm_primal(svm, Lam)
         if n_iter == max_iter or bool(xp.all(svm_gap(svm, Lam) <= tol)):
-            Lam = svm_crossover(svm, Lam, slacks(dD))
+            Lam = svm_crossover(svm, Lam, slacks(grad_D))
             return Lam, svm_certificate(svm, Lam, tol), n_iter
         for i in range(F.shape[1]):
-            dD_i = Y[:, i, :] - matvec(primal_of(V, lam1, lam2), F[:, i, :])
-            Lam_i = project_simplex(Lam[:, i, :] - dD_i / L[:, i, None])
+            grad_i = Y[:, i, :] - matvec(primal_of(V, lam1, lam2), F[:, i, :])
+            Lam_i = project_simplex(Lam[:, i, :] - grad_i / L[:, i, None])
             V += outer_product(Lam[:, i, :] - Lam_i, F[:, i, :])
             Lam[:, i, :] = Lam_i
 
 
-def even_duals(Y):
-    """Lam = 1/k."""
-    return array_namespace(Y).ones_like(Y) / Y.shape[2]
-
-
 def svm_crossover(svm, Lam, slack, steps=3):
-    """From a nearly optimal point to an exact Lam: entries that are smaller than their slack are
-    zero, Newton's method finds the others."""
+    """From a nearly optimal point to an exact Lam. Of Lam_il and its slack one tends to 0: the
+    smaller is taken as 0 (a row's largest Lam never), and Newton's method finds the others."""
     xp = array_namespace(Lam)
     free = (Lam > slack) | (Lam >= xp.max(Lam, axis=2, keepdims=True))
     Lam = xp.where(free, Lam, 0)
@@ -731,28 +751,32 @@ def longest_step(x, dx):
 #                       so that p_j - s_j = ||V_j|| - lam1
 # A Newton step solves the linearised conditions. The predictor aims at products of 0, and how far
 # it gets tells how far the corrector aims: at sigma mu, mu the mean of Lam slack now.
-#                                                               [docs/derivations.md, 6]
+# In this section d before a name is a step of it.             [docs/derivations.md, 6]
 
-# A point: Lam and slack (T, n, k), V (T, c, m) in the coordinates of Q, p and s (T, m).
-Interior = namedtuple("Interior", "Lam slack V p s")
-# A step of a point; V moves with Lam.
+# A point: Lam and slack (T, n, k), VQ (T, c, m), p and s (T, m).
+Interior = namedtuple("Interior", "Lam slack VQ p s")
+# A step of a point; VQ moves with Lam.
 Step = namedtuple("Step", "Lam slack p s")
-# The linearised conditions at a point: newton_system.
-Newton = namedtuple("Newton", "A scale B along v total miss_p miss_dD")
+# The linearised conditions at a point, in the d (T, n c) for which Lam_i moves by B_i d_i:
+#     A, scale           B'(H + slack/Lam) B, scaled to a diagonal of 1; the scales
+#     B (T, n, k, c)     pivot_bases
+#     v, along, total    V_j/||V_j|| in the coordinates of Q; p/(p + s), the slope of p; p + s
+#     miss_p, miss_grad  p - ||V|| + lam1 - s and F W' - (Y - slack), 0 where p, s, slack fit Lam
+Newton = namedtuple("Newton", "A scale B v along total miss_p miss_grad")
 
 
 def svm_interior_point(svm, tol, max_iter):
     """Lam (T, n, k), its Certificate, and the number of Newton steps.
 
-    A crossover is tried before each step once every task is nearly solved, or within 1e-4 and on
-    the same face {Lam_il > slack_il} as a step before.
+    A crossover is tried where every task is within max(1e-7, tol), or within 1e-4 and on the same
+    face {Lam_il > slack_il} as one step before, or as near as rounding lets it come.
     """
     xp = array_namespace(svm.F)
     at = interior_start(svm)
     face = at.Lam > at.slack
-    unknown = xp.zeros(svm.Y.shape[0], dtype=xp.bool, device=device(svm.Y))
-    best = even_duals(svm.Y)
-    certificate = Certificate(svm_gap(svm, best), unknown, unknown)
+    best = at.Lam                                                   # until a crossover beats it
+    none = xp.zeros(best.shape[0], dtype=xp.bool, device=device(best))
+    certificate = Certificate(svm_gap(svm, best), none, none)
     for n_iter in range(max_iter + 1):
         left, mu = gap_estimate(svm, at), mean_product(at.Lam, at.slack)[:, 0]
         going = ~certificate.converged & (left > 1e-15) & (n_iter < max_iter)
@@ -775,24 +799,25 @@ def better_dual(best, certificate, Lam, new):
     same = certificate.converged == new.converged
     take = xp.where(same, new.gap < certificate.gap, new.converged)
     pairs = zip(new, certificate, strict=True)
-    return xp.where(take[:, None, None], Lam, best), Certificate(
-        *(xp.where(take, a, b) for a, b in pairs))
+    certificate = Certificate(*(xp.where(take, a, b) for a, b in pairs))
+    return xp.where(take[:, None, None], Lam, best), certificate
 
 
 def interior_start(svm):
-    """The even Lam, slacks moved up by their mean, or 1, and p s a small part of Lam slack."""
+    """Lam = 1/k, slacks moved up by their mean, or 1, and p s a small part of Lam slack."""
     xp = array_namespace(svm.F)
-    Lam = even_duals(svm.Y)
-    V, _, dD = svm_primal(svm, Lam)
-    slack = slacks(dD)
+    Lam = xp.ones_like(svm.Y) / svm.Y.shape[2]
+    V, _, grad_D = svm_primal(svm, Lam)
+    slack = slacks(grad_D)
     slack = slack + xp.maximum(xp.mean(slack, axis=(1, 2), keepdims=True), 1)
     aim = share_of_norms(svm) * mean_product(Lam, slack)
     p, s = complementary_pair(column_norms(V) - svm.lam1[:, None], aim)
-    return Interior(Lam, slack, coordinates(V, svm.Q), p, s)
+    return Interior(Lam, slack, svm.Q.mT @ V, p, s)
 
 
 def share_of_norms(svm):
-    """p s aims at this part of Lam slack, (T, 1); without lam1 there is no kink to smooth."""
+    """p s aims at lam2/1000 of Lam slack, (T, 1), for <p, s>/lam2 is a part of the gap. Without
+    lam1 there is no kink to smooth."""
     return array_namespace(svm.F).where(svm.lam1 > 0, 1e-3 * svm.lam2, 0)[:, None]
 
 
@@ -811,8 +836,8 @@ def complementary_pair(difference, product):
 
 
 def gap_estimate(svm, at):
-    """<Lam, slack> + <p, s>/lam2 over D, (T,), with p for lam2 ||W_j||; at the optimum D = n - P.
-    """
+    """svm_gap of a point whose slack and p are not yet those of its Lam, (T,):
+    (<Lam, slack> + <p, s>/lam2) / D, for at the optimum D = n - P."""
     xp = array_namespace(at.Lam)
     D = xp.sum(svm.Y * at.Lam, axis=(1, 2)) + xp.sum(at.p * at.p, axis=1) / (2 * svm.lam2)
     gap = xp.sum(at.Lam * at.slack, axis=(1, 2)) + xp.sum(at.p * at.s, axis=1) / svm.lam2
@@ -821,7 +846,7 @@ def gap_estimate(svm, at):
 
 def mehrotra_step(svm, at, going, careful):
     """Predictor, corrector, and the longest step that keeps Lam and slack positive; `going` (T,)
-    marks the tasks that move. p and s fall to a tenth at most; careful: they shorten steps too.
+    marks the tasks that move. careful: p and s shorten the step too, as the oddest problems need.
     """
     xp = array_namespace(at.Lam)
     Lam, slack, _, p, s = at
@@ -844,38 +869,35 @@ def mehrotra_step(svm, at, going, careful):
 
 
 def moved(svm, at, d, t):
-    """The point at + t d, t (T, 1); V afresh from Lam, for sums of steps drift."""
+    """The point at + t d, t (T, 1). p and s fall to a tenth at most; V is that of Lam, for sums of
+    steps drift."""
     xp = array_namespace(at.Lam)
     Lam, slack = at.Lam + t[..., None] * d.Lam, at.slack + t[..., None] * d.slack
     V, _, _ = svm_primal(svm, Lam)
-    kinked = svm.lam1[:, None] > 0
-    p = xp.where(kinked, xp.maximum(at.p + t * d.p, at.p / 10), column_norms(V))
-    s = xp.where(kinked, xp.maximum(at.s + t * d.s, at.s / 10), 0)
-    return Interior(Lam, slack, coordinates(V, svm.Q), p, s)
+    penalised = svm.lam1[:, None] > 0
+    p = xp.where(penalised, xp.maximum(at.p + t * d.p, at.p / 10), column_norms(V))
+    s = xp.where(penalised, xp.maximum(at.s + t * d.s, at.s / 10), 0)
+    return Interior(Lam, slack, svm.Q.mT @ V, p, s)
 
 
 def newton_system(svm, at):
-    """The matrix of a Newton step in d (T, n c), Lam moving by B d, scaled to a diagonal of 1; the
-    slopes of a BST smoothed by p and s; and by how much p, s and dD miss their definitions.
-    """
+    """The Newton system at a point, with H at the slopes of a BST that p and s smooth."""
     F, Y, lam1, lam2, Q = svm
     xp = array_namespace(F)
-    T, n, _ = Y.shape
-    c = Q.shape[1]
-    norm, total = column_norms(at.V), safe_divisor(at.p + at.s)
-    kinked = lam1[:, None] > 0
-    flat = xp.where(kinked, at.p / xp.maximum(norm, total), 1)      # W_j = flat V_j/lam2
-    along = xp.where(kinked, at.p / total, 1)
+    T, n, k = Y.shape
+    norm, total = column_norms(at.VQ), safe_divisor(at.p + at.s)
+    penalised = lam1[:, None] > 0
+    flat = xp.where(penalised, at.p / xp.maximum(norm, total), 1)   # <= along; W_j = flat V_j/lam2
+    along = xp.where(penalised, at.p / total, 1)
     B = pivot_bases(at.Lam)
     barrier = (B.mT * (at.slack / at.Lam)[..., None, :]) @ B        # (T, n, c, c)
-    H = svm_curvature(svm, at.V, flat, along)
-    A = on_both_sides(B.mT @ Q, H)
+    A = on_both_sides(B.mT @ Q, svm_curvature(svm, at.VQ, flat, along))
     A = A + barrier[:, :, :, None, :] * identity(n, F)[:, None, :, None]
-    A, scale = with_unit_diagonal(xp.reshape(A, (T, n * c, n * c)))
+    A, scale = with_unit_diagonal(xp.reshape(A, (T, n * (k - 1), n * (k - 1))))
     miss_p = at.p - norm + lam1[:, None] - at.s
-    W = at.V * (flat / lam2[:, None])[:, None, :]
-    miss_dD = scores(F, W) @ Q.mT - (Y - at.slack)                  # (T, n, k)
-    return Newton(regularised(A), scale, B, along, directions(at.V), total, miss_p, miss_dD)
+    W = at.VQ * (flat / lam2[:, None])[:, None, :]
+    miss_grad = scores(F, W) @ Q.mT - (Y - at.slack)                # (T, n, k)
+    return Newton(regularised(A), scale, B, directions(at.VQ), along, total, miss_p, miss_grad)
 
 
 def pivot_bases(Lam):
@@ -892,21 +914,25 @@ def pivot_bases(Lam):
     return xp.reshape(B, (*Lam.shape, k - 1))
 
 
-def newton_direction(svm, at, system, dproduct, dps):
-    """The Step that changes the products Lam slack and p s by dproduct and dps, to first order."""
+def newton_direction(svm, at, system, to_product, to_ps):
+    """The Step that changes the products Lam slack and p s by given amounts, to first order: with
+    dp = dp0 + along d||V||,
+        (H + slack/Lam) dLam = to_product/Lam + F (v dp0/lam2)' + miss_grad,
+    up to a constant in each row, which B' in front removes.
+    """
     F, Y, _, lam2, Q = svm
     xp = array_namespace(F)
     T, n, _ = Y.shape
-    dp = (dps - at.p * system.miss_p) / system.total                # the part that is not through V
-    through_p = scores(F, system.v * (dp / lam2[:, None])[:, None, :])
-    b = through_p @ Q.mT + dproduct / at.Lam + system.miss_dD       # (T, n, k)
+    dp0 = (to_ps - at.p * system.miss_p) / system.total             # (T, m)
+    through_p = scores(F, system.v * (dp0 / lam2[:, None])[:, None, :])             # (T, n, c)
+    b = to_product / at.Lam + through_p @ Q.mT + system.miss_grad   # (T, n, k)
     b = xp.reshape(system.B.mT @ b[..., None], (T, -1))
     d = solve(system.A, b / system.scale) / system.scale
     dLam = (system.B @ xp.reshape(d, (T, n, -1, 1)))[..., 0]
-    dV = -((dLam @ Q).mT @ F)                                       # (T, c, m)
-    dnorm = xp.sum(system.v * dV, axis=1)
-    dp = dp + system.along * dnorm
-    return Step(dLam, (dproduct - at.slack * dLam) / at.Lam, dp, dp - dnorm + system.miss_p)
+    dVQ = -((dLam @ Q).mT @ F)                                      # (T, c, m)
+    dnorm = xp.sum(system.v * dVQ, axis=1)
+    dp = dp0 + system.along * dnorm
+    return Step(dLam, (to_product - at.slack * dLam) / at.Lam, dp, dp - dnorm + system.miss_p)
 
 
 SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10_000)}
@@ -964,12 +990,12 @@ def tolerance(solver, F):
 def until_solved(step, measure, w, problem, tol, max_iter):
     """Repeat w <- step(w, *seen, *problem) until no task's gap exceeds tol  ->  w, info.
 
-    measure(w, *problem) -> gap (T,), seen: what a step wants to know of w. Every array has T rows;
-    solved tasks leave once they are over a quarter of the batch, and step on until then.
+    measure(w, *problem) -> gap (T,), seen: what a step wants to know of w. Every array has T rows.
+    Once over a quarter of the batch is solved these tasks leave it; until then they step on.
     """
     xp = array_namespace(w)
     tasks = xp.arange(w.shape[0], device=device(w))                 # those still in the batch
-    left = []                                                       # (tasks, w, gap) of the others
+    gone = []                                                       # (tasks, w, gap) of the others
     for n_iter in range(max_iter + 1):
         gap, seen = measure(w, *problem)
         open_ = gap > tol
@@ -978,11 +1004,11 @@ def until_solved(step, measure, w, problem, tol, max_iter):
             break
         if solved > w.shape[0] // 4:
             order = xp.argsort(xp.astype(open_, xp.int8), stable=True)           # solved ones first
-            left.append(take_all((tasks, w, gap), order[:solved]))
+            gone.append(take_all((tasks, w, gap), order[:solved]))
             tasks, w = take_all((tasks, w), order[solved:])
             seen, problem = (take_all(arrays, order[solved:]) for arrays in (seen, problem))
         w = step(w, *seen, *problem)
-    parts = zip(*left, (tasks, w, gap), strict=True)
+    parts = zip(*gone, (tasks, w, gap), strict=True)
     tasks, w, gap = (xp.concat(part) for part in parts)
     w, gap = take_all((w, gap), xp.argsort(tasks))
     return w, {"n_iter": n_iter, "gap": gap, "converged": gap <= tol}
@@ -995,21 +1021,23 @@ def take_all(arrays, index):
 
 # ------------------------------------------------------------------------------ made of: systems
 
-WIDE = 20                                          # features from which on gathering a support pays
+WIDE = 20  # of more features supports are gathered before they are solved
 
 
 def solve(A, b):
     """x (T, k) with A x = b, for regular A (T, k, k).
 
-    b is repeated: NumPy has other threads wait while it solves for no more than 500 numbers.
+    b is repeated: NumPy keeps Python's lock, and other threads wait, where it solves for no more
+    than 500 numbers.
     """
     xp, copies = array_namespace(A), 500 // math.prod(b.shape) + 1
     return xp.linalg.solve(A, xp.repeat(b[..., None], copies, axis=-1))[..., 0]
 
 
-def solve_regularised(A, b):
-    """x (T, k) with A x = b for symmetric positive semi-definite A, for a step that need not be
-    exact: where A is singular, one that is very long."""
+def descent_direction(A, b):
+    """x (T, k) with A x = b for symmetric positive semi-definite A. Where that cannot be, a very
+    long one along A's null space, on which newton_step meets a zero and drops a column: the x of
+    least norm would stall."""
     A, scale = with_unit_diagonal(A)
     x = array_namespace(A).linalg.solve(regularised(A), (b / scale)[..., None])
     return x[..., 0] / scale
@@ -1026,8 +1054,9 @@ def solve_psd(A, b):
     A_inv = xp.linalg.inv(regularised(A))
     x = matvec(A_inv, b)
     x = x + matvec(A_inv, b - matvec(A, x))                         # A_inv is of A + rounding I
-    trace = xp.sum(xp.abs(diagonal(A_inv)), axis=1)                 # >= 1 / the least eigenvalue
-    singular, x = trace > 1 / (30 * rounding_of(A)), x / scale
+    trace = xp.sum(xp.abs(xp.linalg.diagonal(A_inv)), axis=1)       # >= 1 / A's least eigenvalue
+    singular = trace > 1 / (30 * rounding_of(A))                    # beyond which refining fails
+    x = x / scale
     if bool(xp.any(singular)):
         x = xp.where(singular[:, None], least_norm(A, scale, b), x)
     return x, singular
@@ -1037,11 +1066,12 @@ def least_norm(A, scale, b):
     """The x = v/scale of least norm with A v = b (in the sense of least squares), for singular A.
     """
     xp, k = array_namespace(A), A.shape[-1]
-    size, E = xp.linalg.eigh(A)
-    null = (size <= 10 * k * xp.finfo(A.dtype).eps * size[:, -1:])[:, None, :]      # (T, 1, k)
-    along = matvec(E.mT, b) / xp.where(null[:, 0, :], 1, size)
-    x = matvec(xp.where(null, 0, E), along) / scale
-    N = xp.where(null, E, 0) / scale[:, :, None]                    # A scale N = 0
+    eigenvalues, E = xp.linalg.eigh(A)
+    rounding = 10 * k * xp.finfo(A.dtype).eps * eigenvalues[:, -1:]
+    null = (eigenvalues <= rounding)[:, None, :]                    # (T, 1, k)
+    coefficients = matvec(E.mT, b) / xp.where(null[:, 0, :], 1, eigenvalues)
+    x = matvec(xp.where(null, 0, E), coefficients) / scale
+    N = xp.where(null, E, 0) / scale[:, :, None]                    # A diag(scale) N = 0
     return x - matvec(N, matvec(xp.linalg.pinv(N), x))
 
 
@@ -1056,8 +1086,8 @@ def restrict(A, S, b):
     """A_SS and b_S of all tasks as systems of one size, and back(x), which puts their solution
     where it belongs, 0 off S. A (T, m, m), S and b (T, m).
 
-    A has 1 on the diagonal off S, and 0 beside it. Of many features, only as many are kept as the
-    largest support has: each task's own first.
+    Off S a row is that of the identity. Of more than WIDE features only as many are kept as the
+    largest support has, a task's own in front.
     """
     xp, m = array_namespace(A), A.shape[1]
     if m <= WIDE:
@@ -1083,7 +1113,8 @@ def masked(A, S):
 
 def with_unit_diagonal(A):
     """A_ij / (scale_i scale_j), of diagonal 1 or 0, and scale (T, k), whatever A's units."""
-    scale = array_namespace(A).sqrt(safe_divisor(diagonal(A)))
+    xp = array_namespace(A)
+    scale = xp.sqrt(safe_divisor(xp.linalg.diagonal(A)))
     return A / scale[:, :, None] / scale[:, None, :], scale
 
 
@@ -1097,11 +1128,6 @@ def rounding_of(A):
     return 32 * A.shape[-1] * array_namespace(A).finfo(A.dtype).eps
 
 
-def diagonal(A):
-    """(T, k, k) -> (T, k)."""
-    return array_namespace(A).linalg.diagonal(A)
-
-
 # ------------------------------------------------------------------------------ made of: refusals
 
 
@@ -1110,7 +1136,7 @@ def check_problem(F, Y, *lams):
     be squared."""
     xp = array_namespace(F)
     Y, *lams = check_shapes(F, Y, *lams)
-    if not bool(xp.isfinite(sum_of_squares(F)) & xp.isfinite(sum_of_squares(Y))):
+    if not bool(xp.isfinite(xp.sum(F * F) + xp.sum(Y * Y))):
         raise ValueError("F or y holds values that are not finite (or too large to multiply)")
     return Y, *lams
 
@@ -1134,12 +1160,6 @@ def check_shapes(F, Y, *lams):
     if 0 in F.shape or 0 in Y.shape:
         raise ValueError(f"found no samples, features or tasks: F {tuple(F.shape)}")
     return Y, *(per_task(lam, F) for lam in lams)
-
-
-def sum_of_squares(x):
-    """||x||^2 of all entries, one product."""
-    x = array_namespace(x).reshape(x, (-1,))
-    return x @ x
 
 
 def per_task(lam, F):
@@ -1184,8 +1204,10 @@ _lock, _inside, _before = threading.Lock(), 0, []                   # of one_bla
 
 
 @contextlib.contextmanager
-def cpu_threads(n):
-    """Blocks on n threads, BLAS on one, in all that is called within."""
+def cpu_threads(n=None):
+    """Blocks on n threads, one a core where none is told, and BLAS on one, in all that is called
+    within."""
+    n = n or os.cpu_count() or 1
     with one_blas_thread(), ThreadPoolExecutor(n) as pool:
         entered = _threads.set(Threads(pool, n, _threads.get().depth + 1, os.getpid()))
         try:
@@ -1245,18 +1267,17 @@ def one_blas_thread():
 
 
 def set_blas_threads(counts=None):
-    """Set how many threads each BLAS library has (one), for the process; returns what they had.
+    """Set how many threads each BLAS library has in this process (one); returns what they had.
 
-    threadpoolctl, from 3.7 on, lets only the thread set it that did so first, unless it is told.
+    threadpoolctl, from 3.7 on, lets only the thread set it that did so first, till that is cleared.
     """
     libraries = ThreadpoolController().select(user_api="blas").lib_controllers
     had = [library.num_threads for library in libraries]
     for library, count in zip(libraries, counts or [1] * len(libraries), strict=False):
-        if hasattr(library, "clear_controlling_thread"):
-            library.clear_controlling_thread(force=True)
+        clear = getattr(library, "clear_controlling_thread", lambda force: None)
+        clear(force=True)
         library.set_num_threads(count)
-        if hasattr(library, "clear_controlling_thread"):
-            library.clear_controlling_thread(force=True)
+        clear(force=True)
     return had
 
 
@@ -1269,9 +1290,9 @@ def renew_after_fork():
     _lock.release()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=lambda: _lock.acquire(), after_in_child=renew_after_fork,
-                        after_in_parent=lambda: _lock.release())
+if hasattr(os, "register_at_fork"):                                 # a lock held then stays locked
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=renew_after_fork)
 
 # ------------------------------------------------------------------------------ made of: notation
 

@@ -1,12 +1,13 @@
 """sparsedis.py -- the method: an encoder trained through the solutions of many sparse linear fits.
 
     theta -- params, a dict name -> array          f_theta -- Encoder, a layer made of layers
-    x (N, H, W, C)  images, N = 100                features (N, m), m = 6, what it gives for them
+    x (N, H, W, C)  images                         features (N, m)  what it gives for them
     F (T, n, m)     features of T tasks, normalised; F_sets (G, n, m) those of image sets
     y (T, n)        labels                         w (T, m)  linear predictors of the tasks
     Y (T, n, k)     labels of k outputs            W (T, k, m)  their predictors
-    T, n            tasks, T = 64; samples of a task, n = 25
-    G, K            image sets a step, G = 4; tasks on each set, K = 16; T = G K
+    G, n, K         image sets a step, G = 4; images a set, n = 25, N = G n; tasks on each set,
+                    K = 16 (the paper: n = 50 and K = 1)
+    T, m            tasks a step, T = G K = 64; features, m = 6
     eps             strength of the penalty:  lam = eps lambda_max(F, y)
     dX              dL/dX, with the shape of X
 
@@ -16,9 +17,15 @@ The bilevel problem, and the function that computes each part:
     with       F_t = normalise(f_theta(x_t))                           Encoder, head_on_sets
                w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   bilevel, solvers.lasso
                                                                        [L23, Problem (6)]
+A run, with images and tasks of data.py, and inner problems of solvers.py:
+
+    encoder = cnn(6)
+    params, state = encoder.init(numpy.random.default_rng(0))
+    training = Training(encoder, sample, task_objective("inner-lasso"), steps=800)
+    end = train(training, Snapshot(params, state, None, 0))     # sample(step) -> [x], y (G, K, n)
+
 In this order: the problem and its training; other heads; layers; encoders. Every forward pass
-f(x, ...) -> out, cache is followed by its backward pass f_backward(dout, cache) -> dx, grads. The
-inner problems lie in solvers.py, images and tasks in data.py.
+f(x, ...) -> out, cache is followed by its backward pass f_backward(dout, cache) -> dx, grads.
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
 """
@@ -32,7 +39,7 @@ import array_api_compat.numpy
 from array_api_compat import array_namespace, device, is_numpy_array
 
 import solvers
-from solvers import cpu_threads as cpu_threads  # for those who train
+from solvers import cpu_threads as cpu_threads  # sparsedis.cpu_threads, for those who train
 from solvers import matvec, on_threads, outer_product
 
 # ------------------------------------------------------------------------------ one bilevel problem
@@ -40,15 +47,16 @@ from solvers import matvec, on_threads, outer_product
 #     head(F, y, lam, n_support=None, params=None) -> loss, dF, dparams, info
 # n_support=None fits and scores on the same samples, Problem (6); a number fits on the first
 # n_support samples of each task and scores on the others, Problem (7). lam, a number or (T,), is a
-# constant of the differentiation. params are a head's own, such as a learned scale of its scores.
+# constant of the differentiation. params are a head's own, such as a learned scale of its scores:
+# those of few-shot episodes have some (experiments/episode_heads.py), those of HEADS, below, none.
 
 
 class Outer(NamedTuple):
     """What an outer loss returns: its value, its derivatives, and the scores Z of classes."""
 
     loss: Any                                                       # an array of no dimensions
-    dF: Any                                                         # directly, (T, n, m)
-    dw: Any                                                         # with the shape of w
+    dF: Any                                                         # at fixed w, (T, n, m)
+    dw: Any                                                         # at fixed F, the shape of w
     dparams: dict = {}
     Z: Any = None                                                   # (T, n, k)
 
@@ -57,8 +65,7 @@ def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
     """The outer loss of fitted predictors; its gradient, directly and through the solution w(F).
 
     fit(F, y, lam) -> w, info                          the inner problem
-    fit_vjp(F, y, lam, w, dw, info) -> dF, dparams     its adjoint; None: dF is None, nothing is
-                                                       differentiated
+    fit_vjp(F, y, lam, w, dw, info) -> dF, dparams     its adjoint (None: the returned dF is None)
     outer_loss(F, y, w) -> Outer                                [L23, Problems (6), (7)]
     """
     fit_on, score_on = split_samples(n_support, F.shape[1])
@@ -76,7 +83,7 @@ def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
 
 
 def features_only(vjp):
-    """A solver's vjp(F, y, lam, w, dw) -> dF, ... as the fit_vjp of a bilevel problem."""
+    """The fit_vjp of a solver's vjp, of which dF is kept, and not its dy and dlam."""
     def fit_vjp(F, y, lam, w, dw, info):
         return vjp(F, y, lam, w, dw)[0], {}
 
@@ -95,9 +102,10 @@ def split_samples(n_support, n):
 def squared_error(F, y, w):
     """L = 1/T sum_t 1/(2 n) ||y_t - F_t w_t||^2."""
     T, n, _ = F.shape
-    r = (matvec(F, w) - y) / (T * n)                                # (T, n)
-    loss = T * n / 2 * array_namespace(F).sum(r * r)
-    return Outer(loss, dF=outer_product(r, w), dw=matvec(F.mT, r))
+    r = matvec(F, w) - y                                            # (T, n)
+    loss = array_namespace(F).sum(r * r) / (2 * T * n)
+    dr = r / (T * n)
+    return Outer(loss, dF=outer_product(dr, w), dw=matvec(F.mT, dr))
 
 
 def inner_lasso(F, y, lam, n_support=None, params=None):
@@ -116,7 +124,7 @@ def inner_lasso(F, y, lam, n_support=None, params=None):
 
 
 def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm="batch"):
-    """[L23, Problem (6)] on one batch: a head of HEADS on G image sets with K tasks each.
+    """[L23, Problem (6)] on one batch: a head of HEADS (below), on G image sets with K tasks each.
 
     y (G, K, n) or (G, K, n, k), or a pair of y and a mask `known` (G, K, n). eps rises from 0 over
     the share `warmup` of the steps (0: constant, as in the paper). n_support: Problem (7). norm:
@@ -143,10 +151,10 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
     """A head on G image sets that K tasks share: F_sets (G, n, m), y (G, K, n, ...) -> loss,
     dF_sets, info.
 
-    Each set's features are normalised and repeated for its K tasks; the K gradients are added up.
-    Predictors have no intercept: under Problem (6) the mean of y stays in the loss but has no
-    gradient. Under Problem (7) all samples of a set normalise it. Where known (G, K, n) is False, a
-    task has no label: with F_i = 0, and y_i = 0 or any class, the sample pulls at no predictor.
+    Each set's features are normalised, by all its samples, and repeated for its K tasks; the K
+    gradients are added up. Predictors have no intercept: features of mean 0 (norm="batch") do not
+    see the mean of a real y. Where known (G, K, n) is False, a task has no label: F_i = 0 and
+    y_i = 0, or any class, add nothing to its fit; n and the moments count that sample all the same.
     """
     xp = array_namespace(F_sets)
     G, n, m = F_sets.shape
@@ -156,8 +164,8 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
     y = xp.reshape(y, (G * K, *y.shape[2:]))
     if known is not None:
         known = xp.astype(xp.reshape(known, (G * K, n, 1)), F.dtype)
-        F = F * known                                               # of mean 0 over all rows only
-    lam = eps * lambda_max(F[:, :n_support, :], y[:, :n_support, ...])              # App. D.2.3
+        F = F * known
+    lam = eps * lambda_max(F[:, :n_support, :], y[:, :n_support, ...])              # a constant
     loss, dF, _, info = head(F, y, lam, n_support)
     dF = dF if known is None else dF * known
     dF_norm = xp.sum(xp.reshape(dF, (G, K, n, m)), axis=1)
@@ -166,10 +174,11 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
 
 
 def normalise(F, norm="batch", n_support=None):
-    """Features of mean 0 and variance 1 over the samples of each set ("batch") or its features.
+    """"batch": each feature of mean 0 and variance 1 over the samples of its set; "layer": each
+    sample over its features.
 
     F (G, n, m), or (T, n, m) where each task has its own; biased variance with 1e-5 added; nothing
-    learned; moments of the first n_support samples only, where given (batch). Without it ||F||
+    learned; n_support: by the moments of the first so many samples only (batch). Without it ||F||
     grows and sparsity is lost.                                   [L23, Sec. 3.4, App. D.2.3]
     """
     xp = array_namespace(F)
@@ -184,7 +193,8 @@ def normalise(F, norm="batch", n_support=None):
 
 
 def normalise_backward(dout, cache):
-    """dF = (dout - 1_fit (sum dout + F_norm sum dout F_norm) / count) / deviation."""
+    """dF_i = (dout_i - (sum dout + out_i sum dout out) / n_fit) / deviation, but dout_i/deviation
+    for a sample that has no part in the moments. Sums are over samples ("layer": features)."""
     xp = array_namespace(dout)
     out, deviation, axis, n_support = cache
     fit = out[:, :n_support, :]
@@ -198,7 +208,7 @@ def normalise_backward(dout, cache):
 # ------------------------------------------------------------------------------ training
 
 
-class Optimiser(NamedTuple):
+class OptimiserState(NamedTuple):
     """Steps taken, and Adam's first and second moments (SGD keeps its velocity as the mean)."""
 
     step: int
@@ -211,7 +221,7 @@ class Snapshot(NamedTuple):
 
     params: dict
     state: dict
-    opt: Optimiser | None
+    opt: OptimiserState | None
     step: int
 
 
@@ -219,9 +229,9 @@ class Training(NamedTuple):
     """What `train` needs.
 
     sample(step) -> [x, ...], y      batches of images and labels, on the parameters' device
-    objective(progress, [features, ...], y, params) -> loss, [dfeatures, ...], dparams, info,
-                     in float64
-    optimiser        a step and a schedule of its learning rate, like (adam, cosine), the default
+    objective(progress, [features, ...], y, params) -> loss, [dfeatures, ...], dparams, info; it is
+                     given features in float64, and what it returns is cast back
+    optimiser        a step and a schedule of its learning rate; None: (adam, cosine)
     """
 
     encoder: "Encoder"
@@ -250,9 +260,9 @@ def train(training, start, report=None):
             features.append(out)
             caches.append(cache)
         refuse_non_finite("features", dict(enumerate(features)), step)
-        loss, dfeatures, own, info = training.objective(progress, in_double(features), y, params)
-        grads = gradients(training.encoder, caches, features, dfeatures, own)
-        refuse_non_finite("gradient", {"loss": loss, **grads}, step)
+        loss, dfeatures, dhead, info = training.objective(progress, in_double(features), y, params)
+        grads = gradients(training.encoder, caches, features, dfeatures, dhead)
+        refuse_non_finite("loss or gradient", {"loss": loss, **grads}, step)
         params, opt = optimise(params, grads, opt, schedule(training.lr, progress))
         if report:
             report(Snapshot(params, state, opt, step + 1), float(loss), info)
@@ -264,12 +274,12 @@ def in_double(features):
     return [array_namespace(a).astype(a, array_namespace(a).float64) for a in features]
 
 
-def gradients(encoder, caches, features, dfeatures, own):
+def gradients(encoder, caches, features, dfeatures, dhead):
     """The encoder's gradients, added up over the batches of a step, and the head's own."""
     xp, dtype = array_namespace(*features), features[0].dtype
     pairs = zip(caches, dfeatures, strict=True)
     parts = [encoder.backward(cache, xp.astype(d, dtype)) for cache, d in pairs]
-    return add_up(parts) | {name: xp.astype(g, dtype) for name, g in own.items()}
+    return add_up(parts) | {name: xp.astype(g, dtype) for name, g in dhead.items()}
 
 
 def add_up(parts):
@@ -296,10 +306,10 @@ def adam(params, grads, opt, lr, beta1=0.9, beta2=0.999, tiny=1e-8):
     t = t + 1
     mean = {k: beta1 * mean[k] + (1 - beta1) * g for k, g in grads.items()}
     square = {k: beta2 * square[k] + (1 - beta2) * g * g for k, g in grads.items()}
-    scale = lr / (1 - beta1 ** t)
+    rate = lr / (1 - beta1 ** t)
     unbias = 1 / math.sqrt(1 - beta2 ** t)
-    new = {k: p - scale * mean[k] / (xp.sqrt(square[k]) * unbias + tiny) for k, p in params.items()}
-    return new, Optimiser(t, mean, square)
+    new = {k: p - rate * mean[k] / (xp.sqrt(square[k]) * unbias + tiny) for k, p in params.items()}
+    return new, OptimiserState(t, mean, square)
 
 
 def zeros_like_all(params):
@@ -332,9 +342,8 @@ def fit_ridge(F, y, lam):
 
 
 def outer_lasso(F, y, lam, n_support=None, params=None):
-    """Plain fits; the outer loss asks them to be sparse: + 1/T sum_t lam_t ||w_t||_1, sign(0) = 0.
-
-    Shapes as of inner_lasso, lam (T,).                       [L23, Problem (62), App. B.3]
+    """Plain fits; the outer loss asks them to be sparse: + 1/T sum_t lam_t ||w_t||_1, of slope 0 at
+    0. Shapes as of inner_lasso.                              [L23, Problem (62), App. B.3]
     """
     xp = array_namespace(F)
     return outer_penalty(xp.abs, xp.sign, F, y, lam, n_support)
@@ -346,7 +355,7 @@ def outer_ridge(F, y, lam, n_support=None, params=None):
 
 
 def outer_penalty(penalty, slope, F, y, lam, n_support):
-    """Plain fits, and an outer loss with + 1/T sum_t lam_t sum_j penalty(w_tj) of that slope."""
+    """Plain fits, and an outer loss with + 1/T sum_t lam_t sum_j penalty(w_tj); its slope."""
     lam = solvers.per_task(lam, F)
 
     def penalised(F, y, w):
@@ -358,16 +367,19 @@ def outer_penalty(penalty, slope, F, y, lam, n_support):
     return bilevel(fit_least_squares, fit_least_squares_vjp, penalised, F, y, lam, n_support)
 
 
+RIDGE = 1e-7  # keeps plain least squares regular, a share of ridge_lambda_max = ||F||_F^2/n
+
+
 def fit_least_squares(F, y, lam):
-    """Plain least squares, kept regular by a ridge of 1e-7 ||F||_F^2/n."""
-    return fit_ridge(F, y, 1e-7 * solvers.ridge_lambda_max(F))
+    """Plain least squares; lam is the outer penalty's."""
+    return fit_ridge(F, y, RIDGE * solvers.ridge_lambda_max(F))
 
 
 def fit_least_squares_vjp(F, y, lam, w, dw, info):
-    """dF of ridge, and 2e-7 F d_ridge/n, for the ridge depends on F."""
-    ridge = 1e-7 * solvers.ridge_lambda_max(F)
+    """dF of ridge, and that through the ridge's strength, d(||F||_F^2/n) = 2 <F, dF>/n."""
+    ridge = RIDGE * solvers.ridge_lambda_max(F)
     dF, _, d_ridge = solvers.ridge_vjp(F, y, ridge, w, dw)
-    return dF + 2e-7 / F.shape[1] * d_ridge[:, None, None] * F, {}
+    return dF + 2 * RIDGE / F.shape[1] * d_ridge[:, None, None] * F, {}
 
 
 # Heads of k outputs: Y (T, n, k) is real, one-hot, or of 0 and 1 where k = 1.
@@ -375,12 +387,10 @@ def fit_least_squares_vjp(F, y, lam, w, dw, info):
 
 def inner_group_lasso(F, Y, lam, n_support=None, params=None, smoothing=0.0, loss="squared",
                       max_iter=1000):
-    """W_t = argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}; the outer loss is its
-    first term, of scaled scores and smoothed labels.
+    """Sparse predictors of k outputs: argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}.
 
-    loss is "squared" or "logistic". A Newton step has m k unknowns, for a few hundred features;
-    where n < m and lam is below 0.1 of its maximum, sweeps are slow, and the solver stops at
-    max_iter and says so.                                               [L23, Problem (6)]
+    The outer loss is the mean of the same loss, "squared" or "logistic", of class_loss's scores.
+    For m k up to a few hundred: solvers.group_lasso.                   [L23, Problem (6)]
     """
     fit = functools.partial(solvers.group_lasso, loss=loss, max_iter=max_iter)
     fit_vjp = features_only(functools.partial(solvers.group_lasso_vjp, loss=loss))
@@ -410,7 +420,7 @@ def score_loss(Z, Y, smoothing=0.0, loss="logistic"):
     (MetaOptNet: 1 - smoothing and smoothing/(k - 1)).
     """
     T, _, k = Z.shape
-    Y = (1 - smoothing) * Y + smoothing / max(k, 2)
+    Y = (1 - smoothing) * Y + smoothing / max(k, 2)                 # one column is two classes
     R, _ = solvers.loss_gradient(Z, Y, loss)
     return array_namespace(Z).mean(solvers.data_loss(Z, Y, loss)), R / T
 
@@ -428,8 +438,7 @@ HEADS = {                             # name -> head, and the scale of its penal
 
 # ------------------------------------------------------------------------------ layers
 # f(x, ...) -> out, cache, and f_backward(dout, cache) -> dx, grads; grads is a dict by the names of
-# f's own arguments, {} where it has no parameters. Where a layer only chooses between its inputs,
-# its cache is the mask of its choice, a byte each.
+# f's own arguments, {} where it has no parameters.
 
 
 def linear(x, W, b):
@@ -450,9 +459,9 @@ def column_sums(x):
 
 
 def relu(x):
-    """max(x, 0), and where it is positive."""
+    """max(x, 0); its cache is the mask of x > 0, a byte each."""
     xp = array_namespace(x)
-    out = xp.maximum(x, xp.zeros_like(x[:1, ...]))                  # twice as fast as with a number
+    out = xp.maximum(x, xp.zeros_like(x[:1, ...]))                  # zeros: a bare 0 is slower
     return out, out > 0
 
 
@@ -513,7 +522,7 @@ def conv2d(x, W, b=None, stride=1, pad=0, need_dx=True):
     leaves out the gradient of the images.
     """
     check_sizes(x, W, stride, pad)
-    X = space_to_depth(zero_pad(x, pad), stride)                    # (N, H/s, W/s, c)
+    X = space_to_depth(zero_pad(x, pad), stride)
     XX = windows(X, W.shape[0] // stride)                           # (N, h, w, q q c)
     out = rows(XX) @ rows(fold_kernel(W, stride))                   # (N h w, O)
     if b is not None:
@@ -541,9 +550,9 @@ def conv2d_dx_dV(dout, cache):
     X, W, _, stride, pad, _ = cache
     k, _, _, O = W.shape
     q, c = k // stride, X.shape[3]
-    edge = min(pad, q - 1) if stride == 1 else 0                    # X is 0 there, dX not wanted
-    D = windows(zero_pad(dout, q - 1 - edge), q)                    # (N, H/s, W/s, q q O)
+    edge = min(pad, q - 1) if stride == 1 else 0                    # padding: X is 0, dX unwanted
     X = crop(X, edge)
+    D = windows(zero_pad(dout, q - 1 - edge), q)                    # (N, as X now, q q O)
     V_back = xp.permute_dims(xp.flip(fold_kernel(W, stride), axis=0), (0, 2, 1))    # (q q, O, c)
     dX = xp.reshape(rows(D) @ rows(V_back), X.shape)
     dV = xp.reshape(rows(X).T @ rows(D), (c, q * q, O))
@@ -626,7 +635,7 @@ def unfold_kernel(V, s, shape):
 
 # ------------------------------------------------------------------------------ made of layers
 # A layer has shapes, name -> shape of its parameters; state, name -> its start, a function of
-# NumPy's generator (running moments, say; {} for most); and
+# NumPy's generator ({} for all below: running moments are in experiments/episode_networks.py); and
 #     forward(params, state, x, train) -> out, cache, state      train=False: as in evaluation
 #     backward(dout, cache) -> dx, grads                         after train=True
 # and so has every layer that is made of layers.
@@ -678,10 +687,11 @@ class Sequential:
 def joined(dicts):
     """One dict of all; ValueError where two layers have parameters, or state, of one name."""
     out = {}
-    for own in dicts:
-        if twice := out.keys() & own.keys():
-            raise ValueError(f"found two layers with parameters named {', '.join(sorted(twice))}")
-        out |= own
+    for more in dicts:
+        twice = ", ".join(sorted(out.keys() & more.keys()))
+        if twice:
+            raise ValueError(f"found two layers with parameters or state named {twice}")
+        out |= more
     return out
 
 
@@ -711,7 +721,7 @@ class Blocks:
 
 
 def cut(x, size):
-    """x in blocks of `size` images, on a GPU of many."""
+    """x in blocks of `size` images, which fit a core's cache; on a GPU in few, large ones."""
     size = size if is_numpy_array(x) else max(64, 20 * size)
     N = x.shape[0]
     return [x[i:min(i + size, N), ...] for i in range(0, N, size)]
@@ -746,11 +756,12 @@ class Encoder:
                 draw = math.sqrt(2 / math.prod(shape[:-1])) * rng.standard_normal(shape)
                 params[name] = xp.asarray(draw, dtype=dtype, device=device)
             else:
-                params[name] = xp.full(shape, name.endswith(".g"), dtype=dtype, device=device)
+                fill = 1 if name.endswith(".g") else 0
+                params[name] = xp.full(shape, fill, dtype=dtype, device=device)
         state = {name: start(rng) for name, start in self.layer.state.items()}
         for name, a in state.items():
-            own = dtype if a.dtype.kind == "f" else None            # counts stay whole numbers
-            state[name] = xp.asarray(a, dtype=own, device=device)
+            a_dtype = dtype if a.dtype.kind == "f" else None        # counts stay whole numbers
+            state[name] = xp.asarray(a, dtype=a_dtype, device=device)
         return params, state
 
     def forward(self, params, state, x, train=True):
@@ -758,7 +769,7 @@ class Encoder:
         return self.layer.forward(params, state, x, train)
 
     def backward(self, cache, dF):
-        """dF (N, m)  ->  gradients, with the keys and shapes of params."""
+        """dF (N, m)  ->  gradients, with the keys and shapes of params; none of the images."""
         _, grads = self.layer.backward(dF, cache)
         return {name: grads[name] for name in self.shapes}
 
@@ -805,31 +816,34 @@ def cnn(m, channels=3):
     """The encoder of the 3D Shapes experiments, 64 x 64 images to m features.
                                                     [L23, App. D.2.3; Locatello et al. 2019]
     """
-    convolutions = Blocks(
-        conv("conv1", 4, channels, 32, stride=2, pad=1, need_dx=False), RELU,
-        conv("conv2", 4, 32, 32, stride=2, pad=1), RELU,
-        conv("conv3", 2, 32, 64, stride=2), RELU,
-        conv("conv4", 2, 64, 64, stride=2), RELU, size=10)
-    head = mlp([1024, 256, m]).layer
+    convolutions = Blocks(                                          # 64 x 64 pixels
+        conv("conv1", 4, channels, 32, stride=2, pad=1, need_dx=False), RELU,       # 32 x 32
+        conv("conv2", 4, 32, 32, stride=2, pad=1), RELU,            # 16 x 16
+        conv("conv3", 2, 32, 64, stride=2), RELU,                   # 8 x 8
+        conv("conv4", 2, 64, 64, stride=2), RELU, size=10)          # 4 x 4, of 64 channels: 1024
+    top = mlp([1024, 256, m]).layer
     spec = Spec("cnn", {"m": m, "channels": channels})
-    return Encoder(Sequential(convolutions, FLATTEN, head), spec)
+    return Encoder(Sequential(convolutions, FLATTEN, top), spec)
 
 
 def convnet(m, shape, widths=(32, 32, 64, 64), hidden=256):
     """The same for images of any shape (H, W, C), H and W at least 4: 4 x 4 convolutions of stride
     2, as many as there are widths and as leave at least one pixel."""
     H, W, c = shape
+    if min(H, W) < 4:
+        raise ValueError(f"convnet: found images of {H} x {W}, expected at least 4 x 4")
     layers = []
     for i, o in enumerate(widths, start=1):
         if min(H, W) < 4:
             break
         odd = H % 2 + W % 2 > 0
-        layers += odd * [TRIM]
+        if odd:
+            layers.append(TRIM)                                     # it pulls back dx, used or not
         layers += [conv(f"conv{i}", 4, c, o, stride=2, pad=1, need_dx=odd or i > 1), RELU]
         H, W, c = H // 2, W // 2, o
     spec = Spec("convnet", {"m": m, "shape": shape, "widths": widths, "hidden": hidden})
-    head = mlp([H * W * c, hidden, m]).layer
-    return Encoder(Sequential(Blocks(*layers, size=10), FLATTEN, head), spec)
+    top = mlp([H * W * c, hidden, m]).layer
+    return Encoder(Sequential(Blocks(*layers, size=10), FLATTEN, top), spec)
 
 
 ENCODERS = {"mlp": mlp, "cnn": cnn, "convnet": convnet}

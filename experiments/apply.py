@@ -14,6 +14,7 @@ import numpy as np
 
 import data
 import metrics
+import sparsedis
 from experiments import plots, results
 from experiments.settings import OUT, option, out_path
 
@@ -52,7 +53,8 @@ def encode_images(checkpoint, images):
     def some(index):
         return images[index]
 
-    return encoder.encode(snapshot.params, snapshot.state, some, np.arange(len(images)))
+    with sparsedis.cpu_threads():
+        return encoder.encode(snapshot.params, snapshot.state, some, np.arange(len(images)))
 
 
 def encode_rows(config, checkpoint):
@@ -75,7 +77,8 @@ def encode_rows(config, checkpoint):
     def some(index):
         return ((x[index] - moments["input.mean"]) / moments["input.scale"]).astype(np.float32)
 
-    F = encoder.encode(snapshot.params, snapshot.state, some, np.arange(len(x)))
+    with sparsedis.cpu_threads():
+        F = encoder.encode(snapshot.params, snapshot.state, some, np.arange(len(x)))
     return (F - moments["feature.mean"]) / moments["feature.deviation"]
 
 
@@ -224,14 +227,14 @@ def curves(config):
     """Draw the runs, named by their labels, or by the settings in which they differ."""
     words = [word.rpartition("=") for word in config.folders]
     runs = [read_run(Path(folder)) for _, _, folder in words]
-    told = [content for content, _ in runs]
-    differ = [key for key in told[0] if differs(key, told)]
+    contents = [content for content, _ in runs]
+    differ = [key for key in contents[0] if differs(key, contents)]
     fig, ax = plots.subplots(1, 1, (5.2, 3.4))
     for (label, _, _), (content, rows) in zip(words, runs, strict=True):
         settings = ", ".join(f"{key.replace('_', ' ')} {content[key]}" for key in differ)
         x = [row["step"] if config.against == "step" else row["seconds"] / 60 for row in rows]
         ax.plot(x, [row["mcc"] for row in rows], "o-", ms=3, label=label or settings)
-    chance = metrics.chance(len(data.FACTORS), told[0].get("features", len(data.FACTORS)))
+    chance = metrics.chance(len(data.FACTORS), contents[0].get("features", len(data.FACTORS)))
     ax.axhline(chance, **plots.CHANCE)
     ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))
     ax.set_xscale("log" if config.log else "linear")

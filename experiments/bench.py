@@ -69,10 +69,10 @@ def machine(threads):
     """The processor, the BLAS kernels and the number of threads, in a line; in a second one, what
     keeps OpenBLAS from the processor's own kernels and so makes every product of ours slower."""
     blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
-    told = {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in blas}
+    kernels = {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in blas}
     forced = {name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")}
     warning = f"\nset by the environment: {forced}" if forced else ""
-    return f"{processor()}; BLAS: {', '.join(sorted(told))}; {threads} threads{warning}"
+    return f"{processor()}; BLAS: {', '.join(sorted(kernels))}; {threads} threads{warning}"
 
 
 def processor():
@@ -108,9 +108,9 @@ def seconds_of(*timers, repeats=15, calls=1):
     """
     taken = [[] for _ in timers]
     for _ in range(repeats + 2):
-        for one, told in zip(timers, taken, strict=True):
-            told.append([one() for _ in range(calls)][-1])
-    return [float(np.median(told[2:])) for told in taken]
+        for one, seconds in zip(timers, taken, strict=True):
+            seconds.append([one() for _ in range(calls)][-1])
+    return [float(np.median(seconds[2:])) for seconds in taken]
 
 
 # What tell has told: what is done, our ms, the peer, its ms, our share of its time.
@@ -537,9 +537,9 @@ def draw_growth(threads, path):
             text = f"{label}: {straight(panel.sizes, seconds)}"
             above.loglog(panel.sizes, 1e3 * np.array(seconds), "o-", label=text)
             below.loglog(panel.sizes, np.array(peaks) / 1e6, "o-")
-            told = zip(panel.sizes, seconds, peaks, strict=True)
-            told = ", ".join(f"{n}: {1e3 * s:.3g} ms {b / 1e6:.3g} MB" for n, s, b in told)
-            tell_alone(f"{label} against {panel.name}: {told}")
+            points = zip(panel.sizes, seconds, peaks, strict=True)
+            row = ", ".join(f"{n}: {1e3 * s:.3g} ms {b / 1e6:.3g} MB" for n, s, b in points)
+            tell_alone(f"{label} against {panel.name}: {row}")
         for ax in (above, below):
             ax.set_xticks(panel.sizes, panel.sizes, fontsize=8)
             ax.set_xticks([], minor=True)

@@ -11,7 +11,6 @@ data.latents; the folder of a run is results.Run. Other experiments use score_fe
 """
 import dataclasses
 import functools
-import os
 from typing import ClassVar
 
 import numpy as np
@@ -33,14 +32,14 @@ SHIFT = "how far a set's images are tilted towards its tasks' factors: p(x | W) 
 
 
 @dataclasses.dataclass(frozen=True)
-class Disentangle(settings.Training):
+class Disentangle(settings.RunSettings):
     """Train an encoder through many sparse linear fits and score its features.   [L23, Sec. 5.1]"""
 
     version: ClassVar[int] = 2                                      # other blocks-B, other defaults
     numbers: ClassVar[tuple] = ("steps", "seconds", *SCORES)
     rho: float = option(0.9, "correlation of the factors in training, 0 <= rho < 1", 0, 0.9999)
     alpha: float = option(1.0, "noise on the factors, in steps between their levels", 0, 1)
-    tasks: str = option("bernoulli-gauss", f"distribution of the coefficients: {data.TASKS}")
+    tasks: str = option("bernoulli-gauss", f"distribution of the coefficients: {data.TASK_KINDS}")
     outputs: int = option(1, "outputs of a task, or classes", 1)
     likelihood: str = option(
         "gaussian", "of the labels; categorical: fitted by group-Lasso logistic regression",
@@ -76,11 +75,11 @@ def command(config):
 
 def tell_scores(result):
     """The scores of a run's features, in two lines."""
-    told = "   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items())
-    print(f"{told}      {result['steps']} steps in {result['seconds']:.0f} s")
+    scores = "   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items())
+    print(f"{scores}      {result['steps']} steps in {result['seconds']:.0f} s")
     matched = [key for key in result if key.startswith("mcc_") and key != "mcc_ica"]
-    told = ", ".join(f"{key[4:]} {result[key]:.3f}" for key in matched)
-    print(f"matched |correlation|: {told}")
+    correlations = ", ".join(f"{key[4:]} {result[key]:.3f}" for key in matched)
+    print(f"matched |correlation|: {correlations}")
 
 
 def disentangle(config):
@@ -115,14 +114,14 @@ def disentangle(config):
         functools.partial(sparsedis.adam, beta1=config.beta1, beta2=config.beta2),
         functools.partial(sparsedis.cosine, flat=config.flat))
     training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr, optimiser)
-    with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
+    with run, sparsedis.cpu_threads(config.threads):
         end, rows = run.train(training, measure, xp, device)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
         trained = functools.partial(features, end.params)
         result = score_features(trained, shapes, z, p, config.eval_images, run)
         result |= {key: rows[-1][key] for key in ("seconds", "nonzero")}
-        told = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
-        return run.finish(result | {key: getattr(config, key) for key in told}), run
+        keys = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
+        return run.finish(result | {key: getattr(config, key) for key in keys}), run
 
 
 def check(config):
@@ -165,9 +164,9 @@ def tasks_of(config, z, p):
 
 def describe(config, z, p):
     """Print how many images the weights leave, and which assumptions the tasks meet."""
-    told = [f"{key.replace('_', ' ')} {value:.4g}"
-            for key, value in data.describe_latents(z, p).items()]
-    print("training images: " + ", ".join(told))
+    words = [f"{key.replace('_', ' ')} {value:.4g}"
+             for key, value in data.describe_latents(z, p).items()]
+    print("training images: " + ", ".join(words))
     several = tasks_of(dataclasses.replace(config, image_sets=1, tasks_per_set=4000), z, p)
     W, = several.sample_coefficients(np.random.default_rng(0))      # (4000, k, 6)
     some = np.random.default_rng(0).integers(len(z), size=1000)
@@ -218,13 +217,13 @@ def score_features(features, shapes, z, p, count, run):
     drawn = np.random.default_rng(20_001).choice(len(shapes), min(10_000, count), p=p)
     F_seen = features(drawn)
     C_seen = metrics.correlation(z[drawn], F_seen)
-    told = metrics.scores(z[index], F)
+    scores = metrics.scores(z[index], F)
     by_ica = metrics.scores(z[index], metrics.ica(F, F_seen))
-    told |= {f"{name}_ica": value for name, value in by_ica.items()}
+    scores |= {f"{name}_ica": value for name, value in by_ica.items()}
     for size in (1, 2, 3):
-        told[f"block_share_{size}"] = metrics.block_share(z[index], F, size)
+        scores[f"block_share_{size}"] = metrics.block_share(z[index], F, size)
     for factor, feature in zip(*matched, strict=True):
-        told[f"seen_{shapes.names[factor]}"] = float(C_seen[factor, feature])
+        scores[f"seen_{shapes.names[factor]}"] = float(C_seen[factor, feature])
     for factor, feature in zip(*matched, strict=True):
-        told[f"mcc_{shapes.names[factor]}"] = float(C[factor, feature])
-    return told
+        scores[f"mcc_{shapes.names[factor]}"] = float(C[factor, feature])
+    return scores

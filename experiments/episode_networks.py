@@ -19,7 +19,7 @@ from sparsedis import (
     Blocks,
     Encoder,
     Layer,
-    Optimiser,
+    OptimiserState,
     Sequential,
     Spec,
     column_sums,
@@ -293,7 +293,7 @@ def sgd(params, grads, opt, lr, momentum=0.9, weight_decay=5e-4):
     grads = {k: g + weight_decay * params[k] for k, g in grads.items()}
     velocity = {k: momentum * velocity[k] + g for k, g in grads.items()}
     new = {k: p - lr * (grads[k] + momentum * velocity[k]) for k, p in params.items()}
-    return new, Optimiser(t + 1, velocity, {})
+    return new, OptimiserState(t + 1, velocity, {})
 
 
 def stairs(lr, progress):

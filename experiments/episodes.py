@@ -205,8 +205,8 @@ def omniglot(paths, side=28, seed=0):
     names = np.random.default_rng(seed).permutation(sorted(alphabets))
     count = len(names)
     if count < 3:
-        told = ", ".join(map(str, paths))
-        raise ValueError(f"{told}: at least 3 alphabets are needed to split by, found {count}")
+        files = ", ".join(map(str, paths))
+        raise ValueError(f"{files}: at least 3 alphabets are needed to split by, found {count}")
     train = min(max(1, round(count * 5 / 8)), count - 2)
     val = train + max(1, round(count / 8))
     parts = {"train": names[:train], "val": names[train:val], "test": names[val:]}
@@ -306,8 +306,8 @@ def of_pickles(folder):
     """What to do with pickles, where a folder has some: they are not read, for they run code."""
     if not any(path.suffix in (".pickle", ".pkl") for path in Path(folder).glob("*")):
         return ""
-    return ("; of a pickle that you trust: content = pickle.load(open(PATH, 'rb'), "
-            "encoding='latin1'); numpy.savez(PATH + '.npz', data=content['data'], "
+    return ("; of each pickle that you trust: content = pickle.load(open(PATH, 'rb'), "
+            "encoding='latin1'); numpy.savez(PATH.removesuffix('.pickle'), data=content['data'], "
             "labels=content['labels'])")
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import os
 from collections import namedtuple
 from pathlib import Path
 from typing import ClassVar
@@ -35,7 +34,7 @@ OPTIMISER = "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)"
 
 
 @dataclasses.dataclass(frozen=True)
-class FewShot(settings.Training):
+class FewShot(settings.RunSettings):
     """Train an encoder through the group-Lasso SVMs (or other classifiers) of few-shot episodes.
 
     [L23, Sec. 5.2]
@@ -112,7 +111,7 @@ def fewshot(config):
         return x, xp.asarray(Y, device=device)
 
     def encode(params, state, split, count):
-        """`count` episodes of a split, Encoded, the same ones at every call."""
+        """`count` episodes of a split, EncodedEpisodes, the same ones at every call."""
         size = Size(config.way, config.shot, config.query)
         index, Y = draw_episodes(np.random.default_rng(30_000), source, split, size, count)
         images = functools.partial(source.images, split, xp=xp, device=device)
@@ -125,14 +124,14 @@ def fewshot(config):
     objective = episode_objective(config.head, strengths(config), config.smoothing)
     training = sparsedis.Training(
         encoder, sample, objective, config.steps, config.lr, OPTIMISERS[config.optimiser])
-    with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
+    with run, sparsedis.cpu_threads(config.threads):
         end, rows = run.train(training, measure, xp, device, head_start(config))
         result = score(config, run, encode(end.params, end.state, "test", config.test_episodes))
         if config.source == "shapes":
             result |= score_factors(encoder, source, end, xp, device)
         draw_training(rows, run.path("training.png"))
-        told = ("steps", "seed", "source", "encoder", "head", "eps", "lam2")
-        result |= {"seconds": rows[-1]["seconds"]} | {key: getattr(config, key) for key in told}
+        keys = ("steps", "seed", "source", "encoder", "head", "eps", "lam2")
+        result |= {"seconds": rows[-1]["seconds"]} | {key: getattr(config, key) for key in keys}
         return run.finish(result), run
 
 
@@ -230,20 +229,20 @@ Evaluation = namedtuple("Evaluation", "accuracy solved used dead")
 
 # Episodes in features: those of all different images (images, m), the rows of each episode's
 # samples (T, n), their labels (T, n, way), and the head's own parameters.
-Encoded = namedtuple("Encoded", "F place Y head")
+EncodedEpisodes = namedtuple("EncodedEpisodes", "F place Y head")
 
 
 def encode_episodes(encoder, params, state, images, index, Y):
-    """The episodes of images(index), index (T, n) and Y (T, n, way), Encoded."""
+    """The episodes of images(index), index (T, n) and Y (T, n, way), EncodedEpisodes."""
     different, place = np.unique(index, return_inverse=True)
     F = metrics.to_numpy(encoder.encode(params, state, images, different, batch=200))
     own = head_params(params)
     head = {name: metrics.to_numpy(a).astype(np.float64) for name, a in own.items()}
-    return Encoded(F, place.reshape(index.shape), Y, head)
+    return EncodedEpisodes(F, place.reshape(index.shape), Y, head)
 
 
 def evaluate(config, encoded, dense=False):
-    """The Evaluation of Encoded episodes, 25 at a time."""
+    """The Evaluation of EncodedEpisodes episodes, 25 at a time."""
     parts = []
     for i in range(0, len(encoded.Y), 25):
         F = encoded.F[encoded.place[i:i + 25]].astype(np.float64)   # (25, n, m)
@@ -266,20 +265,20 @@ def evaluate_some(config, F, Y, head, dense):
 def score(config, run, encoded):
     """Accuracy on test episodes with its interval, shares of features, and what the dense SVM does
     on the same features and episodes; also figures and arrays."""
-    told = evaluate(config, encoded)
-    accuracy, interval = metrics.mean_ci(told.accuracy)
-    off = (~told.used & ~told.dead).sum() / max((~told.dead).sum(), 1)
+    evaluation = evaluate(config, encoded)
+    accuracy, interval = metrics.mean_ci(evaluation.accuracy)
+    off = (~evaluation.used & ~evaluation.dead).sum() / max((~evaluation.dead).sum(), 1)
     result = {
         "accuracy": accuracy, "accuracy_ci": interval, "off": float(off),
-        "dead": float(told.dead.mean()), "unsolved": int((~told.solved).sum())}
+        "dead": float(evaluation.dead.mean()), "unsolved": int((~evaluation.solved).sum())}
     if config.head == "svm" and config.eps + config.lam1 > 0:
         dense = evaluate(config, encoded, dense=True).accuracy
-        gain, interval = metrics.mean_ci(told.accuracy - dense)
+        gain, interval = metrics.mean_ci(evaluation.accuracy - dense)
         result |= {"gain_over_dense": gain, "gain_over_dense_ci": interval}
-    arrays = {"accuracy": told.accuracy, "used": told.used, "dead": told.dead}
+    arrays = {"accuracy": evaluation.accuracy, "used": evaluation.used, "dead": evaluation.dead}
     results.write_atomically(
         run.path("episodes.npz"), lambda file: np.savez_compressed(file, **arrays))
-    usage = Usage(f"eps {config.eps}", told.used, told.dead)
+    usage = Usage(f"eps {config.eps}", evaluation.used, evaluation.dead)
     draw_usage([usage], [], run.path("usage.png"))
     return result
 
@@ -354,9 +353,9 @@ def draw_fig5(rows, path):
                 f"accuracy {100 * row['accuracy']:.2f}; {100 * gain:+.2f} +- "
                 f"{100 * interval:.2f} against eps {densest['eps']}")
             usage.setdefault(eps, used)
-            told = row["off"], row["accuracy"], row["accuracy_ci"]
-            points.setdefault(eps, []).append(told)
-    means = [Point(f"eps {eps}", *np.mean(told, axis=0)) for eps, told in points.items()]
+            point = row["off"], row["accuracy"], row["accuracy_ci"]
+            points.setdefault(eps, []).append(point)
+    means = [Point(f"eps {eps}", *np.mean(of_eps, axis=0)) for eps, of_eps in points.items()]
     draw_usage(list(usage.values()), means, path)
 
 

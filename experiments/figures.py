@@ -32,7 +32,7 @@ from experiments.sweeps import RESPONSES, SCALES, SWEEP_OF, read_table, sweep_co
 Method = namedtuple("Method", "penalty suffix label color")
 LASSO, RIDGE = Method("lasso", "", "Lasso", "C0"), Method("ridge", "", "Ridge", "C1")
 RIDGE_ICA = Method("ridge", "_ica", "Ridge + ICA", "C3")
-METHODS = (LASSO, RIDGE, RIDGE_ICA)
+SHOWN = (LASSO, RIDGE, RIDGE_ICA)
 
 EPS_AXIS = "$\\epsilon = \\lambda/\\lambda_{max}$"
 LABELS = {
@@ -75,7 +75,7 @@ def draw_bars(rows, path, panels, scores):
     save_with_legend(fig, axes[0, 0], path, columns=4 if len(panels) > 1 else 2)
 
 
-def draw_groups(ax, rows, score, methods=METHODS):
+def draw_groups(ax, rows, score, methods=SHOWN):
     """For each eps a group of bars, one for each method: mean and deviation over seeds."""
     eps = sorted({row["eps"] for row in rows})
     kind = rows[0]["head"].split("-")[0] if rows else ""            # inner or outer
@@ -137,7 +137,7 @@ def draw_best(ax, rows, variable, score):
     if len(levels) < 3:
         ax.set_axis_off()
         return
-    for method in METHODS:
+    for method in SHOWN:
         best = best_runs(of_method(rows, method), variable, method)
         groups = [[row[score + method.suffix] for row in best.get(level, ())] for level in levels]
         plots.draw_line(ax, levels, groups, f"inner-{method.label}", method.color)
@@ -218,11 +218,11 @@ def row_of(rows, part):
 
 
 # Features of 2,000 images by a run's encoder: F, features(index), |correlation| and its matching.
-Encoded = namedtuple("Encoded", "F features C matched")
+EncodedImages = namedtuple("EncodedImages", "F features C matched")
 
 
 def encoded(row, shapes):
-    """The Encoded of a run."""
+    """The EncodedImages of a run."""
     def features(index):
         return encode_images(Path(row["folder"]) / "checkpoint.npz", shapes.images(index))
 
@@ -230,7 +230,7 @@ def encoded(row, shapes):
     z, _ = data.latents(shapes)
     F = features(index)
     C = metrics.correlation(z[index], F)
-    return Encoded(F, features, C, metrics.match(C))
+    return EncodedImages(F, features, C, metrics.match(C))
 
 
 def draw_run_responses(rows, path, part, printed):
@@ -256,8 +256,8 @@ def draw_idea(rows, path):
         own = encoded(row, shapes)
         plots.show_correlation(ax, own.C, own.matched, shapes.names)
         ax.set(xlabel="feature", title=f"through {label} fits: MCC {row['mcc']:.2f}")
-    told = "|correlation| of factors and features, on images of independent factors"
-    fig.supxlabel(told, fontsize=9)
+    caption = "|correlation| of factors and features, on images of independent factors"
+    fig.supxlabel(caption, fontsize=9)
     plots.save(fig, path)
 
 

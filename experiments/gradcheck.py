@@ -74,11 +74,11 @@ def along(f, arrays, pattern, direction, steps):
     Returns the losses, by how much the steps were shrunk, and whether that sufficed.
     """
     for shrink in (1, 0.1, 0.01, 0.001):
-        told = [f(moved(arrays, direction, shrink * t)) for t in steps]
-        same = all(equal(pattern, there) for _, _, there in told)
+        found = [f(moved(arrays, direction, shrink * t)) for t in steps]
+        same = all(equal(pattern, there) for _, _, there in found)
         if same:
             break
-    return [float(loss) for loss, _, _ in told], shrink, same
+    return [float(loss) for loss, _, _ in found], shrink, same
 
 
 def moved(arrays, direction, t):

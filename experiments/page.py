@@ -55,7 +55,8 @@ def page(config):
         raise ValueError(f"runs: found {len(folders)}, expected at most {MOST_RUNS}")
     path = out_path(config, "page.html")
     trained = [read_run(folder) for folder in folders]
-    html = render(trained, config.source or os.path.relpath(settings.ROOT, path.parent))
+    with sparsedis.cpu_threads():
+        html = render(trained, config.source or os.path.relpath(settings.ROOT, path.parent))
     results.write_text(path, html)
     print(f"{path}: {len(html) / 1e6:.1f} MB; open it in a browser")
 
@@ -193,7 +194,7 @@ def read_run(folder):
 def pack_run(run, shapes, z, drawn):
     """All that the page needs of a run. Features are shown in the place of the factor they go with,
     with its sign; then those that go with none."""
-    F = features_of(run, run.params, shapes, drawn)
+    F = features_on_page(run, run.params, shapes, drawn)
     params, dtype = fit_to_page(run, F, shapes, drawn)
     uniform, own = F[:UNIFORM], z[drawn[:UNIFORM]]
     C = metrics.correlation(own, uniform)
@@ -203,7 +204,7 @@ def pack_run(run, shapes, z, drawn):
              for k, j in zip(factors, matched, strict=True)]
     head = run.config["head"].replace("lasso", "Lasso").removeprefix("inner-")
     return {
-        "title": head, "settings": told_settings(run), "mcc": run.result["mcc"],
+        "title": head, "settings": settings_in_words(run), "mcc": run.result["mcc"],
         "r": run.result["r"], "correlation": C.tolist(), "order": [*matched, *spare],
         "sign": [*signs, *(1.0 for _ in spare)], "factors": [*factors, *(-1 for _ in spare)],
         "rows": [*(CAUSES[k] for k in factors), *(f"spare {j}" for j in spare)],
@@ -211,12 +212,12 @@ def pack_run(run, shapes, z, drawn):
         "draws": pack(F, np.float32), **pack_encoder(run, params, dtype)}
 
 
-def told_settings(run):
+def settings_in_words(run):
     """What tells a run from others, in words."""
     config = run.config
-    told = f"penalty {config['eps']:g}, {config['steps']} steps, seed {config['seed']}; "
-    told += f"causes correlated at {config['rho']:g} in training"
-    return told if config["tasks"] == "bernoulli-gauss" else f"{told}, tasks {config['tasks']}"
+    words = f"penalty {config['eps']:g}, {config['steps']} steps, seed {config['seed']}; "
+    words += f"causes correlated at {config['rho']:g} in training"
+    return words if config["tasks"] == "bernoulli-gauss" else f"{words}, tasks {config['tasks']}"
 
 
 def deviation_of(F):
@@ -225,7 +226,7 @@ def deviation_of(F):
     return np.where(deviation > 0, deviation, 1)
 
 
-def features_of(run, params, shapes, index):
+def features_on_page(run, params, shapes, index):
     """Features (N, m) of images."""
     return run.encoder.encode(params, {}, shapes.images, index)
 
@@ -235,7 +236,7 @@ def fit_to_page(run, F, shapes, drawn):
     its deviation, and their dtype."""
     rounded = {name: a.astype(np.float16).astype(np.float32) for name, a in run.params.items()}
     some = drawn[:UNIFORM:4]
-    change = np.abs(features_of(run, rounded, shapes, some) - F[:UNIFORM:4])
+    change = np.abs(features_on_page(run, rounded, shapes, some) - F[:UNIFORM:4])
     if (change / deviation_of(F[:UNIFORM])).max() < 1e-3:
         return rounded, np.float16
     return run.params, np.float32

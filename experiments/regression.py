@@ -69,10 +69,10 @@ def scores_of_task(covariance, noise, percent, n, seed, m=100):
 def printed():
     """Mean R^2 and standard error of the printed figure (2, percents, sizes, estimators)."""
     panels = json.loads(Path(__file__).with_name("fig1_printed.json").read_text())["panels"]
-    told = [[[panels[f"{percent / 100:g}"][f"{features}-{penalty}"][kind]
-              for features, penalty, _, _ in ESTIMATORS] for percent in PERCENTS]
-            for kind in ("mean", "se")]
-    return np.swapaxes(told, 2, 3)
+    values = [[[panels[f"{percent / 100:g}"][f"{features}-{penalty}"][kind]
+                for features, penalty, _, _ in ESTIMATORS] for percent in PERCENTS]
+              for kind in ("mean", "se")]
+    return np.swapaxes(values, 2, 3)
 
 
 def draw_fig1(covariance, noise, jobs, path, seeds=SEEDS, percents=PERCENTS, sizes=SIZES):
@@ -87,8 +87,8 @@ def draw_fig1(covariance, noise, jobs, path, seeds=SEEDS, percents=PERCENTS, siz
     scores = list(results.progress(parallel(tasks), "fits", len(cells)))
     scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(ESTIMATORS)))
     mean, error = scores.mean(axis=2), scores.std(axis=2) / seeds ** 0.5
-    for percent, told, spread in zip(percents, mean[:, 0], error[:, 0], strict=True):
-        for estimator, r2, se in zip(ESTIMATORS, told, spread, strict=True):
+    for percent, means, spread in zip(percents, mean[:, 0], error[:, 0], strict=True):
+        for estimator, r2, se in zip(ESTIMATORS, means, spread, strict=True):
             print(f"l/m = {percent} %, n = {sizes[0]}, {estimator.features}-{estimator.penalty}: "
                   f"R^2 {r2:.2f} +- {se:.2f}")
     fig, axes = plots.subplots(2, len(PERCENTS), (10, 5.4))
@@ -104,9 +104,9 @@ def draw_fig1(covariance, noise, jobs, path, seeds=SEEDS, percents=PERCENTS, siz
 
 def draw_panels(axes, percents, sizes, mean, error):
     """A row of panels, mean and error (percents, sizes, estimators)."""
-    for ax, percent, told, spread in zip(axes, percents, mean, error, strict=False):
+    for ax, percent, means, spread in zip(axes, percents, mean, error, strict=False):
         for k, (features, penalty, style, color) in enumerate(ESTIMATORS):
             label = f"{features}-{penalty.capitalize()}"
             ax.errorbar(
-                sizes, told[:, k], spread[:, k], fmt=style, color=color, capsize=3, label=label)
+                sizes, means[:, k], spread[:, k], fmt=style, color=color, capsize=3, label=label)
         ax.set(title=f"$\\ell/m$ = {percent} %", xlabel="training samples n", ylim=(-0.3, 1.02))

@@ -186,7 +186,7 @@ def read_checkpoint(arrays, xp, device):
     check_arrays(groups, encoder)
     for group, named in groups.items():
         groups[group] = {key: xp.asarray(a, device=device) for key, a in named.items()}
-    opt = sparsedis.Optimiser(adam_step, groups["adam_mean"], groups["adam_square"])
+    opt = sparsedis.OptimiserState(adam_step, groups["adam_mean"], groups["adam_square"])
     snapshot = sparsedis.Snapshot(groups["params"], groups["state"], opt, step)
     return Checkpoint(snapshot, encoder, seed, groups["moments"])
 

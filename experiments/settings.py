@@ -1,7 +1,7 @@
 """settings.py -- a frozen dataclass of settings becomes flags, bounds and the name of a result.
 
     @dataclass(frozen=True)
-    class Disentangle(Training):
+    class Disentangle(RunSettings):
         rho: float = option(0.9, "correlation of the factors", 0, 0.9999)        # --rho RHO
 
     add_flags(parser, Disentangle)       a flag for every field, none for a positional one
@@ -36,14 +36,15 @@ def option(default, help, low=None, high=None, choices=None, **marks):
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class RunSettings:
     """What every command that trains has.
 
     `version` is part of a result's name: it is raised when a setting or a default changes its
     meaning, so that an old result is never taken for a new one. `numbers` are the names of finite
-    numbers that every result has.
+    numbers that every result has. `experiment` is its name where that of the class will not do.
     """
 
+    experiment: ClassVar[str] = ""
     version: ClassVar[int] = 1
     numbers: ClassVar[tuple] = ("steps", "seconds")
     seed: int = option(0, "seed of parameters, images and tasks", 0)
@@ -117,11 +118,11 @@ def add_positional(parser, field):
 
 def help_of(field):
     """A flag's help text with its default and its choices."""
-    told = [] if field.default in (None, "") else [f"default: {field.default}"]
+    notes = [] if field.default in (None, "") else [f"default: {field.default}"]
     if field.metadata["choices"]:
-        told.append("one of " + ", ".join(field.metadata["choices"]))
+        notes.append("one of " + ", ".join(field.metadata["choices"]))
     text = field.metadata["help"]
-    return f"{text} ({'; '.join(told)})" if told else text
+    return f"{text} ({'; '.join(notes)})" if notes else text
 
 
 def read(settings, args):
@@ -168,8 +169,8 @@ def out_path(config, name):
 
 def announce(config):
     """Print the experiment and all its settings in one line."""
-    told = dataclasses.asdict(config)
-    words = [f"{name}={value}" for name, value in told.items() if value != ""]
+    values = dataclasses.asdict(config)
+    words = [f"{name}={value}" for name, value in values.items() if value != ""]
     print(experiment_of(config), *words)
 
 
@@ -178,7 +179,7 @@ def announce(config):
 
 def experiment_of(config):
     """The name of the experiment that a settings object belongs to: its class, in small letters."""
-    return type(config).__name__.lower()
+    return type(config).experiment or type(config).__name__.lower()
 
 
 def identify(config, **more):

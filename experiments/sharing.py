@@ -11,7 +11,6 @@ Tasks are BinaryTasks on 3D Shapes or dSprites. On precomputed features: sharing
 """
 import dataclasses
 import functools
-import os
 import time
 from typing import ClassVar
 
@@ -40,7 +39,7 @@ TEST_ALPHA = 0.1  # of heads fitted for scores, the same for all runs
 
 
 @dataclasses.dataclass(frozen=True)
-class Sharing(settings.Training):
+class Sharing(settings.RunSettings):
     """Train an encoder through sparse heads that share features, on binary tasks of a few factors.
 
     Our reading of [F23].
@@ -120,7 +119,7 @@ def sharing(config):
         return metrics.scores(z[on_the_way], F) | {"inner_ms": objective.mean_ms()}
 
     training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
-    with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
+    with run, sparsedis.cpu_threads(config.threads):
         end, rows = run.train(training, measure, xp, on, head_start(config))
 
         def trained(grid, index):
@@ -134,8 +133,8 @@ def sharing(config):
         result["inner_ms"] = float(np.mean([row["inner_ms"] for row in rows]))
         result["signatures"] = signatures(result, config.features)
         result["seconds"] = rows[-1]["seconds"]
-        told = ("steps", "seed", "source", "method", "alpha", "beta", "rho", "factors")
-        return run.finish(result | {key: getattr(config, key) for key in told}), run
+        keys = ("steps", "seed", "source", "method", "alpha", "beta", "rho", "factors")
+        return run.finish(result | {key: getattr(config, key) for key in keys}), run
 
 
 def head_start(config):
@@ -154,9 +153,9 @@ class Timed:
 
     def __call__(self, *args):
         began = time.perf_counter()
-        told = self.objective(*args)
+        result = self.objective(*args)
         self.spent.append(time.perf_counter() - began)
-        return told
+        return result
 
     def mean_ms(self):
         """Milliseconds a call since this was last asked."""
@@ -191,14 +190,14 @@ def binary_objective(method, alpha, beta, eps, ramp, n_support, one_step=False):
         F_task, cache = sparsedis.normalise(F_raw, n_support=n_support)       # (T, n, m)
         if method == "sharing":
             lam = alpha * max(now, 0.1), beta * now
-            told = sharing_episode(F_task, Y, lam, n_support, one_step=one_step)
+            fitted = sharing_episode(F_task, Y, lam, n_support, one_step=one_step)
         elif method == "lasso":
             signs = 2 * Y[..., 0] - 1
             top = solvers.lasso_lambda_max(F_task[:, :n_support, :], signs[:, :n_support])
-            told = sparsedis.inner_lasso(F_task, signs, eps * now * top, n_support)
+            fitted = sparsedis.inner_lasso(F_task, signs, eps * now * top, n_support)
         else:
-            told = learned_heads(F_task, Y, tasks, params["head.W"])
-        loss, dF, dparams, info = told
+            fitted = learned_heads(F_task, Y, tasks, params["head.W"])
+        loss, dF, dparams, info = fitted
         grads = {"head.W": dparams["W"]} if "W" in dparams else {}
         dF = sparsedis.normalise_backward(dF, cache)[0]
         return loss, [xp.reshape(dF, F.shape)], grads, info
@@ -291,16 +290,16 @@ def signatures(result, m):
     """What has gone wrong, as far as the scores tell, one line each."""
     per_head, unused = result["features_per_head"], result["unused"]
     seen, accuracy = result["accuracy_seen"], result["accuracy"]
-    told = []
+    lines = []
     if per_head > 0.8 * m:
-        told.append(f"importances all alike: a head weighs {per_head:.1f} of {m} features alike")
+        lines.append(f"importances all alike: a head weighs {per_head:.1f} of {m} features alike")
     if unused > 0.5:
-        told.append(f"most features unused: {100 * unused:.0f} % by no head")
+        lines.append(f"most features unused: {100 * unused:.0f} % by no head")
     if seen < 0.65:
-        told.append(f"poor on the tasks trained on: {100 * seen:.1f} %")
+        lines.append(f"poor on the tasks trained on: {100 * seen:.1f} %")
     if accuracy < 0.65:
-        told.append(f"poor on unseen tasks: {100 * accuracy:.1f} %")
-    return told
+        lines.append(f"poor on unseen tasks: {100 * accuracy:.1f} %")
+    return lines
 
 
 # ------------------------------------------------------------------------------ figures
@@ -368,9 +367,9 @@ def draw_entropy(ax, grid, betas):
     ax.scatter(H, D, c=[f"C{betas.index(row['beta'])}" for row in grid])
     text = ""
     if len(grid) > 3:
-        told = pearsonr(H, D)
-        low, high = told.confidence_interval()
-        text = f"correlation {told.statistic:.2f}, 95 % from {low:.2f} to {high:.2f}"
+        correlation = pearsonr(H, D)
+        low, high = correlation.confidence_interval()
+        text = f"correlation {correlation.statistic:.2f}, 95 % from {low:.2f} to {high:.2f}"
     print(
         f"DCI-D and the entropy of {len(grid)} runs: {text or 'too few runs'}; "
         "[F23] reports 94.7 for the sharing penalty")
@@ -401,8 +400,8 @@ def print_methods(rows, path):
         same = [row for row in rows if (row["rho"], row["method"]) == (rho, method)]
         first = same[0]["alpha"], same[0]["beta"]
         same = [row for row in same if (row["alpha"], row["beta"]) == first]
-        told = ""
+        columns = ""
         for key in keys:
             values = [row[key] for row in same]
-            told += f"{np.mean(values):>9.3f} +- {np.std(values):.3f}"
-        print(f"{rho:>4}  {method:<9}{told}   ({len(same)} seeds)")
+            columns += f"{np.mean(values):>9.3f} +- {np.std(values):.3f}"
+        print(f"{rho:>4}  {method:<9}{columns}   ({len(same)} seeds)")

@@ -10,7 +10,6 @@ classes and places, which tells what the sampling does from what sharing does.
 """
 import dataclasses
 import hashlib
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +20,9 @@ from experiments import results, settings, sharing
 from experiments.episodes import support_first
 from experiments.sharing import Sharing, fit_heads, objective_of
 
-METHODS = ("sharing", "erm", "erm-even")
+TRAINED = ("sharing", "erm", "erm-even")  # the methods
 IMAGES_ONLY = ("method", "rho", "factors", "pool", "test_tasks", "eps")
-SCORES = ("accuracy", "worst_group", "refit_worst_group", "few_shot")
+FEATURE_SCORES = ("accuracy", "worst_group", "refit_worst_group", "few_shot")
 
 
 # ------------------------------------------------------------------------------ data
@@ -64,14 +63,14 @@ def load_features(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-        return features_of(found)
+        return parse_features(found)
     except Exception as error:
         raise ValueError(
             f"{path}: expected an npz file with x, y and domain, or group and split ({error})"
         ) from None
 
 
-def features_of(found):
+def parse_features(found):
     """The Features of an npz file's arrays; ValueError says what is wrong."""
     kind = "domain" if "domain" in found else "group"
     if kind == "domain" and ("group" in found or "split" in found):
@@ -171,37 +170,37 @@ def tell_features(config):
             print("rows held out")
         else:
             print("mean over the domains left out")
-        for method in METHODS:
+        for method in TRAINED:
             tell(config, result, method, f"_{place}" if place else "")
     run.tell_files()
 
 
 def tell(config, result, method, suffix):
     """The scores of a method in one line."""
-    told = {key: 100 * result[f"{method}_{key}{suffix}"] for key in SCORES}
+    percent = {key: 100 * result[f"{method}_{key}{suffix}"] for key in FEATURE_SCORES}
     print(
-        f"  {method:<9} accuracy {told['accuracy']:.2f} %   worst group "
-        f"{told['worst_group']:.2f} %, with a head refitted on even rows "
-        f"{told['refit_worst_group']:.2f} %   {config.shot}-shot {told['few_shot']:.2f} %")
+        f"  {method:<9} accuracy {percent['accuracy']:.2f} %   worst group "
+        f"{percent['worst_group']:.2f} %, with a head refitted on even rows "
+        f"{percent['refit_worst_group']:.2f} %   {config.shot}-shot {percent['few_shot']:.2f} %")
 
 
 def sharing_on_features(config):
     """Train and score each method on every domain left out, or on the test rows -> result, Run."""
     check(config)
     features = load_features(config.data)
-    told = [f"{method}_{key}" for method in METHODS for key in SCORES]
-    run = results.Run(config, features.fingerprint(), __file__, ("steps", *told))
+    keys = [f"{method}_{key}" for method in TRAINED for key in FEATURE_SCORES]
+    run = results.Run(config, features.fingerprint(), __file__, ("steps", *keys))
     kept = run.kept()
     if kept:
         return kept, run
     result = {"kind": features.kind, "places": features.places}
     result |= {"steps": config.steps, "seed": config.seed}
-    with run, sparsedis.cpu_threads(config.threads or os.cpu_count()):
-        for method in METHODS:
-            told = [features_run(config, features, i, method, run)
-                    for i in range(len(features.places))]
-            for key in SCORES:
-                values = [scores[key] for scores in told]
+    with run, sparsedis.cpu_threads(config.threads):
+        for method in TRAINED:
+            found = [features_run(config, features, i, method, run)
+                     for i in range(len(features.places))]
+            for key in FEATURE_SCORES:
+                values = [scores[key] for scores in found]
                 result[f"{method}_{key}"] = float(np.mean(values))
                 if features.kind == "domain":
                     pairs = zip(features.places, values, strict=True)
@@ -217,7 +216,7 @@ def check(config):
 
 
 def features_run(config, features, i, method, run):
-    """Train one MLP encoder on the rows not held out, and score it on those: see SCORES."""
+    """Train one MLP encoder on the rows not held out, and score it on those: see FEATURE_SCORES."""
     xp, device = settings.device_of(config.device)
     x, y = features.x, features.y
     held = features.held_out(i)

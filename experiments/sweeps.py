@@ -265,20 +265,20 @@ def table_of(name, scale, folder):
 
 def read_table(name, scale, folder):
     """The rows of a sweep's finished runs; of some only the table there tells, see ROWS_ONLY."""
-    told = read_told(table_of(name, scale, folder)) if name in ROWS_ONLY else {}
-    rows = [read_row(config, told) for config in sweep_configs(name, scale, folder)]
+    by_name = read_told(table_of(name, scale, folder)) if name in ROWS_ONLY else {}
+    rows = [read_row(config, by_name) for config in sweep_configs(name, scale, folder)]
     return [row for row in rows if row]
 
 
-def read_row(config, told):
+def read_row(config, by_name):
     """A run's name, settings, scores, the digest of the code that made it, and its folder, None
     where only a table tells of it; None for a run that is not finished."""
     run = run_of(config)
     scores = run.result()
     if scores is not None:
         scores |= {"code": run.made_by()["code"], "folder": str(run.folder)}
-    elif run.name in told:
-        scores = told[run.name] | {"folder": None}
+    elif run.name in by_name:
+        scores = by_name[run.name] | {"folder": None}
     else:
         return None
     return {"run": run.name} | scores | settings.identify(config)[0]
@@ -359,17 +359,17 @@ def tell_agreement(rows, features):
 
     features(row) -> features of a run, of the same images for all.    [Duan et al. 2020]
     """
-    told = {}
+    agreements = {}
     for eps in sorted({row["eps"] for row in rows}):
         same = [row for row in rows if row["eps"] == eps]
         if len(same) > 1:
             agreement = np.median(metrics.udr([features(row) for row in same]))
-            told[eps] = Agreement(agreement, np.mean([row["mcc"] for row in same]))
-    if not told:
+            agreements[eps] = Agreement(agreement, np.mean([row["mcc"] for row in same]))
+    if not agreements:
         raise ValueError("at least two finished seeds per eps are needed: run.py sweep main")
-    for eps, (agreement, mcc) in told.items():
+    for eps, (agreement, mcc) in agreements.items():
         print(f"eps {eps:<6} UDR {agreement:.3f}   MCC {mcc:.4f}")
-    chosen = max(told, key=lambda eps: told[eps].udr)
-    best = max(told, key=lambda eps: told[eps].mcc)
-    mcc, below = told[chosen].mcc, told[best].mcc - told[chosen].mcc
+    chosen = max(agreements, key=lambda eps: agreements[eps].udr)
+    best = max(agreements, key=lambda eps: agreements[eps].mcc)
+    mcc, below = agreements[chosen].mcc, agreements[best].mcc - agreements[chosen].mcc
     print(f"UDR chooses eps {chosen}: MCC {mcc:.4f}, {below:.4f} below the best, eps {best}")

@@ -20,7 +20,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -41,9 +40,10 @@ WIDE = 100                                                          # components
 
 
 @dataclasses.dataclass(frozen=True)
-class Tasks(settings.Training):
+class TableTasks(settings.RunSettings):
     """Features of your own rows, from many sparse fits of their targets: an npz or CSV file."""
 
+    experiment: ClassVar[str] = "tasks"
     numbers: ClassVar[tuple] = ("steps", "seconds", "score", "zero")
     data: str = option(None, "npz or CSV file", positional=True, **ELSEWHERE)
     targets: str = option("", "CSV: the columns that are targets, with commas between them")
@@ -80,8 +80,8 @@ def tell(result):
     print("labelled rows   on the features   ridge on them   on the raw input")
     for size in (*FEW, "all"):
         if f"score_{size}" in result:
-            told = (result[f"{name}_{size}"] for name in ("score", "ridge", "raw"))
-            print(f"{size:>13}" + "".join(f"{value:>16.3f}" for value in told))
+            values = (result[f"{name}_{size}"] for name in ("score", "ridge", "raw"))
+            print(f"{size:>13}" + "".join(f"{value:>16.3f}" for value in values))
     print(f"{100 * result['zero']:.0f} % of the weights are zero; a target uses "
           f"{result['used']:.1f} of {result['features']} features ({result['used_least']} to "
           f"{result['used_most']})")
@@ -106,16 +106,16 @@ def tasks(config):
         "random_state": config.seed})
     train, test = ~rows.test, rows.test
     x, Y = rows.x[train], rows.Y[train]
-    with run, cpu_threads(config.threads or os.cpu_count()):
+    with run, cpu_threads(config.threads):
         training = model.prepare(x, Y)
         measure = functools.partial(measure_rows, model, rows)
         end, lines = run.train(training, measure, xp, device)
         model.conclude(end, x, Y)
         save_model(run, model, end, config.seed)
         F = model.transform(rows.x)
-        told = {"F": F, "W": model.coef_, "b": model.intercept_, "test": test}
+        arrays = {"F": F, "W": model.coef_, "b": model.intercept_, "test": test}
         path = run.path("features.npz")
-        results.write_atomically(path, lambda file: np.savez(file, **told))
+        results.write_atomically(path, lambda file: np.savez(file, **arrays))
         result = score_model(model, rows, F, config)
         draw_training(lines, run.path("training.png"), result)
         draw_weights(model.coef_, rows.names, run.path("weights.png"))
@@ -225,10 +225,11 @@ def checked(found, names, config):
     names = names or [f"target {k}" for k in range(Y.shape[1])]
     known = Y >= 0 if config.likelihood == "categorical" else ~np.isnan(Y)
     for k, name in enumerate(names):
-        told = [np.count_nonzero(known[rows, k]) for rows in (~test, test)]
-        if min(told) < 2:
+        counts = [np.count_nonzero(known[rows, k]) for rows in (~test, test)]
+        if min(counts) < 2:
             raise ValueError(
-                f"{name}: {told[0]} labels to train on and {told[1]} held out, expected 2 or more")
+                f"{name}: {counts[0]} labels to train on and {counts[1]} held out, "
+                "expected 2 or more")
     return Rows(x, Y, factors, test, names)
 
 
@@ -237,14 +238,14 @@ def checked(found, names, config):
 
 def measure_rows(model, rows, params, state, info):
     """What a line of the log tells: eps, and with factors MCC on rows held out."""
-    told = {"eps": info["eps"]}
+    line = {"eps": info["eps"]}
     if rows.factors is not None:
         some = np.flatnonzero(rows.test)[:1000]
         model.params_, model.state_ = (
             {name: metrics.to_numpy(a) for name, a in arrays.items()} for arrays in (params, state))
         F = model.encode(model.check_inputs(rows.x[some], reset=False))
-        told["mcc"] = metrics.mcc(rows.factors[some], F)
-    return told
+        line["mcc"] = metrics.mcc(rows.factors[some], F)
+    return line
 
 
 def score_model(model, rows, F, config):
@@ -271,16 +272,16 @@ def score_model(model, rows, F, config):
 
 def chance(z, m, draws=100):
     """The mean MCC of a random Gaussian mixing of these factors into m features."""
-    rng, told = np.random.default_rng(0), []
+    rng, mccs = np.random.default_rng(0), []
     for _ in range(draws):
-        told.append(metrics.mcc(z, z @ rng.standard_normal((z.shape[1], m))))
-    return float(np.mean(told))
+        mccs.append(metrics.mcc(z, z @ rng.standard_normal((z.shape[1], m))))
+    return float(np.mean(mccs))
 
 
 def scores_of_size(model, rows, F, raw, size, config):
     """Mean scores over targets of predictors that are fitted on `size` labelled rows each."""
     targets = Targets(rows.Y, config.likelihood)
-    told = {"score": [], "ridge": [], "raw": []}
+    scores = {"score": [], "ridge": [], "raw": []}
     for k in range(len(rows.names)):
         labelled = np.flatnonzero(targets.known[:, k] & ~rows.test)
         if size != "all" and len(labelled) < size:
@@ -294,8 +295,8 @@ def scores_of_size(model, rows, F, raw, size, config):
             w, b = targets.predictor(X, k, on, head, config.eps)
             found = targets.predict(X[held_out], w, b)
             score = accuracy_score if targets.classes else r2_score
-            told[name].append(score(rows.Y[held_out, k], found))
-    return {f"{name}_{size}": float(np.mean(values)) for name, values in told.items()}
+            scores[name].append(score(rows.Y[held_out, k], found))
+    return {f"{name}_{size}": float(np.mean(values)) for name, values in scores.items()}
 
 
 # ------------------------------------------------------------------------------ pictures

@@ -9,7 +9,6 @@ sparsedis.task_objective; a step draws sets of rows, and targets for each set.
 import dataclasses
 import functools
 import numbers
-import os
 import warnings
 
 import array_api_compat.numpy
@@ -87,7 +86,7 @@ class SparseTasks(
         training = self.prepare(X, y)
         rng = np.random.default_rng(self.seed())
         params, state = training.encoder.init(rng, xp=library_of(self.device))
-        with cpu_threads(os.cpu_count() or 1):
+        with cpu_threads():
             end = train(training, Snapshot(params, state, None, 0))
             return self.conclude(end, X, y)
 
@@ -216,15 +215,17 @@ class SparseTasks(
         """Rows as the encoder takes them."""
         return ((X - self.input_mean_) / self.input_scale_).astype(dtype)
 
-    def encode(self, X, batch=400):
+    def encode(self, X):
         """What the encoder puts out, (N, m), in evaluation; in double precision for a table."""
-        dtype, parts = np.float64 if X.ndim == 2 else np.float32, []
+        dtype = np.float64 if X.ndim == 2 else np.float32
         params = {name: a.astype(dtype) for name, a in self.params_.items()}
-        for i in range(0, len(X), batch):
-            x = self.inputs(X[i:i + batch], dtype)
-            F, _, _ = self.encoder_.forward(params, self.state_, x, train=False)
-            parts.append(F)
-        return np.concatenate(parts).astype(np.float64)
+
+        def rows(index):
+            return self.inputs(X[index], dtype)
+
+        with cpu_threads():
+            F = self.encoder_.encode(params, self.state_, rows, np.arange(len(X)))
+        return F.astype(np.float64)
 
 
 class Targets:

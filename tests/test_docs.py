@@ -3,12 +3,14 @@ core stands alone; lines end at column 100."""
 
 import ast
 import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 import run
+import solvers
 from experiments import settings
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +91,10 @@ def test_links_and_figures_exist(path):
         target = link[0] or link[1]
         if not target.startswith("http"):
             assert ((ROOT / path).parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_readme_quotes_lasso_vjp_whole():
+    assert inspect.getsource(solvers.lasso_vjp) in README
 
 
 def test_the_first_page_is_short_and_has_every_command():

@@ -191,10 +191,13 @@ def test_a_pickle_is_not_read_and_the_error_says_how_to_convert_it(tmp_path, mon
     with pytest.raises(ValueError, match="no train split.*numpy.savez") as error:
         episodes.load_splits(".")
     assert not (tmp_path / "RAN").exists()
-    convert = str(error.value).partition("trust: ")[2].replace("PATH", "'X_train.pickle'")
-    exec(f"import pickle, numpy\n{convert}".replace("; ", "\n"))  # as the error says
-    x, labels = episodes.load_split("X_train.pickle.npz")
-    assert (x == X).all() and labels.tolist() == [0, 1]
+    convert = str(error.value).partition("trust: ")[2].replace("; ", "\n")
+    content = {"data": X, "labels": [0, 1]}
+    (tmp_path / "X_val.pickle").write_bytes(pickle.dumps(content))
+    for split in ("train", "val", "test"):
+        exec("import pickle, numpy\n" + convert.replace("PATH", f"'X_{split}.pickle'"))
+    x, labels = episodes.load_splits(".")["val"]
+    assert (x == X).all() and labels.tolist() == ["val/0", "val/1"]
 
 
 def test_classes_of_shapes_are_sparse_linear_functions_of_the_factors():

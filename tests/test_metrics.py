@@ -79,15 +79,13 @@ def test_dci_by_hand():
     assert d == pytest.approx((1 + 1 - np.log(2) / np.log(3)) / 2) and c == pytest.approx(1)
 
 
-def test_concentration_ends_and_weights():
+def test_concentration_has_its_ends_and_no_weights():
     assert metrics.concentration(np.eye(4)) == 1 and metrics.concentration(
         np.ones((3, 5))
     ) == pytest.approx(0)
     assert metrics.concentration(np.zeros((3, 5))) == 0
-    B = np.array([[1.0, 0.0], [3.0, 3.0]])
-    assert metrics.concentration(B) == pytest.approx(0.5) and metrics.concentration(
-        B, weighted=True
-    ) == pytest.approx(1 / 7)
+    B = np.array([[1.0, 0.0], [3.0, 3.0]])  # rows count alike, whatever their sizes
+    assert metrics.concentration(B) == pytest.approx(0.5)
 
 
 @settings(max_examples=40, deadline=None)

@@ -91,7 +91,7 @@ def test_weights_are_halved_only_where_no_feature_changes(folders):
     far = halves | {"linear2.b": halves["linear2.b"] + np.float32(3000.3)}  # a half is 3000
     for params, wanted in ((halves, np.float16), (far, np.float32)):
         own = dataclasses.replace(trained, params=params)
-        F = page.features_of(own, params, shapes, drawn)
+        F = page.features_on_page(own, params, shapes, drawn)
         kept, dtype = page.fit_to_page(own, F, shapes, drawn)
         assert dtype == wanted
         assert all(np.array_equal(kept[name], params[name]) for name in params)
@@ -208,7 +208,7 @@ def test_features_are_pythons(tab, folders):
     found = tab.evaluate(script, FACTORS.tolist())
     for r, name in enumerate(("lasso", "ridge")):
         trained = page.read_run(folders[name])
-        F = page.features_of(trained, trained.params, shapes, index)
+        F = page.features_on_page(trained, trained.params, shapes, index)
         told = tab.evaluate(f"(({{order, sign, mean, deviation}}) => "
                             f"[order, sign, mean, deviation])(runs[{r}])")
         order, sign, mean, deviation = map(np.array, told)
@@ -245,7 +245,7 @@ def test_a_task_is_fitted_to_what_it_shows(tab, folders):
     signal = z[drawn[ids]] @ [0, 1.5, 0, 0, -1, 0]
     assert np.std(y - signal) == pytest.approx(0.1 * np.std(signal), rel=0.1)
     trained = page.read_run(folders["lasso"])
-    F = page.features_of(trained, trained.params, data.Shapes3D(), drawn[ids]).astype(float)
+    F = page.features_on_page(trained, trained.params, data.Shapes3D(), drawn[ids]).astype(float)
     fit, _ = sparsedis.normalise(F[None, :25])
     centred = y[None, :25]
     w, _ = solvers.lasso(fit, centred, 0.03 * solvers.lasso_lambda_max(fit, centred))

@@ -122,7 +122,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     encoder = sparsedis.mlp([3, 4, 2])
     params, state = encoder.init(np.random.default_rng(0))
     moments = {name: a + 1 for name, a in params.items()}
-    opt = sparsedis.Optimiser(7, moments, {})
+    opt = sparsedis.OptimiserState(7, moments, {})
     path = tmp_path / "checkpoint.npz"
     rows = {"input.mean": np.arange(3.0)}
     results.save_checkpoint(path, sparsedis.Snapshot(params, state, opt, 7), encoder.spec, 3, rows)

@@ -11,7 +11,7 @@ from experiments.settings import option
 
 
 @dataclasses.dataclass(frozen=True)
-class Example(settings.Training):
+class Example(settings.RunSettings):
     """An experiment of no use."""
 
     source: str = option(None, "a word", positional=True)

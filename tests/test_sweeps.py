@@ -116,7 +116,7 @@ def test_without_a_penalty_lasso_and_ridge_are_run_once(tiny_sweeps, monkeypatch
 
 def test_texts_with_commas_survive_the_table(tmp_path):
     rows = [{"seed": 0, "note": 'a, "b"', "mcc": 1 / 3}, {"seed": 1, "more": 2}]
-    sweeps.write_table(rows, tmp_path / "t.csv", settings.Training)
+    sweeps.write_table(rows, tmp_path / "t.csv", settings.RunSettings)
     with open(tmp_path / "t.csv", newline="") as file:
         told = list(csv.DictReader(file))
     assert told[0] == {"seed": "0", "note": 'a, "b"', "mcc": repr(1 / 3), "more": ""}

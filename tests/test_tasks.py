@@ -225,7 +225,7 @@ def test_classes_have_no_ridge_head(folder, capsys):
 
 def test_few_labels_leave_out_the_sizes_that_they_do_not_reach():
     x, Y, z = table(np.random.default_rng(1), N=60, d=6, K=3, missing=0)
-    config = tasks.Tasks(data="-", features=5, steps=2)
+    config = tasks.TableTasks(data="-", features=5, steps=2)
     rows = tasks.checked({"x": x, "Y": Y}, ["a", "b", "c"], config)
     model = SparseTasks(n_components=5, steps=2)
     raw = metrics.standardise(x)
