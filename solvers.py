@@ -61,7 +61,7 @@ def lasso(F, y, lam, max_iter=None):
     limit = 100 + 20 * F.shape[2] if max_iter is None else max_iter
     problem = G, c, lam, unit                                       # given to lasso_gap, lasso_step
     start = xp.zeros_like(c)
-    return until_solved(lasso_step, lasso_gap, start, problem, tolerance("lasso", F), limit)
+    return until_solved("lasso", lasso_step, lasso_gap, start, problem, limit)
 
 
 def lasso_gap(w, G, c, lam, unit):
@@ -282,8 +282,7 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     def step(W, F, Y, lam, unit):
         return newton_group_step(F, Y, lam, block_sweep(F, Y, lam, W, loss), loss)
 
-    problem = F, Y, lam, unit
-    return until_solved(step, gap, start, problem, tolerance("group_lasso", F), max_iter)
+    return until_solved("group_lasso", step, gap, start, (F, Y, lam, unit), max_iter)
 
 
 def data_gradient(F, Y, W, loss):
@@ -462,7 +461,8 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
         raise ValueError(f"method: found {method}, expected {' or '.join(SVM_METHODS)}")
     search, limit = SVM_METHODS[method]
     limit = limit if max_iter is None else max_iter
-    tol = tolerance("group_svm", F)
+    double, single = TOLERANCE["group_svm"]
+    tol = double if F.dtype == xp.float64 else single
 
     def fit(F, Y, lam1, lam2):                                      # -> arrays of T rows
         Lam, certificate, n_iter = search(compressed(svm_problem(F, Y, lam1, lam2)), tol, limit)
@@ -981,19 +981,19 @@ TOLERANCE = {                # of the gap at which a solver has converged, in fl
     "group_svm": (1e-8, 1e-4)}
 
 
-def tolerance(solver, F):
-    """The tolerance of a solver in the precision of F."""
-    double, single = TOLERANCE[solver]
-    return double if F.dtype == array_namespace(F).float64 else single
-
-
-def until_solved(step, measure, w, problem, tol, max_iter):
-    """Repeat w <- step(w, *seen, *problem) until no task's gap exceeds tol  ->  w, info.
+def until_solved(solver, step, measure, w, problem, max_iter):
+    """Repeat w <- step(w, *seen, *problem) until no task's gap exceeds the solver's  ->  w, info.
 
     measure(w, *problem) -> gap (T,), seen: what a step wants to know of w. Every array has T rows.
     Once over a quarter of the batch is solved these tasks leave it; until then they step on.
     """
     xp = array_namespace(w)
+    double, single = TOLERANCE[solver]
+    tol = double if w.dtype == xp.float64 else single
+
+    def take(arrays, rows):
+        return [xp.take(a, rows, axis=0) for a in arrays]
+
     tasks = xp.arange(w.shape[0], device=device(w))                 # those still in the batch
     gone = []                                                       # (tasks, w, gap) of the others
     for n_iter in range(max_iter + 1):
@@ -1004,19 +1004,14 @@ def until_solved(step, measure, w, problem, tol, max_iter):
             break
         if solved > w.shape[0] // 4:
             order = xp.argsort(xp.astype(open_, xp.int8), stable=True)           # solved ones first
-            gone.append(take_all((tasks, w, gap), order[:solved]))
-            tasks, w = take_all((tasks, w), order[solved:])
-            seen, problem = (take_all(arrays, order[solved:]) for arrays in (seen, problem))
+            gone.append(take((tasks, w, gap), order[:solved]))
+            tasks, w = take((tasks, w), order[solved:])
+            seen, problem = (take(arrays, order[solved:]) for arrays in (seen, problem))
         w = step(w, *seen, *problem)
     parts = zip(*gone, (tasks, w, gap), strict=True)
     tasks, w, gap = (xp.concat(part) for part in parts)
-    w, gap = take_all((w, gap), xp.argsort(tasks))
+    w, gap = take((w, gap), xp.argsort(tasks))
     return w, {"n_iter": n_iter, "gap": gap, "converged": gap <= tol}
-
-
-def take_all(arrays, index):
-    """The rows of every array."""
-    return [array_namespace(a).take(a, index, axis=0) for a in arrays]
 
 
 # ------------------------------------------------------------------------------ made of: systems
@@ -1048,14 +1043,14 @@ def solve_psd(A, b):
     condition of A, scaled to a diagonal of 1, allows; and which A are singular to rounding, (T,):
     of all solutions that of least norm.
     """
-    xp = array_namespace(A)
+    xp, k = array_namespace(A), A.shape[-1]
     A, scale = with_unit_diagonal(A)
     b = b / scale
     A_inv = xp.linalg.inv(regularised(A))
     x = matvec(A_inv, b)
     x = x + matvec(A_inv, b - matvec(A, x))                         # A_inv is of A + rounding I
     trace = xp.sum(xp.abs(xp.linalg.diagonal(A_inv)), axis=1)       # >= 1 / A's least eigenvalue
-    singular = trace > 1 / (30 * rounding_of(A))                    # beyond which refining fails
+    singular = trace * 1000 * k * xp.finfo(A.dtype).eps > 1         # then refining fails, too
     x = x / scale
     if bool(xp.any(singular)):
         x = xp.where(singular[:, None], least_norm(A, scale, b), x)
@@ -1089,26 +1084,21 @@ def restrict(A, S, b):
     Off S a row is that of the identity. Of more than WIDE features only as many are kept as the
     largest support has, a task's own in front.
     """
-    xp, m = array_namespace(A), A.shape[1]
-    if m <= WIDE:
-        return masked(A, S), xp.where(S, b, 0), lambda x: x
-    width = max(1, int(xp.max(xp.sum(xp.astype(S, xp.int64), axis=1))))
-    order = xp.argsort(xp.astype(~S, xp.int8), axis=1, stable=True)
-    first = order[:, :width]
-    A = xp.take_along_axis(A, first[:, :, None], axis=1)            # rows, then columns
-    A = xp.take_along_axis(A, first[:, None, :], axis=2)
-    S, b = (xp.take_along_axis(a, first, axis=1) for a in (S, b))
-    rest = xp.zeros((A.shape[0], m - width), dtype=A.dtype, device=device(A))
+    xp, m, back = array_namespace(A), A.shape[1], lambda x: x
+    if m > WIDE:
+        width = max(1, int(xp.max(xp.sum(xp.astype(S, xp.int64), axis=1))))
+        order = xp.argsort(xp.astype(~S, xp.int8), axis=1, stable=True)
+        first, place = order[:, :width], xp.argsort(order, axis=1)
+        A = xp.take_along_axis(A, first[:, :, None], axis=1)        # rows, then columns
+        A = xp.take_along_axis(A, first[:, None, :], axis=2)
+        S, b = (xp.take_along_axis(a, first, axis=1) for a in (S, b))
+        rest = xp.zeros((A.shape[0], m - width), dtype=A.dtype, device=device(A))
 
-    def back(x):
-        return xp.take_along_axis(xp.concat([x, rest], axis=1), xp.argsort(order, axis=1), axis=1)
+        def back(x):
+            return xp.take_along_axis(xp.concat([x, rest], axis=1), place, axis=1)
 
-    return masked(A, S), xp.where(S, b, 0), back
-
-
-def masked(A, S):
-    """A where S x S, the identity elsewhere."""
-    return array_namespace(A).where(S[:, :, None] & S[:, None, :], A, identity(A.shape[1], A))
+    A = xp.where(S[:, :, None] & S[:, None, :], A, identity(A.shape[1], A))
+    return A, xp.where(S, b, 0), back
 
 
 def with_unit_diagonal(A):
@@ -1119,13 +1109,9 @@ def with_unit_diagonal(A):
 
 
 def regularised(A):
-    """A + delta I, delta of rounding size, regular where A of diagonal 1 is semi-definite."""
-    return A + rounding_of(A) * identity(A.shape[-1], A)
-
-
-def rounding_of(A):
-    """How large an eigenvalue of A (T, k, k), of diagonal 1, may be by rounding."""
-    return 32 * A.shape[-1] * array_namespace(A).finfo(A.dtype).eps
+    """A + delta I, delta of rounding size: regular where A, of diagonal 1, is semi-definite."""
+    k = A.shape[-1]
+    return A + 32 * k * array_namespace(A).finfo(A.dtype).eps * identity(k, A)
 
 
 # ------------------------------------------------------------------------------ made of: refusals

@@ -7,6 +7,7 @@ import inspect
 import re
 from pathlib import Path
 
+import mutants
 import pytest
 
 import run
@@ -135,6 +136,12 @@ LAYERS = [  # of experiments/: a room imports rooms of the lines above its own, 
 def imports_of(path):
     """The modules of ours that a file imports anywhere, also inside its functions."""
     return set(settings.imported_names(ast.parse(path.read_text()))) & (OURS | TESTS)
+
+
+def test_the_mutants_looked_at_are_of_lines_that_are_there():
+    for file, start, *_ in mutants.EQUIVALENT:
+        lines = (ROOT / f"{file}.py").read_text().splitlines()
+        assert any(line.strip().startswith(start) for line in lines), f"{file}.py: {start}"
 
 
 def test_solvers_data_and_metrics_import_nothing_of_ours():
