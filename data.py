@@ -3,8 +3,9 @@
     N          images, 480,000; an image is (64, 64, 3), its values in [0, 1]
     factors    (N, 6) the index of each factor: floor hue, wall hue, object hue, scale, shape,
                orientation
-    z (N, d)   standardised factors, the ground-truth latents, d = 6
-    p (N,)     probability of each image; rho its correlation, alpha the noise on z
+    z (N, d)   the ground-truth latents, d = 6: the indices, with noise, standardised
+    p (N,)     probability of each image: a Gaussian density at z, of correlations rho
+    alpha      width of the noise, in steps of an index
     G, n, K    image sets a step; images a set; tasks a set: sets, samples, per_set of Tasks.
                run.py has 4, 25, 16, the paper n = 50 and K = 1
     w (T, d)   coefficients of tasks, T = G K; W (G, K, k, d) those of k outputs
@@ -56,7 +57,7 @@ def latents(shapes, alpha=1.0, rho=0.9, seed=0):
     z = (z - z.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     z[:, factors.min(axis=0) == factors.max(axis=0)] = 0
     Sigma = (1 - rho) * np.eye(z.shape[1]) + rho
-    log_p = -0.5 * np.vecdot(z @ np.linalg.inv(Sigma), z)
+    log_p = -0.5 * np.vecdot(z @ np.linalg.inv(Sigma), z)               # up to a constant
     p = np.exp(log_p - log_p.max())
     return z, p / p.sum()
 
@@ -91,8 +92,9 @@ def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
 
     bernoulli-gauss  each entry is N(0, 1) with probability 1/2, else 0; an empty support (1 of 64
                      as D.2.1 describes it) is given one entry
-    laplace, gauss   dense, independent entries of variance 1 (D.2.4: Laplace of variance 2; labels'
-                     noise and lambda are relative to the signal, so that it makes no difference)
+    laplace, gauss   dense, against Assumption 3.6; independent entries of variance 1 (D.2.4:
+                     Laplace of variance 2; the labels' noise and lambda are relative to the signal,
+                     so that it makes no difference)
     sphere           as bernoulli-gauss, on the unit sphere of the support
     blocks-B         one of the d/B blocks of B consecutive entries is on, drawn uniformly: violates
                      Assumption 3.6 where B > 1
@@ -127,7 +129,7 @@ def parse_kind(kind, d):
 def sample_supports(rng, T, d, name, size):
     """Supports (T, d) of a kind of tasks, a mask."""
     if name == "fixed":
-        return rng.random((T, d)).argsort(axis=1) < size                # of a random permutation
+        return rng.random((T, d)).argsort(axis=1) < size                # in a random permutation
     if name == "blocks":
         return np.arange(d) // size == rng.integers(d // size, size=(T, 1))
     return nonempty(rng, rng.random((T, d)) < 0.5)
@@ -136,7 +138,9 @@ def sample_supports(rng, T, d, name, size):
 def nonempty(rng, S):
     """Supports S (T, d), in place: an empty one is given an entry."""
     T, d = S.shape
-    S[np.arange(T), rng.integers(d, size=T)] |= ~S.any(axis=1)
+    entry = rng.integers(d, size=T)                                     # used or not
+    empty = np.flatnonzero(~S.any(axis=1))
+    S[empty, entry[empty]] = True
     return S
 
 
@@ -152,7 +156,7 @@ class Tasks:
                                                                     [L23, App. D.2.1, Sec. 3.1]
     """
 
-    def __init__(self, z, p, sets=2, samples=50, per_set=16, kind="bernoulli-gauss", outputs=1,
+    def __init__(self, z, p, sets=4, samples=25, per_set=16, kind="bernoulli-gauss", outputs=1,
                  likelihood="gaussian", shift=0.0):
         self.z, self.p, self.cumulative = z, p, np.cumsum(p)
         self.sets, self.samples, self.per_set = sets, samples, per_set
@@ -238,7 +242,7 @@ class FactorGrid:
 
 
 class Shapes3D(FactorGrid):
-    """3D Shapes: rendered when no path is given, else read from the official HDF5 file.
+    """3D Shapes, from the official HDF5 file; without a path from our renderer, fitted to it.
 
     A file may have fewer rows. Its images are unpacked once into PATH.images.npy, for fast random
     access. Raises ValueError, naming the file, where it is damaged or holds other arrays.  [3DS]
@@ -320,7 +324,7 @@ def row_blocks(images, rows=2048):
 
 
 class StoredImages:
-    """Images (N, ...) uint8 of such a file, read row by row; `digest` names their content.
+    """Images (N, ...) uint8 of a PATH.images.npy, read row by row; `digest` names their content.
 
     Read, not mapped: of a mapped file every row ever read counts as memory.
     """
@@ -548,7 +552,8 @@ def cast_room(camera):
     maps[SKY_MAP] = sky
     on = surface == 0
     maps[FLOOR_MAP, on] = floor_light(x[on], y[on])
-    headlights, along = (-back[1], back[0], -back[0]), (x, y, y)        # N.v, v = back; u of walls
+    headlights = -back[1], back[0], -back[0]                            # N.v, v = back, N inwards
+    along = x, y, y                                                     # u, along each wall
     for wall, light_of in enumerate((BACK_LIGHT, LEFT_LIGHT, RIGHT_LIGHT)):
         on = (surface == wall + 1) & ~sky
         maps[WALL_MAP, on] = wall_light(light_of, headlights[wall], along[wall][on], z[on])
@@ -572,8 +577,9 @@ def cast_object(shape, s, camera, room):
     """The object at scale s and its shadow, drawn over the room: the rays that change, and their
     new maps (5, changed)."""
     o, back, d = camera
-    centre = np.array([0, 0, 0.95 * s]) - o                             # a ball of radius 1.05 s:
-    near = centre @ centre - (d @ centre) ** 2 < (1.05 * s) ** 2        # feet are on shadowed floor
+    # A ball of radius 1.05 s holds the object but for its feet, seen before room.shadowed.
+    centre = np.array([0, 0, 0.95 * s]) - o
+    near = centre @ centre - (d @ centre) ** 2 < (1.05 * s) ** 2
     rays = np.flatnonzero(room.shadowed | near)
     t, new = hit_object(shape, s, o, d[rays]), room.maps[:, rays]
     visible = t < room.distance[rays]

@@ -15,8 +15,8 @@
 In this order: Lasso; ridge; losses of k outputs; group Lasso; the group-Lasso SVM, from its dual;
 its interior-point method; what these are made of. An iterative solver returns a certificate with
 its solution. Every vjp takes three steps, 1 curvature, 2 adjoint, 3 pull back (the SVM's a step 0
-before). Arrays may come from any library that array-api-compat knows: NumPy, CuPy, PyTorch.
-Derivations: docs/derivations.md.
+before). Arrays may be NumPy's, CuPy's or PyTorch's, by array-api-compat. Derivations:
+docs/derivations.md.
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
 """
@@ -50,17 +50,19 @@ def lasso(F, y, lam, max_iter=None):
     From w = 0, an iteration takes a step of proximal coordinate descent (the paper's solver, here
     greedy: the coordinate that violates optimality most), or two where m is large, then a Newton
     step on the support so found, which ends the search once that is right. Neither raises the
-    objective, so the support cannot cycle. Where the minimiser is not unique (lam = 0 with n < m,
-    equal columns) one of them is returned. Columns are expected to be of similar scale, as
-    normalised features are. Raises ValueError as check_problem does.
+    objective, so no support with its signs is minimised over twice. A task that is not solved after
+    max_iter iterations (100 + 20 m if not given) has converged False. Where the minimiser is not
+    unique (lam = 0 with n < m, equal columns) one of them is returned. Columns are expected to be
+    of similar scale, as normalised features are. Raises ValueError as check_problem does.
     """
     y, lam = check_problem(F, y, lam)
     xp = array_namespace(F)
     G, c = gram(F), correlations(F, y)
     unit = safe_divisor(xp.max(xp.abs(c), axis=1))                  # lasso_lambda_max
     limit = 100 + 20 * F.shape[2] if max_iter is None else max_iter
-    problem = G, c, lam, unit                                       # given to lasso_gap, lasso_step
+    problem = G, c, lam, unit                                       # given to both
     start = xp.zeros_like(c)
+    # w <- lasso_step(w) until lasso_gap is small (made of: iterations)
     return until_solved("lasso", lasso_step, lasso_gap, start, problem, limit)
 
 
@@ -164,7 +166,8 @@ def ridge(F, y, lam):
     """argmin_w  ||y - F w||^2 / (2 n) + lam/2 ||w||^2  for every task.            [L23, Sec. 5.1]
 
     (F'F/n + lam I) w = F'y/n. F (T, n, m), y (T, n), lam a number or (T,)  ->  w (T, m). At lam = 0
-    with singular F'F, the least-norm solution. Raises ValueError as check_problem does.
+    with singular F'F, the least-norm solution. (The paper says "an L2 norm"; half its square is our
+    reading.) Raises ValueError as check_problem does.
     """
     y, lam = check_problem(F, y, lam)
     w, _ = solve_psd(ridge_curvature(F, lam), correlations(F, y))
@@ -172,8 +175,8 @@ def ridge(F, y, lam):
 
 
 def ridge_residual(F, y, lam, w):
-    """The certificate of ridge: the largest |F'y/n - (F'F/n + lam I) w|_j over sqrt(A_jj), in units
-    of its value at w = 0, (T,), whatever the columns' units."""
+    """The certificate of ridge, (T,): max_j |c - A w|_j/sqrt(A_jj) over its value at w = 0, with
+    A = F'F/n + lam I. The root makes it independent of the columns' units."""
     y, lam = check_shapes(F, y, lam)
     xp = array_namespace(F)
     A, c = ridge_curvature(F, lam), correlations(F, y)
@@ -209,7 +212,7 @@ def ridge_vjp(F, y, lam, w, dw):
 
 # ------------------------------------------------------------------------------ losses of k outputs
 # "squared": 1/2 ||Z_i - Y_i||^2; "logistic": the cross-entropy of softmax(Z_i) and Y_i, or of the
-# sigmoid where k = 1; Z = F W' (T, n, k) are the scores, R the derivative in Z, R'[X] that of R
+# sigmoid where k = 1; Z = F W' (T, n, k) are the scores, R the derivative in Z, R_Z[X] that of R
 # along X.
 
 
@@ -227,7 +230,7 @@ def data_loss(Z, Y, loss):
 
 
 def loss_gradient(Z, Y, loss):
-    """R (T, n, k), the derivative of (1/n) sum_i loss(Z_i, Y_i) in Z, and the function R'[X]."""
+    """R (T, n, k), the derivative of (1/n) sum_i loss(Z_i, Y_i) in Z, and the function R_Z[X]."""
     xp, n = array_namespace(Z), Z.shape[1]
     if loss == "squared":
         return (Z - Y) / n, lambda X: X / n
@@ -336,8 +339,8 @@ def block_sweep(F, Y, lam, W, loss):
 
 
 def newton_group_step(F, Y, lam, W, loss):
-    """The Newton step on the support, or the part of it that lessens the violation most without
-    raising the objective."""
+    """W + t d for the Newton step d on the support, and of t = 1, 1/2, 1/4, 1/8 that which lessens
+    the violation most without raising the objective; W if none does."""
     xp = array_namespace(F)
     g = data_gradient(F, Y, W, loss) + lam[:, None, None] * directions(W)
     d = solve_on_columns(group_curvature(F, lam, W, loss), xp.any(W != 0, axis=1), -g)
@@ -357,9 +360,9 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
     """Pull dW back through the solution of group_lasso.            [docs/derivations.md, 4]
 
     On the support F_j'R + lam W_j/||W_j|| = 0:
-      1. curvature   H = F'R'[F .] + lam (I - v v')/||W_j||,  v = W_j/||W_j||, its derivative in W
-      2. adjoint     H U = dW,  U = 0 off the support
-      3. pull back   dF = -(R U + R'[F U'] W)        dlam = -sum_j U_j . v_j
+      1. curvature   H = F'R_Z[F .] + lam (I - v v')/||W_j||,  v = W_j/||W_j||
+      2. adjoint     H U = dW,  U (T, k, m) is 0 off the support
+      3. pull back   dF = -(R U + R_Z[F U'] W)       dlam = -sum_j U_j . v_j
 
     F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the
     support does not change; at lam = 0 it is all features, and dlam the derivative from above.
@@ -372,14 +375,14 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
     # 2 adjoint
     U = solve_on_columns(H, S, dW)                                  # (T, k, m)
     # 3 pull back
-    R, R_prime = loss_gradient(scores(F, W), Y, loss)
-    dF = -(R @ U + R_prime(scores(F, U)) @ W)
+    R, R_Z = loss_gradient(scores(F, W), Y, loss)
+    dF = -(R @ U + R_Z(scores(F, U)) @ W)
     return dF, -xp.sum(directions(W) * U, axis=(1, 2))
 
 
 def group_curvature(F, lam, W, loss):
     """H, the second derivative of the objective on the support of W, (T, m k, m k), row j k + l for
-    feature j and output l:  F'R'[F .] + lam (I - v v')/||W_j||,  v = W_j/||W_j||."""
+    feature j and output l:  F'R_Z[F .] + lam (I - v v')/||W_j||,  v = W_j/||W_j||."""
     xp = array_namespace(F)
     T, k, m = W.shape
     eye = identity(k, F)
@@ -388,7 +391,7 @@ def group_curvature(F, lam, W, loss):
     else:
         H = softmax_curvature(F, W)
     v = directions(W).mT                                            # (T, m, k)
-    tiny = xp.finfo(F.dtype).smallest_normal ** 0.5                 # W_j = 0 is off: all is well
+    tiny = xp.finfo(F.dtype).smallest_normal ** 0.5                 # W_j = 0: off S, or lam = 0
     lam_over_norm = lam[:, None] / xp.maximum(column_norms(W), tiny)
     bend = (eye - v[..., None] * v[:, :, None, :]) * lam_over_norm[..., None, None]
     H = H + bend[:, :, :, None, :] * identity(m, F)[:, None, :, None]
@@ -396,7 +399,7 @@ def group_curvature(F, lam, W, loss):
 
 
 def softmax_curvature(F, W):
-    """F'R'[F .] of the logistic loss, (T, m, k, m, k)."""
+    """F'R_Z[F .] of the logistic loss, (T, m, k, m, k)."""
     xp = array_namespace(F)
     T, k, m = W.shape
     n = F.shape[1]
@@ -425,7 +428,8 @@ def solve_on_columns(H, S, B):
 #                  + lam2/2 ||W||^2                                       [L23, Problem (81)]
 #     min_Lam  D = 1/(2 lam2) sum_j ||BST(V_j, lam1)||^2 + <Y, Lam>        [L23, Problem (10)]
 # W = BST(V, lam1)/lam2; grad_D = Y - F W'; the slack of an entry is grad_D_il - min_l' grad_D_il'.
-# Misprints: the sign of W_{y_i} - W_l in (8) and (81), the 1 that (8) lacks, 1/lam2 in (10).
+# Misprints: the sign of W_{y_i} - W_l in (8) and (81), the 1 that (8) lacks, 1/lam2 for 1/(2 lam2)
+# in (10) and (83). (81) sums over samples where (7) with (8) averages: its lams are n times theirs.
 
 
 def svm_lambda_max(F, Y):
@@ -444,10 +448,11 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
 
     F (T, n, m), Y (T, n, k) one-hot, lam1 >= 0 and lam2 > 0 numbers or (T,)  ->  W (T, k, m),
     Lam (T, n, k), info with n_iter and, per task,                [L23, Problems (81), (10)]
-        gap        the duality gap P + D - n over n - P, what W gains over W = 0 (over 1 if nothing)
+        gap        the duality gap P + D - n as a share of n - P, what W gains on W = 0 (or of 1,
+                   if that is nothing)
         converged  gap <= 1e-8 in float64, 1e-4 in float32, and Lam solves its face
         strict     no entry of Lam and no feature is about to be switched, and there is no other
-                   Lam: derivatives exist in all directions
+                   Lam (where W = 0 there may be): derivatives exist in all directions
     method  "interior-point", or "pbcd": proximal block coordinate descent in the dual, the paper's
     algorithm [L23, App. D.3], whose n_iter counts epochs. W is unique, Lam need not be.
     Raises ValueError as check_problem does, and for labels that are not one-hot or lam2 = 0.
@@ -470,13 +475,13 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
         return W, Lam, n_iter + xp.zeros_like(lam1), *certificate
 
     _, n, m = F.shape
-    size = 2 ** 17 // max(n * m, (n * Y.shape[2]) ** 2)             # tasks whose F and H fit 1 MiB
+    size = 2 ** 17 // max(n * m, (n * Y.shape[2]) ** 2)             # tasks: F, and H, within 1 MiB
     W, Lam, n_iter, *certificate = on_task_blocks(fit, size, F, Y, lam1, lam2)
     return W, Lam, {"n_iter": int(xp.max(n_iter)), **Certificate(*certificate)._asdict()}
 
 
-# The problem, and Q (k, c), c = k - 1, an orthonormal basis of the vectors that sum to 0: the rows
-# of Y - Lam, and so the V_j, are combinations of its columns. VQ = Q'V (T, c, m).
+# The problem, and Q (k, c), an orthonormal basis of the vectors that sum to 0; in the SVM's parts c
+# is k - 1. Rows of Y - Lam, and so the V_j, are combinations of its columns: VQ = Q'V (T, c, m).
 SVM = namedtuple("SVM", "F Y lam1 lam2 Q")
 
 
@@ -562,8 +567,11 @@ def newton_on_face(svm, Lam, free):
 
 
 def solve_on_face(H, free, Q, B):
-    """The u (T, n, k) of least norm, 0 where not free and of rows that sum to 0, for which H u and
-    B agree along all such vectors, and whether H is singular on them, (T,)."""
+    """The u (T, n, k) of least norm with Pi H Pi u = Pi B, and whether H is singular there, (T,).
+
+    Pi projects on the d that are 0 where not free and of rows that sum to 0: the columns of M_i
+    that S marks span them. H is in the coordinates of Q, and M'Q takes it to those of M.
+    """
     xp = array_namespace(B)
     T, n, k = B.shape
     M, S = face_bases(free, Q)
@@ -665,7 +673,8 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
       0. directly    dV = J dW/lam2,  dF = (Y - Lam) dV,  dLam = -F dV'
       1. curvature   H = 1/lam2 sum_j F_j F_j' (x) J_j, that of D
       2. adjoint     Pi H Pi u = Pi dLam   (of least norm)
-      3. pull back   dF += u W + (Y - Lam) J u'F/lam2
+      3. pull back   dF += u W + (Y - Lam) J u'F/lam2,  dlam2 = -(<dW, W> + <u, F W'>)/lam2,
+                     dlam1 = -sum_j v_j . (dW_j + (u'F)_j)/lam2 over active j, v_j = V_j/||V_j||
 
     F (T, n, m), Y and Lam (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam1, dlam2 (T,).
     Valid where neither the set of active features nor the zeros of Lam change.
@@ -701,9 +710,10 @@ def bst_jacobian(V, lam1, X):
 
 
 def svm_pbcd(svm, tol, max_iter):
-    """Lam_i <- proj_simplex(Lam_i - grad_D_i/L_i), one sample i after another.  [L23, App. D.3]
+    """Lam_i <- proj_simplex(Lam_i - grad_D_i/L_i), one sample i after another.
 
-    L_i = ||F_i||^2/lam2 bounds the curvature. Returns Lam, its Certificate, and the epochs.
+    L_i = ||F_i||^2/lam2 bounds the curvature. Returns Lam, its Certificate, and the epochs. The
+    method is that of [L23, App. D.3], which leaves blocks, steps and order open.
     """
     F, Y, lam1, lam2, _ = svm
     xp = array_namespace(F)
@@ -747,8 +757,8 @@ def longest_step(x, dx):
 # ------------------------------------------------------------------------------ interior points
 # The SVM's dual by Mehrotra's predictor and corrector: two families of products go to 0 together,
 #     Lam_il slack_il   of the dual variables and their slacks
-#     p_j s_j           p_j = (||V_j|| - lam1)_+ = lam2 ||W_j||,  s_j = (lam1 - ||V_j||)_+,
-#                       so that p_j - s_j = ||V_j|| - lam1
+#     p_j s_j           p_j, s_j >= 0 with p_j - s_j = ||V_j|| - lam1: where p_j s_j = 0 they are
+#                       its two parts, and p_j = (||V_j|| - lam1)_+ = lam2 ||W_j||
 # A Newton step solves the linearised conditions. The predictor aims at products of 0, and how far
 # it gets tells how far the corrector aims: at sigma mu, mu the mean of Lam slack now.
 # In this section d before a name is a step of it.             [docs/derivations.md, 6]
@@ -768,8 +778,8 @@ Newton = namedtuple("Newton", "A scale B v along total miss_p miss_grad")
 def svm_interior_point(svm, tol, max_iter):
     """Lam (T, n, k), its Certificate, and the number of Newton steps.
 
-    A crossover is tried where every task is within max(1e-7, tol), or within 1e-4 and on the same
-    face {Lam_il > slack_il} as one step before, or as near as rounding lets it come.
+    A crossover is tried when each task is near: its gap within max(1e-7, tol); or within 1e-4, on
+    the face {Lam_il > slack_il} of one step before; or mu at rounding; or the task is done.
     """
     xp = array_namespace(svm.F)
     at = interior_start(svm)
@@ -869,8 +879,8 @@ def mehrotra_step(svm, at, going, careful):
 
 
 def moved(svm, at, d, t):
-    """The point at + t d, t (T, 1). p and s fall to a tenth at most; V is that of Lam, for sums of
-    steps drift."""
+    """The point at + t d, t (T, 1). p and s keep at least a tenth of what they were; V is computed
+    from Lam, for sums of steps drift."""
     xp = array_namespace(at.Lam)
     Lam, slack = at.Lam + t[..., None] * d.Lam, at.slack + t[..., None] * d.slack
     V, _, _ = svm_primal(svm, Lam)
@@ -887,7 +897,7 @@ def newton_system(svm, at):
     T, n, k = Y.shape
     norm, total = column_norms(at.VQ), safe_divisor(at.p + at.s)
     penalised = lam1[:, None] > 0
-    flat = xp.where(penalised, at.p / xp.maximum(norm, total), 1)   # <= along; W_j = flat V_j/lam2
+    flat = xp.where(penalised, at.p / xp.maximum(norm, total), 1)   # p/||V_j||, cut to <= along
     along = xp.where(penalised, at.p / total, 1)
     B = pivot_bases(at.Lam)
     barrier = (B.mT * (at.slack / at.Lam)[..., None, :]) @ B        # (T, n, c, c)
@@ -1016,41 +1026,41 @@ def until_solved(solver, step, measure, w, problem, max_iter):
 
 # ------------------------------------------------------------------------------ made of: systems
 
-WIDE = 20  # of more features supports are gathered before they are solved
+WIDE = 20  # over so many features supports are gathered, and lasso_step descends twice
 
 
 def solve(A, b):
-    """x (T, k) with A x = b, for regular A (T, k, k).
+    """x (T, d) with A x = b, for regular A (T, d, d).
 
-    b is repeated: NumPy keeps Python's lock, and other threads wait, where it solves for no more
-    than 500 numbers.
+    b is repeated until there are over 500 numbers: below that NumPy holds Python's lock while it
+    solves, and the other threads wait.
     """
     xp, copies = array_namespace(A), 500 // math.prod(b.shape) + 1
     return xp.linalg.solve(A, xp.repeat(b[..., None], copies, axis=-1))[..., 0]
 
 
 def descent_direction(A, b):
-    """x (T, k) with A x = b for symmetric positive semi-definite A. Where that cannot be, a very
-    long one along A's null space, on which newton_step meets a zero and drops a column: the x of
-    least norm would stall."""
+    """x (T, d) with A x = b, A symmetric and positive semi-definite. If b is not in A's range there
+    is none, and the objective falls without end along A's null space: then x is a very long step
+    down it, which newton_step cuts at the first zero. The x of least norm would make no headway."""
     A, scale = with_unit_diagonal(A)
     x = array_namespace(A).linalg.solve(regularised(A), (b / scale)[..., None])
     return x[..., 0] / scale
 
 
 def solve_psd(A, b):
-    """x with A x = b for symmetric positive semi-definite A (T, k, k), b (T, k), as exact as the
+    """x with A x = b for symmetric positive semi-definite A (T, d, d), b (T, d), as exact as the
     condition of A, scaled to a diagonal of 1, allows; and which A are singular to rounding, (T,):
     of all solutions that of least norm.
     """
-    xp, k = array_namespace(A), A.shape[-1]
+    xp, d = array_namespace(A), A.shape[-1]
     A, scale = with_unit_diagonal(A)
     b = b / scale
     A_inv = xp.linalg.inv(regularised(A))
     x = matvec(A_inv, b)
     x = x + matvec(A_inv, b - matvec(A, x))                         # A_inv is of A + rounding I
     trace = xp.sum(xp.abs(xp.linalg.diagonal(A_inv)), axis=1)       # >= 1 / A's least eigenvalue
-    singular = trace * 1000 * k * xp.finfo(A.dtype).eps > 1         # then refining fails, too
+    singular = trace * 1000 * d * xp.finfo(A.dtype).eps > 1         # then refining fails, too
     x = x / scale
     if bool(xp.any(singular)):
         x = xp.where(singular[:, None], least_norm(A, scale, b), x)
@@ -1058,11 +1068,11 @@ def solve_psd(A, b):
 
 
 def least_norm(A, scale, b):
-    """The x = v/scale of least norm with A v = b (in the sense of least squares), for singular A.
-    """
-    xp, k = array_namespace(A), A.shape[-1]
+    """The x of least norm with D A D x = D b (in least squares), D = diag(scale), for singular A:
+    v with A v = b, then x = v/scale less its part in the null space of D A D."""
+    xp, d = array_namespace(A), A.shape[-1]
     eigenvalues, E = xp.linalg.eigh(A)
-    rounding = 10 * k * xp.finfo(A.dtype).eps * eigenvalues[:, -1:]
+    rounding = 10 * d * xp.finfo(A.dtype).eps * eigenvalues[:, -1:]
     null = (eigenvalues <= rounding)[:, None, :]                    # (T, 1, k)
     coefficients = matvec(E.mT, b) / xp.where(null[:, 0, :], 1, eigenvalues)
     x = matvec(xp.where(null, 0, E), coefficients) / scale
@@ -1102,7 +1112,7 @@ def restrict(A, S, b):
 
 
 def with_unit_diagonal(A):
-    """A_ij / (scale_i scale_j), of diagonal 1 or 0, and scale (T, k), whatever A's units."""
+    """A_ij / (scale_i scale_j), of diagonal 1 or 0, and scale (T, d), whatever A's units."""
     xp = array_namespace(A)
     scale = xp.sqrt(safe_divisor(xp.linalg.diagonal(A)))
     return A / scale[:, :, None] / scale[:, None, :], scale
@@ -1110,8 +1120,8 @@ def with_unit_diagonal(A):
 
 def regularised(A):
     """A + delta I, delta of rounding size: regular where A, of diagonal 1, is semi-definite."""
-    k = A.shape[-1]
-    return A + 32 * k * array_namespace(A).finfo(A.dtype).eps * identity(k, A)
+    d = A.shape[-1]
+    return A + 32 * d * array_namespace(A).finfo(A.dtype).eps * identity(d, A)
 
 
 # ------------------------------------------------------------------------------ made of: refusals
@@ -1216,17 +1226,18 @@ def on_threads(f, *blocks):
 
     def work(_):
         for i, block in left:                                       # one at a time, under the GIL
-            out[i] = f(*block)
+            try:
+                out[i] = f(*block)
+            except BaseException:
+                list(left)                                          # the others begin no more
+                raise
 
-    try:
-        list(pool.map(work, range(n)))
-    finally:
-        list(left)
+    list(pool.map(work, range(n)))
     return out
 
 
 def on_task_blocks(f, size, *arrays):
-    """f(*arrays) -> arrays, all of T rows, `size` tasks at a time (on a GPU all at once)."""
+    """f(*arrays) -> arrays, all of T rows, `size` tasks at a time (not NumPy's: all at once)."""
     T = arrays[0].shape[0]
     size = max(1, size) if is_numpy_array(arrays[0]) else T
     blocks = [slice(i, i + size) for i in range(0, T, size)]
@@ -1255,7 +1266,8 @@ def one_blas_thread():
 def set_blas_threads(counts=None):
     """Set how many threads each BLAS library has in this process (one); returns what they had.
 
-    threadpoolctl, from 3.7 on, lets only the thread set it that did so first, till that is cleared.
+    threadpoolctl >= 3.7: the thread that was the first to set it is the only one that may, until
+    that is cleared.
     """
     libraries = ThreadpoolController().select(user_api="blas").lib_controllers
     had = [library.num_threads for library in libraries]

@@ -17,15 +17,22 @@ The bilevel problem, and the function that computes each part:
     with       F_t = normalise(f_theta(x_t))                           Encoder, head_on_sets
                w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   bilevel, solvers.lasso
                                                                        [L23, Problem (6)]
-A run, with images and tasks of data.py, and inner problems of solvers.py:
+A run, as experiments/disentangle.py makes it (with other settings of Adam):
 
-    encoder = cnn(6)
+    shapes, encoder = data.Shapes3D(), cnn(6)
+    tasks = data.Tasks(*data.latents(shapes), sets=4, samples=25, per_set=16)
+
+    def sample(step):
+        index, y = tasks.sample(numpy.random.default_rng(step))             # (G, n), (G, K, n)
+        return [shapes.images(index.ravel())], y
+
     params, state = encoder.init(numpy.random.default_rng(0))
     training = Training(encoder, sample, task_objective("inner-lasso"), steps=800)
-    end = train(training, Snapshot(params, state, None, 0))     # sample(step) -> [x], y (G, K, n)
+    end = train(training, Snapshot(params, state, None, 0))
 
 In this order: the problem and its training; other heads; layers; encoders. Every forward pass
-f(x, ...) -> out, cache is followed by its backward pass f_backward(dout, cache) -> dx, grads.
+f(x, ...) -> out, cache is followed by its backward pass f_backward(dout, cache) -> dx, grads. The
+inner problems lie in solvers.py.
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
 """
@@ -77,8 +84,8 @@ def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
         return out.loss, None, {}, info
     dF_fit, dparams = fit_vjp(F_fit, y_fit, lam, w, out.dw, info)
     dF = array_namespace(F).zeros_like(F)
-    dF[:, score_on, :] += out.dF
-    dF[:, fit_on, :] += dF_fit
+    dF[:, score_on, :] += out.dF                                    # at fixed w
+    dF[:, fit_on, :] += dF_fit                                      # through w(F)
     return out.loss, dF, {**out.dparams, **dparams}, info
 
 
@@ -123,16 +130,16 @@ def inner_lasso(F, y, lam, n_support=None, params=None):
 # features of each batch of a step; progress runs from 0 to 1 over the training.
 
 
-def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm="batch"):
+def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm="batch", masked=False):
     """[L23, Problem (6)] on one batch: a head of HEADS (below), on G image sets with K tasks each.
 
-    y (G, K, n) or (G, K, n, k), or a pair of y and a mask `known` (G, K, n). eps rises from 0 over
-    the share `warmup` of the steps (0: constant, as in the paper). n_support: Problem (7). norm:
-    see normalise.
+    y (G, K, n) or (G, K, n, k); masked: a pair of y and the mask known (G, K, n). eps rises from 0
+    over the share `warmup` of the steps (0: constant, as in the paper). n_support: Problem (7).
+    norm: see normalise.
     """
     def objective(progress, batches, y, params):
         features, = batches                                         # (G n, m)
-        y, known = y if isinstance(y, tuple) else (y, None)
+        y, known = y if masked else (y, None)
         G, _, n = y.shape[:3]
         now = eps * rise(progress, warmup)
         F_sets = array_namespace(features).reshape(features, (G, n, -1))
@@ -152,9 +159,10 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
     dF_sets, info.
 
     Each set's features are normalised, by all its samples, and repeated for its K tasks; the K
-    gradients are added up. Predictors have no intercept: features of mean 0 (norm="batch") do not
-    see the mean of a real y. Where known (G, K, n) is False, a task has no label: F_i = 0 and
-    y_i = 0, or any class, add nothing to its fit; n and the moments count that sample all the same.
+    gradients are added up. Predictors have no intercept: where all samples are fitted, features of
+    mean 0 (norm="batch") do not see the mean of a real y; with n_support or known it should be 0.
+    Where known (G, K, n) is False, a task has no label, and the caller puts y_i = 0, or any class:
+    with F_i = 0 the sample adds nothing to its fit; n and the moments count it all the same.
     """
     xp = array_namespace(F_sets)
     G, n, m = F_sets.shape
@@ -174,12 +182,12 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
 
 
 def normalise(F, norm="batch", n_support=None):
-    """"batch": each feature of mean 0 and variance 1 over the samples of its set; "layer": each
-    sample over its features.
+    """norm="batch": each feature has mean 0 and variance 1 over the samples of its set;
+    norm="layer": each sample has, over its features.
 
     F (G, n, m), or (T, n, m) where each task has its own; biased variance with 1e-5 added; nothing
-    learned; n_support: by the moments of the first so many samples only (batch). Without it ||F||
-    grows and sparsity is lost.                                   [L23, Sec. 3.4, App. D.2.3]
+    learned; n_support: by the moments of the first so many samples only (batch). Without
+    normalisation ||F|| grows and sparsity is lost.               [L23, Sec. 3.4, App. D.2.3]
     """
     xp = array_namespace(F)
     if n_support is not None and norm != "batch":
@@ -231,7 +239,8 @@ class Training(NamedTuple):
     sample(step) -> [x, ...], y      batches of images and labels, on the parameters' device
     objective(progress, [features, ...], y, params) -> loss, [dfeatures, ...], dparams, info; it is
                      given features in float64, and what it returns is cast back
-    optimiser        a step and a schedule of its learning rate; None: (adam, cosine)
+    optimiser        step(params, grads, opt, lr) -> params, opt and schedule(lr, progress) -> lr of
+                     a step; None: (adam, cosine)
     """
 
     encoder: "Encoder"
@@ -342,15 +351,15 @@ def fit_ridge(F, y, lam):
 
 
 def outer_lasso(F, y, lam, n_support=None, params=None):
-    """Plain fits; the outer loss asks them to be sparse: + 1/T sum_t lam_t ||w_t||_1, of slope 0 at
-    0. Shapes as of inner_lasso.                              [L23, Problem (62), App. B.3]
+    """Plain fits; the outer loss asks them to be sparse: + 1/T sum_t lam_t ||w_t||_1, |w| having
+    the slope 0 at w = 0. Shapes as of inner_lasso.           [L23, Problem (62), App. B.3]
     """
     xp = array_namespace(F)
     return outer_penalty(xp.abs, xp.sign, F, y, lam, n_support)
 
 
 def outer_ridge(F, y, lam, n_support=None, params=None):
-    """The same with + 1/T sum_t lam_t/2 ||w_t||^2.                     [L23, App. D.2.5]"""
+    """The same with + 1/T sum_t lam_t/2 ||w_t||^2 (the paper: "L2-norm").  [L23, App. D.2.5]"""
     return outer_penalty(lambda w: w * w / 2, lambda w: w, F, y, lam, n_support)
 
 
@@ -376,10 +385,10 @@ def fit_least_squares(F, y, lam):
 
 
 def fit_least_squares_vjp(F, y, lam, w, dw, info):
-    """dF of ridge, and that through the ridge's strength, d(||F||_F^2/n) = 2 <F, dF>/n."""
-    ridge = RIDGE * solvers.ridge_lambda_max(F)
-    dF, _, d_ridge = solvers.ridge_vjp(F, y, ridge, w, dw)
-    return dF + 2 * RIDGE / F.shape[1] * d_ridge[:, None, None] * F, {}
+    """dF of ridge, and that through its strength rho = RIDGE ||F||_F^2/n: 2 RIDGE F drho/n."""
+    rho = RIDGE * solvers.ridge_lambda_max(F)
+    dF, _, drho = solvers.ridge_vjp(F, y, rho, w, dw)
+    return dF + 2 * RIDGE / F.shape[1] * drho[:, None, None] * F, {}
 
 
 # Heads of k outputs: Y (T, n, k) is real, one-hot, or of 0 and 1 where k = 1.
@@ -453,7 +462,7 @@ def linear_backward(dout, cache):
 
 
 def column_sums(x):
-    """(N, c) -> (c,), as a product with ones: several times as fast as a sum over axis 0."""
+    """(N, c) -> (c,), as a product with ones: of many rows several times as fast as a sum."""
     xp = array_namespace(x)
     return xp.ones(x.shape[0], dtype=x.dtype, device=device(x)) @ x
 
@@ -828,7 +837,7 @@ def cnn(m, channels=3):
 
 def convnet(m, shape, widths=(32, 32, 64, 64), hidden=256):
     """The same for images of any shape (H, W, C), H and W at least 4: 4 x 4 convolutions of stride
-    2, as many as there are widths and as leave at least one pixel."""
+    2, one for each width while both sides are at least 4; an odd side is trimmed first."""
     H, W, c = shape
     if min(H, W) < 4:
         raise ValueError(f"convnet: found images of {H} x {W}, expected at least 4 x 4")

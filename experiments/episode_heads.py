@@ -3,13 +3,16 @@
     F (T, n, m)  features of T episodes, support samples first     n_support  how many those are
     Y (T, n, k)  one-hot labels, k = 5                              W (T, k, m)  classifiers
     Z (T, n - n_support, k)  scores of the query samples
-    params       what a head learns: {"scale": ()} a factor of the scores (Lee et al. 2019)
+    params       what a head learns: "scale" (), a factor of the scores (Lee et al. 2019); svm also
+                 "log_lam1" and "log_lam2" ()
 
     head(F, Y, lam, n_support, params, smoothing=0.0, fit_only=False) -> loss, dF, dparams, info
 
 The loss is the cross-entropy of the query samples, with smoothed labels; lam as the head takes it.
 fit_only: for evaluation, without the adjoint; dF is None, and info has W as "w" and Z as "scores".
 sharing_episode, [F23]'s, fits its tasks jointly.
+
+[L23] Lachapelle et al., ICML 2023.   [F23] Fumero et al., NeurIPS 2023 (our reading).
 """
 import functools
 
@@ -21,28 +24,30 @@ from sparsedis import Outer, bilevel, class_loss, features_only, score_loss
 
 
 def svm_episode(F, Y, lam, n_support, params, smoothing=0.0, fit_only=False):
-    """The group-Lasso multiclass SVM; lam = (lam1, lam2), lam1 = 0 is the SVM of MetaOptNet.
+    """argmin_W sum_i hinge_i(W) + lam1 sum_j ||W_j|| + lam2/2 ||W||^2, the group-Lasso multiclass
+    SVM of solvers.group_svm; lam = (lam1, lam2), lam1 = 0 is the SVM of MetaOptNet.
 
-    If params holds "log_lam1" or "log_lam2", these multiply lam1 and lam2 by their exponential and
-    are learned too.                                               [L23, Problem (8), Sec. 5.2]
+    A sum over samples as in (81), where ridge and logistic take the mean. If params holds
+    "log_lam1" or "log_lam2", lam1 and lam2 are multiplied by their exponentials, which are learned.
+                                                                   [L23, Problem (81), Sec. 5.2]
     """
     xp = array_namespace(F)
     names = ("log_lam1", "log_lam2")
     zero = xp.zeros(F.shape[0], dtype=F.dtype, device=device(F))
     factors = [xp.exp(params.get(name, zero)) for name in names]
-    lam = [a * factor + zero for a, factor in zip(lam, factors, strict=True)]
+    lams = [a * factor + zero for a, factor in zip(lam, factors, strict=True)]
 
-    def fit(F, Y, lam):
-        W, Lam, info = solvers.group_svm(F, Y, *lam)
+    def fit(F, Y, lams):
+        W, Lam, info = solvers.group_svm(F, Y, *lams)
         return W, {"Lam": Lam, **info}
 
-    def fit_vjp(F, Y, lam, W, dW, info):
-        dF, *dlam = solvers.group_svm_vjp(F, Y, *lam, W, info["Lam"], dW)
-        dlog = {name: xp.sum(d * a) for name, d, a in zip(names, dlam, lam, strict=True)}
+    def fit_vjp(F, Y, lams, W, dW, info):
+        dF, *dlams = solvers.group_svm_vjp(F, Y, *lams, W, info["Lam"], dW)
+        dlog = {name: xp.sum(d * a) for name, d, a in zip(names, dlams, lams, strict=True)}
         return dF, {name: dlog[name] for name in names if name in params}
 
     fit_vjp = None if fit_only else fit_vjp
-    return bilevel(fit, fit_vjp, class_loss(params, smoothing), F, Y, lam, n_support)
+    return bilevel(fit, fit_vjp, class_loss(params, smoothing), F, Y, lams, n_support)
 
 
 # ------------------------------------------------------------------------------ ridge
@@ -68,11 +73,11 @@ def ridge_classes(F, Y, lam):
     return a.mT @ F
 
 
-def ridge_dual(F, lam, B):
-    """(F F'/n + lam I)^-1 B, (T, n, k)."""
+def ridge_dual(F, lam, rhs):
+    """B^-1 rhs, (T, n, k), with B = F F'/n + lam I."""
     xp, n = array_namespace(F), F.shape[1]
-    A = F @ F.mT / n + lam[:, None, None] * solvers.identity(n, F)
-    return xp.linalg.solve(A, B)
+    B = F @ F.mT / n + lam[:, None, None] * solvers.identity(n, F)
+    return xp.linalg.solve(B, rhs)
 
 
 def ridge_classes_vjp(F, Y, lam, W, dW):
@@ -103,7 +108,7 @@ def ridge_classes_vjp(F, Y, lam, W, dW):
 def prototypes_episode(F, Y, lam, n_support, params, smoothing=0.0, fit_only=False):
     """Prototypical networks: W_l is the mean of class l's support samples.   [Snell et al. 2017]
 
-    The scores are -||F_i - W_l||^2 / m; lam is not used.
+    The scores are -||F_i - W_l||^2 / m, times params["scale"], which is needed; lam is not used.
     """
     fit_vjp = None if fit_only else class_means_vjp
     return bilevel(
@@ -131,12 +136,12 @@ def distance_loss(scale, smoothing):
         xp, m = array_namespace(F), F.shape[2]
         sizes_F, sizes_W = xp.sum(F * F, axis=2), xp.sum(W * W, axis=2)
         Z = 2 * solvers.scores(F, W) - sizes_W[:, None, :] - sizes_F[..., None]
-        Z = Z / m                                                   # (T, n, k)
+        Z = Z / m                                                   # -||F_i - W_l||^2/m, (T, n, k)
         loss, dZ = score_loss(scale * Z, Y, smoothing)
         dscale = xp.sum(dZ * Z)
         dZ = 2 * scale / m * dZ
         dW = dZ.mT @ F - xp.sum(dZ, axis=1)[..., None] * W
-        dF = dZ @ W                                                 # softmax does not see ||F_i||^2
+        dF = dZ @ W                                                 # rows of dZ sum to 0
         return Outer(loss, dF, dW, {"scale": dscale}, Z)
 
     return outer_loss
@@ -146,8 +151,7 @@ def distance_loss(scale, smoothing):
 
 
 def logistic_episode(F, Y, lam, n_support, params, smoothing=0.0, fit_only=False):
-    """Group-Lasso logistic regression, stopped after 200 iterations: sparsedis.inner_group_lasso.
-    """
+    """Group-Lasso logistic regression of at most 200 iterations, lam a number or (T,)."""
     fit = functools.partial(solvers.group_lasso, loss="logistic", max_iter=200)
     vjp = features_only(functools.partial(solvers.group_lasso_vjp, loss="logistic"))
     fit_vjp = None if fit_only else vjp
@@ -182,8 +186,9 @@ def sharing_episode(F, Y, lam, n_support, params=None, smoothing=0.0, one_step=F
 def episode_objective(head, lam, smoothing=0.0):
     """Few-shot episodes, Y (T, n, k), on two batches, support and query images.  [L23, Sec. 5.2]
 
-    lam(F_support, Y_support) -> the head's lam; a head's own parameters are named "head.NAME". An
-    objective as of sparsedis.train.
+    lam(F_support, Y_support) -> the head's lam, a constant of the differentiation. Features are not
+    normalised here: the encoders' batch norms set their scale. A head's own parameters are named
+    "head.NAME". An objective as of sparsedis.train.
     """
     def objective(progress, batches, Y, params):
         xp, T = array_namespace(Y), Y.shape[0]
@@ -202,4 +207,5 @@ def episode_objective(head, lam, smoothing=0.0):
 
 def head_params(params):
     """The parameters of the head, without their prefix."""
-    return {name[5:]: a for name, a in params.items() if name.startswith("head.")}
+    own = {name: a for name, a in params.items() if name.startswith("head.")}
+    return {name.removeprefix("head."): a for name, a in own.items()}

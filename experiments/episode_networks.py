@@ -1,10 +1,11 @@
 """episode_networks.py -- what few-shot learning adds to the layers of sparsedis.py.
 
-    x (N, H, W, C)  images or activations; C the channels            out, dout  as there
+    x, out, dout (N, H, W, C)  images or activations, C the channels
 
-conv4 and ResNet-12, and what they are made of: leaky ReLU, max and mean pooling, batch norm,
-DropBlock, the sum of two branches. Last SGD and its schedule. Functions and layers keep the
-contracts of sparsedis.py: f(x, ...) -> out, cache; f_backward(dout, cache) -> dx, grads.
+conv4, ResNet-12 and a cnn that ends in a batch norm, and what they are made of: leaky ReLU, max and
+mean pooling, batch norm, DropBlock, the sum of two branches. Last SGD and its schedule. Functions
+and layers keep the contracts of sparsedis.py: f(x, ...) -> out, cache; f_backward(dout, cache) ->
+dx, grads.
 """
 import itertools
 import math
@@ -80,7 +81,7 @@ def max_pool2d_backward(dout, cache):
 
 def larger(x, axis):
     """The larger of each two rows (axis 1) or columns (2)."""
-    before = (slice(None),) * axis
+    before = (slice(None),) * axis                                  # x[:, 0::2], x[:, 1::2] of rows
     first, second = (x[(*before, slice(start, None, 2), ...)] for start in (0, 1))
     return array_namespace(x).maximum(first, second), (first >= second, axis)
 
@@ -105,7 +106,8 @@ MEAN = Layer(global_pool, global_pool_backward)
 def batch_norm(x, g, b, mean=None, variance=None):
     """g (x - mean)/sqrt(variance + 1e-5) + b per channel of (N, ..., C); by default x's moments.
 
-    In float32, where a mean is many deviations large, what is left of dg is a few digits.
+    The cache is x, not x_hat, an array less; its price: dg is a difference of two sums, of which
+    float32 leaves a few digits where a mean is many deviations large.
     """
     if mean is None:
         mean, variance = moments(x)
@@ -153,7 +155,9 @@ class BatchNorm(Layer):
         now = moments(x) if train else [state[name] for name in self.running]
         own = [params[name] for name in self.shapes]
         out, cache = batch_norm(x, *own, *now)
-        return out, cache, self.moved(state, *now, math.prod(x.shape[:-1])) if train else state
+        if train:
+            state = self.moved(state, *now, math.prod(x.shape[:-1]))
+        return out, cache, state
 
     def moved(self, state, mean, variance, count):
         """The state with its running moments moved towards those of a batch, unbiased."""
@@ -176,7 +180,7 @@ def drop_block(x, key, rate, ramp, size):
     size = min(size, H, W)
     rate = rate * min(1, (key[1] + 1) / ramp) if ramp else rate
     down, right = H - size + 1, W - size + 1
-    share = rate / size ** 2 * H * W / (down * right)               # of corners, for this rate
+    share = rate / size ** 2 * H * W / (down * right)               # of corners: each drops size^2
     corners = np.random.default_rng(key).random((N, down, right, C)) < share
     corners = xp.asarray(corners, device=device(x))
     keep = xp.ones(x.shape, dtype=x.dtype, device=device(x))
@@ -237,6 +241,8 @@ def conv4(channels=3, filters=64):
 
     Max and ReLU commute: pooling first leaves ReLU a quarter of the work. No bias before a norm.
     """
+    # Blocks end at a batch norm, which needs the whole batch:
+    # [conv] norm [pool ReLU conv] norm [pool ReLU conv] norm [pool ReLU conv] norm [pool ReLU]
     layers, before = [], []
     for i, c in enumerate((channels, filters, filters, filters), start=1):
         own = conv(f"block{i}.conv", 3, c, filters, bias=False, pad=1, need_dx=i > 1)
@@ -253,6 +259,7 @@ def resnet12(channels=3, widths=(64, 160, 320, 640), drop=0.1, ramp=40_000):
     (N, H, W, channels) -> (N, widths[-1] H//16 W//16), H and W at least 16; ramp counts forward
     passes, two a training step.                          [L23, App. D.3; Lee et al. 2019, Sec. 4.1]
     """
+    # Each: [conv] norm [leaky conv] norm [leaky conv] norm + [conv] norm of its input; [leaky pool]
     layers = []
     for i, (c, o) in enumerate(itertools.pairwise((channels, *widths)), start=1):
         branch = Sequential(
@@ -274,7 +281,7 @@ def conv_norm(name, k, c, o, *before):
 
 
 def cnn(m, channels=3, norm=False):
-    """sparsedis.cnn; norm ends it by a batch norm."""
+    """sparsedis.cnn; norm ends it by a batch norm, for heads that do not normalise features."""
     encoder = sparsedis.cnn(m, channels)
     if not norm:
         return encoder
@@ -288,7 +295,8 @@ ENCODERS = {**sparsedis.ENCODERS, "cnn": cnn, "conv4": conv4, "resnet12": resnet
 
 
 def sgd(params, grads, opt, lr, momentum=0.9, weight_decay=5e-4):
-    """One step of SGD with Nesterov's momentum and weight decay; opt is None at first."""
+    """One step of SGD with Nesterov's momentum and weight decay; opt, None at first, keeps the
+    velocity as its mean."""
     t, velocity, _ = opt or (0, zeros_like_all(params), {})
     grads = {k: g + weight_decay * params[k] for k, g in grads.items()}
     velocity = {k: momentum * velocity[k] + g for k, g in grads.items()}

@@ -15,7 +15,7 @@ import time
 from typing import ClassVar
 
 import numpy as np
-from array_api_compat import device
+from array_api_compat import device as device_of
 from scipy.stats import pearsonr
 
 import data
@@ -92,7 +92,7 @@ def tell_images(config):
 
 def sharing(config):
     """Train, score, test on unseen tasks and the other data set, draw  ->  result, results.Run."""
-    xp, on = settings.device_of(config.device)
+    xp, device = settings.device_of(config.device)
     grid = GRIDS[config.source](config.data or None)
     run = results.Run(config, grid.fingerprint() if config.data else "rendered")
     kept = run.kept()
@@ -102,14 +102,14 @@ def sharing(config):
     tasks = BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
     encoder = sparsedis.cnn(config.features)
     objective = Timed(objective_of(config, config.method))
-    encode = functools.partial(features_of, encoder, xp=xp, device=on, norm="batch")
+    encode = functools.partial(features_of, encoder, xp=xp, device=device, norm="batch")
 
     def sample(step):
         rng = np.random.default_rng([config.seed, step])
         some = rng.choice(config.pool, min(config.tasks, config.pool), replace=False)
         index, Y = tasks.sample(rng, some, config.shot, config.query)
-        y = xp.asarray(Y, device=on), xp.asarray(some, device=on)
-        return [grid.images(index.ravel(), xp, on)], y
+        y = xp.asarray(Y, device=device), xp.asarray(some, device=device)
+        return [grid.images(index.ravel(), xp, device)], y
 
     some = min(1000, config.eval_images)
     on_the_way = np.random.default_rng(1000).integers(len(grid), size=some)
@@ -120,7 +120,7 @@ def sharing(config):
 
     training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
     with run, sparsedis.cpu_threads(config.threads):
-        end, rows = run.train(training, measure, xp, on, head_start(config))
+        end, rows = run.train(training, measure, xp, device, head_start(config))
 
         def trained(grid, index):
             return encode(shapes=grid, params=end.params, index=index)
@@ -208,7 +208,7 @@ def binary_objective(method, alpha, beta, eps, ramp, n_support, one_step=False):
 def learned_heads(F, Y, tasks, W_all):
     """Cross-entropy of tasks (T,) whose heads are rows of the learned W_all (all tasks, m)."""
     xp = solvers.array_namespace(F)
-    numbers = xp.arange(W_all.shape[0], device=device(F))
+    numbers = xp.arange(W_all.shape[0], device=device_of(F))
     picked = xp.astype(numbers == tasks[:, None], F.dtype)          # (T, all tasks)
     W = (picked @ xp.astype(W_all, F.dtype))[:, None, :]            # (T, 1, m)
     out = sparsedis.class_loss(None)(F, Y, W)

@@ -224,7 +224,7 @@ def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, one_step=False):
       1. curvature   A = T d2J/dphi_S2, coupled over tasks by H
       2. adjoint     A u_S = dphi_S,  u = 0 off S
                      (one_step: u = dphi_S/L with a bound L of the data's part of A, inexact)
-      3. pull back   dF_t = -(R_t u_t + R'[F_t u_t'] phi_t),   dalpha = -sum sign(phi) u,
+      3. pull back   dF_t = -(R_t u_t + R_Z[F_t u_t'] phi_t),   dalpha = -sum sign(phi) u,
                      dbeta = -T sum dH/d|phi| sign(phi) u
 
     F (T, n, m), phi and dphi (T, 1, m)  ->  dF (T, n, m), dalpha, dbeta. Valid where S does not
@@ -240,8 +240,8 @@ def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, one_step=False):
     else:
         u = solve_on_entries(sharing_curvature(F, beta, phi), S, dphi)
     # 3 pull back
-    R, R_prime = loss_gradient(scores(F, phi), Y, "logistic")
-    dF = -(R @ u + R_prime(scores(F, u)) @ phi)
+    R, R_Z = loss_gradient(scores(F, phi), Y, "logistic")
+    dF = -(R @ u + R_Z(scores(F, u)) @ phi)
     along = xp.sign(phi) * u
     slopes = xp.where(S, entropy_slopes(phi), 0)
     return dF, -xp.sum(along), -T * xp.sum(slopes * along)

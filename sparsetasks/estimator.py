@@ -99,7 +99,7 @@ class SparseTasks(
         head = self.head if self.likelihood == "gaussian" else "inner-group-logistic"
         size = targets.size(self.samples)
         split = min(self.split, size - 1) if self.split else None
-        objective = task_objective(head, self.eps, self.warmup, split)
+        objective = task_objective(head, self.eps, self.warmup, split, masked=True)
         optimiser = (
             functools.partial(adam, beta1=self.beta1, beta2=self.beta2),
             functools.partial(cosine, flat=self.flat))

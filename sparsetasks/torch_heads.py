@@ -84,7 +84,7 @@ class SVMHead(torch.nn.Module):
     """Few-shot classes: F (T, n, m), Y (T, n, k), support first -> loss, W (T, k, m).
 
     The loss is the cross-entropy of the query samples' logits, scaled by a learned factor.
-                                                                   [L23, Problem (8), Sec. 5.2]
+                                                                   [L23, Problem (81), Sec. 5.2]
     """
 
     def __init__(self, n_support, eps=0.02, lam2=1.0):

@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GRADIENTS = "tests/test_gradcheck.py"
 TESTS = {  # file: the tests that should notice, the quick ones first
-    "solvers": [GRADIENTS, "tests/test_solvers.py", "tests/test_errata.py", "tests/test_threads.py"],
+    "solvers": [GRADIENTS, "tests/test_solvers.py", "tests/test_errata.py"],
     "sparsedis": [GRADIENTS, "tests/test_sparsedis.py", "tests/test_fewshot.py"],
     "data": ["tests/test_data.py", "tests/test_stored_images.py"],
     "metrics": ["tests/test_metrics.py", "tests/test_errata.py", "tests/test_results.py"],
@@ -39,6 +39,7 @@ TESTS = {  # file: the tests that should notice, the quick ones first
     "experiments/gradcheck": [GRADIENTS],
     "experiments/bench": ["tests/test_bench.py"],
 }
+TESTS["solvers"] += ["tests/test_threads.py"]
 TESTS["sparsedis"] += ["tests/test_results.py", "tests/test_disentangle.py"]
 SWAPS = {
     **{"+": "-", "-": "+", "*": "/", "/": "*"},

@@ -990,17 +990,19 @@ def test_blocks_of_tasks_do_not_depend_on_threads(threads):
         assert nested == [[1, 1], [2, 2]]
 
 
-def test_after_an_error_no_block_is_begun():
+@pytest.mark.parametrize("bad", [0, 1])
+def test_after_an_error_no_block_is_begun(bad):
     begun = []
 
     def work(i):
         begun.append(i)
         time.sleep(0.02)
-        if i == 0:
-            raise ValueError("block 0")
+        if i == bad:
+            raise ValueError(f"block {i}")
 
-    with solvers.cpu_threads(2), pytest.raises(ValueError, match="block 0"):
-        solvers.on_threads(work, range(50))
-    then = len(begun)
-    time.sleep(0.2)
-    assert len(begun) <= then + 1 < 50
+    with solvers.cpu_threads(2):
+        with pytest.raises(ValueError, match=f"block {bad}"):
+            solvers.on_threads(work, range(50))
+        then = len(begun)
+        time.sleep(0.2)
+    assert len(begun) <= then + 1 < 9

@@ -213,9 +213,26 @@ def test_padding_may_be_wider_than_the_kernel(k, pad):
     assert np.vdot(out, dout) == pytest.approx(np.vdot(grads["W"], W))
 
 
-def test_a_kernel_larger_than_the_image_is_refused():
+@pytest.mark.parametrize("sides", [(2, 2), (2, 8), (8, 2)])
+def test_a_kernel_larger_than_the_image_is_refused(sides):
     with pytest.raises(ValueError, match="must fit"):
-        sparsedis.conv2d(np.zeros((1, 2, 2, 1)), np.zeros((4, 4, 1, 1)))
+        sparsedis.conv2d(np.zeros((1, *sides, 1)), np.zeros((4, 4, 1, 1)))
+
+
+@pytest.mark.parametrize("sides", [(9, 12), (12, 9), (4, 4)])
+def test_a_convnet_takes_images_of_any_shape(sides):
+    encoder, x = sparsedis.convnet(3, (*sides, 2), (4, 5), 7), np.ones((2, *sides, 2), np.float32)
+    params, state = encoder.init(np.random.default_rng(0))
+    F, cache, _ = encoder.forward(params, state, x)
+    assert F.shape == (2, 3) and encoder.backward(cache, F).keys() == params.keys()
+    with pytest.raises(ValueError, match="at least 4"):
+        sparsedis.convnet(3, (3, 12, 2))
+
+
+def test_the_cosine_falls_from_lr_to_0():
+    assert sparsedis.cosine(2.0, 0) == 2 and abs(sparsedis.cosine(2.0, 1)) < 1e-12
+    assert sparsedis.cosine(2.0, 0.5) == pytest.approx(1)
+    assert sparsedis.cosine(2.0, 0.2, flat=0.3) == 2
 
 
 def test_neighbours_may_have_blocks_of_other_sizes():
