@@ -109,7 +109,8 @@ def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
     if name == "finite":
         fixed = sample_tasks(np.random.default_rng(size), size, d)      # K is their seed
         return fixed[rng.integers(size, size=T)]
-    w = rng.standard_normal((T, d)) * sample_supports(rng, T, d, name, size)
+    S = sample_supports(rng, T, d, name, size)
+    w = rng.standard_normal((T, d)) * S
     return w / np.linalg.norm(w, axis=1, keepdims=True) if name == "sphere" else w
 
 

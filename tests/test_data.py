@@ -132,6 +132,24 @@ def test_task_distributions():
             data.sample_tasks(rng, 5, 6, kind)
 
 
+SUMS = {
+    "bernoulli-gauss": -2470.813749,
+    "laplace": -2797.594241,
+    "gauss": 277.358983,
+    "sphere": -457.527070,
+    "blocks-2": 4100.645561,
+    "fixed-2": -544.594804,
+    "finite-3": 4831.436798,
+}
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_a_seed_draws_the_tasks_that_it_drew(kind):
+    """In the same order of draws, so that a result of a seed can be made again."""
+    w = data.sample_tasks(np.random.default_rng(5), 50, 6, kind)
+    assert (w * np.arange(1, 301).reshape(50, 6)).sum() == pytest.approx(SUMS[kind], abs=1e-5)
+
+
 def test_categorical_labels_follow_the_softmax(shapes):
     z, p = data.latents(shapes, 1.0, 0.0)
     index, y = data.Tasks(
