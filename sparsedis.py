@@ -619,11 +619,12 @@ def windows_times(X, V, q):
     Of many channels each shifted copy is multiplied by itself: side by side they would leave the
     cache, which costs 7 % of the CNN's pass.
     """
-    _, c, O = V.shape
-    pixels = shifted(X, q) if c > O else [windows(X, q)]
-    blocks = V if c > O else [rows(V)]
-    out = 0
-    for x, V_x in zip(pixels, blocks, strict=True):
+    qq, c, O = V.shape
+    pixels, kernels = [windows(X, q)], [rows(V)]
+    if c > O:
+        pixels, kernels = shifted(X, q), [V[i, :, :] for i in range(qq)]
+    out = rows(pixels[0]) @ kernels[0]
+    for x, V_x in zip(pixels[1:], kernels[1:], strict=True):
         out += rows(x) @ V_x
     return array_namespace(X).reshape(out, (*pixels[0].shape[:3], O))
 
