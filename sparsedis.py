@@ -507,7 +507,7 @@ def trim_backward(dout, shape):
 # A k x k convolution of stride s, with k = q s, is a dense q x q one of stride 1 after
 # space-to-depth: each s x s patch becomes one pixel of c = s^2 C channels. What is left is one
 # matrix product of gathered pixels, forward and backward; no pass scatters:
-#     out = windows(X) V                    V (q^2 c, O), the kernel
+#     out = windows(X) V                    V (q^2 c, O), the kernel (windows_times)
 #     dX  = windows(padded dout) V_back     V_back (q^2 O, c), V's q^2 blocks reversed, transposed
 #     dV  = X' windows(padded dout)         its q^2 blocks reversed, or, where dX is not needed,
 #           windows(X)' dout
@@ -614,19 +614,22 @@ def depth_to_space(X, s):
 
 
 def windows_times(X, V, q):
-    """windows(X) V, (N, h, w, O), for V (q q, c, O).
+    """windows(X) V, (N, h, w, O), for V (q q, c, O): gathered, then multiplied.
 
-    Of many channels each shifted copy is multiplied by itself: side by side they would leave the
-    cache, which costs 7 % of the CNN's pass.
+    Where that moves fewer numbers, c > O, the other way round: the q^2 products of X and a block of
+    V are shifted and added. It saves a quarter of the CNN's forward pass.
     """
+    xp = array_namespace(X)
     qq, c, O = V.shape
-    pixels, kernels = [windows(X, q)], [rows(V)]
-    if c > O:
-        pixels, kernels = shifted(X, q), [V[i, :, :] for i in range(qq)]
-    out = rows(pixels[0]) @ kernels[0]
-    for x, V_x in zip(pixels[1:], kernels[1:], strict=True):
-        out += rows(x) @ V_x
-    return array_namespace(X).reshape(out, (*pixels[0].shape[:3], O))
+    if c <= O:
+        XX = windows(X, q)
+        return xp.reshape(rows(XX) @ rows(V), (*XX.shape[:3], O))
+    Z = rows(X) @ xp.reshape(xp.permute_dims(V, (1, 0, 2)), (c, qq * O))
+    parts = shifted(xp.reshape(Z, (*X.shape[:3], qq * O)), q)
+    out = parts[0][..., :O] + 0                                     # a copy
+    for i in range(1, qq):
+        out += parts[i][..., i * O:(i + 1) * O]
+    return out
 
 
 def windows(X, q):

@@ -54,11 +54,11 @@ def bench(config):
     """Print all rows, those of most interest first, and draw how seconds grow."""
     print(machine(config.threads), flush=True)
     _rows.clear()
-    bench_lasso()
+    bench_lasso(config.threads)
     bench_networks(config.threads)
     bench_layers()
     bench_conv4(config.threads)
-    bench_svm()
+    bench_svm(config.threads)
     bench_composition()
     path = out_path(config, "bench.png")
     draw_growth(config.threads, path)
@@ -236,11 +236,11 @@ def outer_step(threads, sets=8, samples=50):
     return on_threads(threads, step)
 
 
-def on_threads(threads, function):
+def on_threads(threads, function, *args):
     """A timer that calls within sparsedis.cpu_threads."""
     def run():
         with sparsedis.cpu_threads(threads):
-            return timed(function)
+            return timed(function, *args)
 
     return run
 
@@ -362,11 +362,11 @@ def lasso_problem(m, eps, T=1000, n=50, correlation=0.9):
     return F, y, eps * solvers.lasso_lambda_max(F, y)
 
 
-def bench_lasso():
+def bench_lasso(threads):
     """lasso beside a loop over scikit-learn's, lasso_vjp beside a loop over tasks."""
     for m, eps, repeats in ((6, 0.3, 7), (100, 0.05, 1)):
         problem = lasso_problem(m, eps)
-        timers = timer(solvers.lasso, *problem), timer(scikit_lasso, *problem)
+        timers = on_threads(threads, solvers.lasso, *problem), timer(scikit_lasso, *problem)
         ours, theirs = seconds_of(*timers, repeats=repeats)
         tell(f"lasso, T = 1000, n = 50, m = {m}, eps {eps}", ours, "scikit-learn", theirs)
         w, _ = solvers.lasso(*problem)
@@ -374,8 +374,8 @@ def bench_lasso():
         print(
             f"            lasso: {theirs / ours:.0f} times as fast; largest violation of "
             f"optimality {mine:.1e}, scikit-learn's {others:.1e}")
-        timers = timer(solvers.lasso_vjp, *problem, w, w), timer(vjp_loop, *problem, w, w)
-        ours, theirs = seconds_of(*timers, repeats=9, calls=3)
+        vjp = on_threads(threads, solvers.lasso_vjp, *problem, w, w)
+        ours, theirs = seconds_of(vjp, timer(vjp_loop, *problem, w, w), repeats=9, calls=3)
         tell(f"lasso_vjp, the same, m = {m}", ours, "a loop over tasks", theirs)
 
 
@@ -428,11 +428,11 @@ def svm_problem(m, n=25, T=8, k=5, off=0.3):
     return F, Y, share * top, lam2
 
 
-def bench_svm():
+def bench_svm(threads):
     """group_svm beside block coordinate descent, and how wrong the published shortcut is."""
     for m, n, epochs in ((1600, 25, 30), (16_000, 25, 3), (400, 75, 10)):
         problem = svm_problem(m, n)
-        ours, = seconds_of(timer(solvers.group_svm, *problem), repeats=3)
+        ours, = seconds_of(on_threads(threads, solvers.group_svm, *problem), repeats=3)
         W, _, info = solvers.group_svm(*problem)
         began = time.perf_counter()
         _, _, other = solvers.group_svm(*problem, method="pbcd", max_iter=epochs)
@@ -532,7 +532,8 @@ def draw_growth(threads, path):
     for (above, below), panel in zip(axes.T, grown, strict=True):
         works = [panel.work(size) for size in panel.sizes]
         for label in works[0]:
-            seconds = [seconds_of(timer(work[label]), repeats=3)[0] for work in works]
+            timers = [on_threads(threads, work[label]) for work in works]
+            seconds = [seconds_of(one, repeats=3)[0] for one in timers]
             peaks = [peak_bytes(work[label]) for work in works]
             text = f"{label}: {straight(panel.sizes, seconds)}"
             above.loglog(panel.sizes, 1e3 * np.array(seconds), "o-", label=text)
