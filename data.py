@@ -41,11 +41,12 @@ from tqdm import tqdm
 def latents(shapes, alpha=1.0, rho=0.9, seed=0):
     """Ground-truth latents z (N, d) and the probability p (N,) of each image.   [L23, App. D.2.1]
 
-    shapes has .factors (N, d), as Shapes3D has. z is each factor's index plus alpha times a uniform
-    noise on [-1/2, 1/2], drawn once per image, standardised (as in the published code; D.2.1 adds
-    the noise after that); a factor that never varies is 0. p is the density of a Gaussian of unit
-    variances and correlations rho at z, normalised over the images. ValueError where alpha is not
-    in [0, 1] or rho not in [0, 1).
+    shapes has .factors (N, d), as Shapes3D has. z is each factor's index, plus alpha times uniform
+    noise on [-1/2, 1/2] drawn once per image, then standardised to mean 0 and variance 1 over all
+    images; a factor that never varies is 0. (D.2.1 standardises first and then adds noise; we
+    follow the published code.) p is the density of a Gaussian of unit variances and correlations
+    rho at z, normalised over the images. ValueError where alpha is not in [0, 1] or rho not in
+    [0, 1).
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: found {alpha}, expected a number from 0 to 1")
@@ -76,15 +77,16 @@ def describe_latents(z, p):
 
 
 def draw_index(rng, cumulative, size):
-    """Indices of images, drawn by the running sum of their weights."""
+    """Indices of images, each with probability proportional to its weight: the inverse of the
+    cumulative distribution, from the running sum of the weights."""
     return np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right")
 
 
 # ------------------------------------------------------------------------------ tasks
 
 TASK_KINDS = "bernoulli-gauss, laplace, gauss, sphere, blocks-B, fixed-K, finite-K"
-LABEL_NOISE = 0.1                                                       # of a task's signal; ours
-SHARPNESS = 5                                                           # of classes; ours
+LABEL_NOISE = 0.1  # deviation of the noise over that of w.z; our choice
+SHARPNESS = 5  # class logits are 5 W z; our choice
 
 
 def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
@@ -98,8 +100,9 @@ def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
     sphere           as bernoulli-gauss, on the unit sphere of the support
     blocks-B         one of the d/B blocks of B consecutive entries is on, drawn uniformly: violates
                      Assumption 3.6 where B > 1
-    fixed-K          exactly K entries are on
-    finite-K         one of K coefficient vectors, the same in every run: violates Assumption 3.5
+    fixed-K          exactly K entries are on: violates Assumption 3.6 where K = d
+    finite-K         one of K coefficient vectors, the same in every run: violates Assumption 3.5,
+                     and 3.6 where K is small
     """
     if kind == "laplace":
         return rng.laplace(scale=0.5 ** 0.5, size=(T, d))
@@ -148,12 +151,12 @@ def nonempty(rng, S):
 class Tasks:
     """Batches of tasks: .sample(rng) -> index (G, n) of images, labels y (G, K, n[, k]).
 
-    gaussian     y = w.z + noise, of 0.1 times the standard deviation of w.z over the set
-    categorical  y one-hot over k classes, of probabilities softmax(5 W z)
-    K tasks share a set's images, each with its own w and noise. With k > 1 outputs a task's support
-    is common to its outputs, drawn as its kind says, and the entries there are N(0, 1). shift > 0
-    draws each set's images from p(x | W) ~ p(x) exp(shift v.z), v the unit direction of the mean of
-    |w| over its tasks and outputs: our way to let p depend on the task.
+    gaussian     y = w.z + noise; the noise's deviation is 0.1 times that of w.z over the set
+    categorical  y one-hot, its class drawn among k with probabilities softmax(5 W z)
+    The K tasks of a set share its images; each has its own w and noise. With k > 1 outputs the kind
+    gives only the support, common to a task's outputs; the entries on it are N(0, 1). shift > 0
+    draws each set's images with probability proportional to p(x) exp(shift v.z), v the unit vector
+    along the mean |w| of its tasks and outputs: our way to let p depend on the task.
                                                                     [L23, App. D.2.1, Sec. 3.1]
     """
 
@@ -216,11 +219,11 @@ SIDE = 64                                                               # pixels
 
 
 class FactorGrid:
-    """Images of every combination of factors, the last running fastest.
+    """Images and their factors; by default every combination, the last factor running fastest.
 
-    .factors (N, d) indices, named .names, with .levels values. A subclass sets these two, and
-    defines .images(index, xp, device) -> (..., 64, 64, 3) float32 in [0, 1] for whatever indexes
-    the rows of an array of NumPy. Where a file is read, .stored holds its images.
+    .factors (N, d) are indices. A subclass sets .names and .levels (d names; the number of values
+    of each), and defines .images(index, xp, device) -> (..., 64, 64, 3) float32 in [0, 1]; index is
+    anything that indexes the rows of a NumPy array. Where a file is read, .stored has its images.
     """
 
     stored = None                                                       # StoredImages of a file
@@ -452,7 +455,8 @@ def maps_on(xp, device):
 
 
 # The scene, fitted to real images of [3DS]. World: x right, y into the room, z up; the object
-# stands on the floor z = 0 at the origin. Room and lamps stay fixed; the camera orbits the object
+# stands on the floor z = 0 at the origin. Room and lamps stay fixed; the camera, which has a
+# headlight, orbits the object
 # at CAMERA_HEIGHT, looking almost horizontally at the z axis.
 
 RAYS = 192                                                              # a side, reduced by Lanczos
@@ -481,7 +485,7 @@ OBJECT_HEADLIGHT, OBJECT_LAMPLIGHT = 0.6057, 0.5842
 GLOSS, GLOSS_FROM = 0.1183, 0.0164                                      # white where N.l > FROM
 MESH_SLICES, MESH_STACKS = 28, 16                                       # the original's lit mesh
 
-# A camera: position (3,), unit direction from the object to it (3,), unit rays (R, 3) row by row.
+# A camera: position (3,), level unit direction from the z axis to it (3,), unit rays (R, 3).
 Camera = namedtuple("Camera", "position back rays")
 # The empty room along the rays: distance (R,), maps (5, R), floor that a shadow may reach (R,).
 Room = namedtuple("Room", "distance maps shadowed")
@@ -578,7 +582,8 @@ def cast_object(shape, s, camera, room):
     """The object at scale s and its shadow, drawn over the room: the rays that change, and their
     new maps (5, changed)."""
     o, back, d = camera
-    # A ball of radius 1.05 s holds the object but for its feet, seen before room.shadowed.
+    # Rays that can change: through a ball of radius 1.05 s, which holds the object but for its
+    # base, and to the floor near it, against which base and shadow are seen.
     centre = np.array([0, 0, 0.95 * s]) - o
     near = centre @ centre - (d @ centre) ** 2 < (1.05 * s) ** 2
     rays = np.flatnonzero(room.shadowed | near)

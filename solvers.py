@@ -10,7 +10,7 @@
     S  (T, m)     the support {j : w_j != 0}, a mask
     F_i, F_j, F'  a sample, a feature's column, the transpose
     dX            dL/dX for a loss L of the solution, with the shape of X
-    u             the adjoint solution: curvature u = dw
+    u             the adjoint solution: curvature u = dw (U and dW; the SVM's u and dLam on a face)
 
 In this order: Lasso; ridge; losses of k outputs; group Lasso; the group-Lasso SVM, from its dual;
 its interior-point method; what these are made of. An iterative solver returns a certificate with
@@ -60,7 +60,7 @@ def lasso(F, y, lam, max_iter=None):
     G, c = gram(F), correlations(F, y)
     unit = safe_divisor(xp.max(xp.abs(c), axis=1))                  # lasso_lambda_max
     limit = 100 + 20 * F.shape[2] if max_iter is None else max_iter
-    problem = G, c, lam, unit                                       # given to both
+    problem = G, c, lam, unit                                       # of lasso_gap and lasso_step
     start = xp.zeros_like(c)
     # w <- lasso_step(w) until lasso_gap is small (made of: iterations)
     return until_solved("lasso", lasso_step, lasso_gap, start, problem, limit)
@@ -84,7 +84,7 @@ def lasso_violation(q, lam, w):
 def lasso_step(w, q, v, G, c, lam, unit):
     """Coordinate descent, and a Newton step on the support it leaves."""
     w, q = coordinate_descent_step(G, lam, w, q, v)
-    if w.shape[1] > WIDE:                                           # two a Newton step: cheaper
+    if w.shape[1] > WIDE:                                           # a Newton step costs more
         w, q = coordinate_descent_step(G, lam, w, q, lasso_violation(q, lam, w))
     return newton_step(G, lam, w, q)
 
@@ -176,7 +176,7 @@ def ridge(F, y, lam):
 
 def ridge_residual(F, y, lam, w):
     """The certificate of ridge, (T,): max_j |c - A w|_j/sqrt(A_jj) over its value at w = 0, with
-    A = F'F/n + lam I. The root makes it independent of the columns' units."""
+    A = F'F/n + lam I. At lam = 0 the root makes it independent of the columns' units."""
     y, lam = check_shapes(F, y, lam)
     xp = array_namespace(F)
     A, c = ridge_curvature(F, lam), correlations(F, y)
@@ -361,7 +361,7 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
 
     On the support F_j'R + lam W_j/||W_j|| = 0:
       1. curvature   H = F'R_Z[F .] + lam (I - v v')/||W_j||,  v = W_j/||W_j||
-      2. adjoint     H U = dW,  U (T, k, m) is 0 off the support
+      2. adjoint     H U = dW, both as (m k,),  U = 0 off the support
       3. pull back   dF = -(R U + R_Z[F U'] W)       dlam = -sum_j U_j . v_j
 
     F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the
@@ -433,7 +433,7 @@ def solve_on_columns(H, S, B):
 
 
 def svm_lambda_max(F, Y):
-    """max_j ||F_j'(Y - (1 - Y)/(k - 1))||, (T,): for lam1 above it W = 0; exact where k = 2.
+    """max_j ||F_j'(Y - (1 - Y)/(k - 1))||, (T,): from this lam1 on W = 0; exact where k = 2.
 
     [docs/derivations.md, 5]
     """
@@ -450,11 +450,13 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     Lam (T, n, k), info with n_iter and, per task,                [L23, Problems (81), (10)]
         gap        the duality gap P + D - n as a share of n - P, what W gains on W = 0 (or of 1,
                    if that is nothing)
-        converged  gap <= 1e-8 in float64, 1e-4 in float32, and Lam solves its face
-        strict     no entry of Lam and no feature is about to be switched, and there is no other
-                   Lam (where W = 0 there may be): derivatives exist in all directions
-    method  "interior-point", or "pbcd": proximal block coordinate descent in the dual, the paper's
-    algorithm [L23, App. D.3], whose n_iter counts epochs. W is unique, Lam need not be.
+        converged  gap <= 1e-8 in float64, 1e-4 in float32, and Newton's method, which keeps the
+                   zeros of Lam (its face), would change Lam by no more than rounding
+        strict     no entry of Lam is about to become or cease to be 0, no feature to enter or
+                   leave, and Lam is unique (not asked where W = 0): W is differentiable
+    method  "interior-point" (of at most 80 Newton steps, if max_iter is not given), or "pbcd":
+    proximal block coordinate descent in the dual, the paper's algorithm [L23, App. D.3] (10,000
+    epochs). n_iter counts these. W is unique, Lam need not be.
     Raises ValueError as check_problem does, and for labels that are not one-hot or lam2 = 0.
     """
     Y, lam1, lam2 = check_problem(F, Y, lam1, lam2)
@@ -480,8 +482,9 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     return W, Lam, {"n_iter": int(xp.max(n_iter)), **Certificate(*certificate)._asdict()}
 
 
-# The problem, and Q (k, c), an orthonormal basis of the vectors that sum to 0; in the SVM's parts c
-# is k - 1. Rows of Y - Lam, and so the V_j, are combinations of its columns: VQ = Q'V (T, c, m).
+# The problem, and Q (k, c), c = k - 1 (in the SVM's parts not F'y/n), an orthonormal basis of the
+# vectors that sum to 0. Rows of Y - Lam do, and so do the V_j: c coordinates say all of V_j,
+# VQ = Q'V (T, c, m), "V in the coordinates of Q", of the same norms.
 SVM = namedtuple("SVM", "F Y lam1 lam2 Q")
 
 
@@ -569,8 +572,9 @@ def newton_on_face(svm, Lam, free):
 def solve_on_face(H, free, Q, B):
     """The u (T, n, k) of least norm with Pi H Pi u = Pi B, and whether H is singular there, (T,).
 
-    Pi projects on the d that are 0 where not free and of rows that sum to 0: the columns of M_i
-    that S marks span them. H is in the coordinates of Q, and M'Q takes it to those of M.
+    Pi projects on the face's directions, rows that are 0 where not free and sum to 0. The columns
+    of M_i that S_i marks are an orthonormal basis of them for sample i; with M_S all of these, the
+    small system is M_S'H M_S x = M_S'B, and u = M_S x. M'Q takes H from the coordinates of Q.
     """
     xp = array_namespace(B)
     T, n, k = B.shape
@@ -623,7 +627,7 @@ def svm_gap(svm, Lam):
     """The duality gap P + D - n = <Lam, slacks>, a sum of what is not negative, over n - P (over 1
     where that is of rounding size), (T,).
 
-    Dividing by P, which is about n whatever W is, would hide the error of a small W.
+    Dividing by P, which is about n where W gains little, would hide the error of a small W.
     """
     xp, Y = array_namespace(Lam), svm.Y
     _, W, grad_D = svm_primal(svm, Lam)
@@ -639,9 +643,9 @@ def svm_certificate(svm, Lam, tol):
 
     off is how far Lam may be from the solution of its face: ten times the largest change that
     Newton's method would still make. converged: gap and off are small. strict: each entry of Lam is
-    clearly positive, or 0 with a slack that clearly is; no ||V_j|| is near lam1; Lam is unique (of
-    many, with the same W, the next change of F leaves some: W has a kink). Where W = 0, features
-    alone decide.
+    clearly positive, or 0 with a slack that clearly is; no ||V_j|| is near lam1; Lam is unique (if
+    not, a change of F rules out some of the Lam that share this W, and W may have a kink there).
+    Where W = 0 only ||V_j|| counts: W stays 0, whichever Lam it is.
     """
     xp, lam1 = array_namespace(Lam), svm.lam1
     V, W, grad_D = svm_primal(svm, Lam)
@@ -719,7 +723,7 @@ def svm_pbcd(svm, tol, max_iter):
     xp = array_namespace(F)
     Lam = xp.ones_like(Y) / Y.shape[2]
     L = xp.sum(F * F, axis=2) / lam2[:, None]
-    L = xp.where(L > 0, L, 1e-12)                                   # F_i = 0: to grad_D_i's least
+    L = xp.where(L > 0, L, 1e-12)                                   # F_i = 0: a huge step
     for n_iter in range(max_iter + 1):
         V, _, grad_D = svm_primal(svm, Lam)
         if n_iter == max_iter or bool(xp.all(svm_gap(svm, Lam) <= tol)):
@@ -778,8 +782,11 @@ Newton = namedtuple("Newton", "A scale B v along total miss_p miss_grad")
 def svm_interior_point(svm, tol, max_iter):
     """Lam (T, n, k), its Certificate, and the number of Newton steps.
 
-    A crossover is tried when each task is near: its gap within max(1e-7, tol); or within 1e-4, on
-    the face {Lam_il > slack_il} of one step before; or mu at rounding; or the task is done.
+    Interior points have no zeros, which derivatives need: svm_crossover sets them. It is tried once
+    every task is near, that is, any one of
+        settled   gap within 1e-4, and the face {Lam_il > slack_il} as it was a step before
+        small     gap within max(1e-7, tol), or mu at rounding
+        done      converged, or out of steps
     """
     xp = array_namespace(svm.F)
     at = interior_start(svm)
@@ -814,7 +821,8 @@ def better_dual(best, certificate, Lam, new):
 
 
 def interior_start(svm):
-    """Lam = 1/k, slacks moved up by their mean, or 1, and p s a small part of Lam slack."""
+    """Lam = 1/k, slacks moved up by their mean or by 1, whichever is larger; p s a small part of
+    Lam slack."""
     xp = array_namespace(svm.F)
     Lam = xp.ones_like(svm.Y) / svm.Y.shape[2]
     V, _, grad_D = svm_primal(svm, Lam)
@@ -992,7 +1000,7 @@ TOLERANCE = {                # of the gap at which a solver has converged, in fl
 
 
 def until_solved(solver, step, measure, w, problem, max_iter):
-    """Repeat w <- step(w, *seen, *problem) until no task's gap exceeds the solver's  ->  w, info.
+    """Repeat w <- step(w, *seen, *problem) until all gaps are within the TOLERANCE  ->  w, info.
 
     measure(w, *problem) -> gap (T,), seen: what a step wants to know of w. Every array has T rows.
     Once over a quarter of the batch is solved these tasks leave it; until then they step on.
@@ -1049,9 +1057,9 @@ def descent_direction(A, b):
 
 
 def solve_psd(A, b):
-    """x with A x = b for symmetric positive semi-definite A (T, d, d), b (T, d), as exact as the
-    condition of A, scaled to a diagonal of 1, allows; and which A are singular to rounding, (T,):
-    of all solutions that of least norm.
+    """x (T, d) with A x = b for symmetric positive semi-definite A (T, d, d), and singular (T,):
+    which A are so to rounding. There x is the solution of least norm; elsewhere it is as exact as
+    the condition of A, scaled to a diagonal of 1, allows.
     """
     xp, d = array_namespace(A), A.shape[-1]
     A, scale = with_unit_diagonal(A)
@@ -1073,7 +1081,7 @@ def least_norm(A, scale, b):
     xp, d = array_namespace(A), A.shape[-1]
     eigenvalues, E = xp.linalg.eigh(A)
     rounding = 10 * d * xp.finfo(A.dtype).eps * eigenvalues[:, -1:]
-    null = (eigenvalues <= rounding)[:, None, :]                    # (T, 1, k)
+    null = (eigenvalues <= rounding)[:, None, :]                    # (T, 1, d)
     coefficients = matvec(E.mT, b) / xp.where(null[:, 0, :], 1, eigenvalues)
     x = matvec(xp.where(null, 0, E), coefficients) / scale
     N = xp.where(null, E, 0) / scale[:, :, None]                    # A diag(scale) N = 0

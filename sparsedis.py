@@ -17,7 +17,7 @@ The bilevel problem, and the function that computes each part:
     with       F_t = normalise(f_theta(x_t))                           Encoder, head_on_sets
                w_t = argmin_w  1/(2 n) ||y_t - F_t w||^2 + lam ||w||_1   bilevel, solvers.lasso
                                                                        [L23, Problem (6)]
-A run, as experiments/disentangle.py makes it (with other settings of Adam):
+A run in outline (experiments/disentangle.py makes it, with settings of Adam of its own):
 
     shapes, encoder = data.Shapes3D(), cnn(6)
     tasks = data.Tasks(*data.latents(shapes), sets=4, samples=25, per_set=16)
@@ -55,17 +55,17 @@ from solvers import matvec, on_threads, outer_product
 # n_support=None fits and scores on the same samples, Problem (6); a number fits on the first
 # n_support samples of each task and scores on the others, Problem (7). lam, a number or (T,), is a
 # constant of the differentiation. params are a head's own, such as a learned scale of its scores:
-# those of few-shot episodes have some (experiments/episode_heads.py), those of HEADS, below, none.
+# those of few-shot episodes have some (experiments/episode_heads.py); task_objective passes none.
 
 
 class Outer(NamedTuple):
     """What an outer loss returns: its value, its derivatives, and the scores Z of classes."""
 
     loss: Any                                                       # an array of no dimensions
-    dF: Any                                                         # at fixed w, (T, n, m)
+    dF: Any                                                         # at fixed w, of those scored
     dw: Any                                                         # at fixed F, the shape of w
     dparams: dict = {}
-    Z: Any = None                                                   # (T, n, k)
+    Z: Any = None                                                   # W F_i, (T, n, k)
 
 
 def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
@@ -127,7 +127,7 @@ def inner_lasso(F, y, lam, n_support=None, params=None):
 
 # ------------------------------------------------------------------------------ the objective
 # objective(progress, [features, ...], y, params) -> loss, [dfeatures, ...], dparams, info, for the
-# features of each batch of a step; progress runs from 0 to 1 over the training.
+# features of each batch of a step; progress runs from 0 up to 1, without it.
 
 
 def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm="batch", masked=False):
@@ -159,10 +159,11 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
     dF_sets, info.
 
     Each set's features are normalised, by all its samples, and repeated for its K tasks; the K
-    gradients are added up. Predictors have no intercept: where all samples are fitted, features of
-    mean 0 (norm="batch") do not see the mean of a real y; with n_support or known it should be 0.
+    gradients are added up. Predictors have no intercept. Where norm="batch" and every sample is
+    fitted, features have mean 0 and none is needed: the mean of a real y has no effect on w. With
+    n_support or known this no longer holds, and the caller should centre a real y.
     Where known (G, K, n) is False, a task has no label, and the caller puts y_i = 0, or any class:
-    with F_i = 0 the sample adds nothing to its fit; n and the moments count it all the same.
+    F_i = 0 there, so that the sample does not change w; n and the moments still count it.
     """
     xp = array_namespace(F_sets)
     G, n, m = F_sets.shape
@@ -182,12 +183,13 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
 
 
 def normalise(F, norm="batch", n_support=None):
-    """norm="batch": each feature has mean 0 and variance 1 over the samples of its set;
-    norm="layer": each sample has, over its features.
+    """Shift and scale to mean 0 and variance 1: norm="batch", each feature over the samples of its
+    set; norm="layer", each sample over its own features.
 
-    F (G, n, m), or (T, n, m) where each task has its own; biased variance with 1e-5 added; nothing
-    learned; n_support: by the moments of the first so many samples only (batch). Without
-    normalisation ||F|| grows and sparsity is lost.               [L23, Sec. 3.4, App. D.2.3]
+    F (G, n, m), or (T, n, m) where each task has its own. The variance is biased, with 1e-5 added;
+    nothing is learned. n_support ("batch" only): the moments are those of the first n_support
+    samples, applied to all. Without normalisation ||F|| grows and sparsity is lost.
+                                                                  [L23, Sec. 3.4, App. D.2.3]
     """
     xp = array_namespace(F)
     if n_support is not None and norm != "batch":
@@ -202,7 +204,8 @@ def normalise(F, norm="batch", n_support=None):
 
 def normalise_backward(dout, cache):
     """dF_i = (dout_i - (sum dout + out_i sum dout out) / n_fit) / deviation, but dout_i/deviation
-    for a sample that has no part in the moments. Sums are over samples ("layer": features)."""
+    where sample i is not in the moments. Sums are over all samples, n_fit counts those in the
+    moments ("layer": both are over the m features)."""
     xp = array_namespace(dout)
     out, deviation, axis, n_support = cache
     fit = out[:, :n_support, :]
@@ -328,8 +331,8 @@ def zeros_like_all(params):
 
 def cosine(lr, progress, flat=0.0):
     """lr for a share `flat` of the training, then to 0 along half a cosine; progress is 0 to 1."""
-    left = max(0, progress - flat) / (1 - flat) if flat < 1 else 0
-    return lr * (1 + math.cos(math.pi * left)) / 2
+    done = max(0, progress - flat) / (1 - flat) if flat < 1 else 0  # share of the descent
+    return lr * (1 + math.cos(math.pi * done)) / 2
 
 
 # ------------------------------------------------------------------------------ other heads
@@ -398,8 +401,9 @@ def inner_group_lasso(F, Y, lam, n_support=None, params=None, smoothing=0.0, los
                       max_iter=1000):
     """Sparse predictors of k outputs: argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}.
 
-    The outer loss is the mean of the same loss, "squared" or "logistic", of class_loss's scores.
-    For m k up to a few hundred: solvers.group_lasso.                   [L23, Problem (6)]
+    loss is "squared", 1/2 ||z - y||^2, or "logistic", softmax cross-entropy (k = 1: sigmoid). The
+    outer loss is its mean over tasks and samples, with smoothed labels and, where params has one, a
+    scale of the scores (class_loss). For m k up to a few hundred.      [L23, Problem (6)]
     """
     fit = functools.partial(solvers.group_lasso, loss=loss, max_iter=max_iter)
     fit_vjp = features_only(functools.partial(solvers.group_lasso_vjp, loss=loss))
@@ -614,10 +618,11 @@ def depth_to_space(X, s):
 
 
 def windows_times(X, V, q):
-    """windows(X) V, (N, h, w, O), for V (q q, c, O): gathered, then multiplied.
+    """windows(X) V, (N, h, w, O), for V (q q, c, O).
 
-    Where that moves fewer numbers, c > O, the other way round: the q^2 products of X and a block of
-    V are shifted and added. It saves a quarter of the CNN's forward pass.
+    c <= O: gather the q^2 shifted copies of X (c channels each), then multiply once. c > O: first
+    multiply X by each of the q^2 blocks of V, then add the shifted products (O channels each, so
+    fewer numbers to move). The second saves a quarter of the CNN's forward pass.
     """
     xp = array_namespace(X)
     qq, c, O = V.shape
@@ -830,7 +835,7 @@ TRIM = Layer(trim, trim_backward)
 def mlp(sizes, classes=0):
     """Linear layers with ReLU between them, mlp([d, hidden, ..., m]).
 
-    classes > 0 adds a linear head on the features: logits, for empirical risk minimisation.
+    classes > 0 adds a linear classifier of the features: logits, for empirical risk minimisation.
     """
     layers = []
     for i, (a, c) in enumerate(itertools.pairwise(sizes), start=1):
@@ -856,7 +861,7 @@ def cnn(m, channels=3):
 
 
 def convnet(m, shape, widths=(32, 32, 64, 64), hidden=256):
-    """The same for images of any shape (H, W, C), H and W at least 4: 4 x 4 convolutions of stride
+    """The like for images of any shape (H, W, C), H and W at least 4: 4 x 4 convolutions of stride
     2, one for each width while both sides are at least 4; an odd side is trimmed first."""
     H, W, c = shape
     if min(H, W) < 4:

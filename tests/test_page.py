@@ -169,7 +169,7 @@ def opened(browser, path, **options):
 
 def wait(tab, condition):
     """Until a condition holds; asked from here, since the page forbids to evaluate texts."""
-    for _ in range(200):
+    for _ in range(1200):
         if tab.evaluate(condition):
             return
         time.sleep(0.05)
