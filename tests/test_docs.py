@@ -47,8 +47,8 @@ PUBLIC = {
 def room(name):
     """A module of the core, of sparsetasks/ or of experiments/."""
     if name in ("torch_heads", "jax_heads"):
-        library = name.partition("_")[0]
-        pytest.importorskip(library, reason=f"{library} is not installed")
+        library = {"torch": "PyTorch", "jax": "JAX"}[name.partition("_")[0]]
+        pytest.importorskip(name.partition("_")[0], reason=f"{library} is not installed")
     prefix = "" if name in CORE else "sparsetasks." if name in PACKAGE else "experiments."
     return importlib.import_module(prefix + name)
 
