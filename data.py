@@ -162,9 +162,11 @@ class Tasks:
 
     def __init__(self, z, p, sets=4, samples=25, per_set=16, kind="bernoulli-gauss", outputs=1,
                  likelihood="gaussian", shift=0.0):
-        self.z, self.p, self.cumulative = z, p, np.cumsum(p)
-        self.sets, self.samples, self.per_set = sets, samples, per_set
-        self.kind, self.outputs, self.likelihood = kind, outputs, likelihood
+        self.z, self.p = z, p
+        self.cumulative = np.cumsum(p)
+        self.sets, self.samples = sets, samples
+        self.per_set, self.kind = per_set, kind
+        self.outputs, self.likelihood = outputs, likelihood
         self.shift = shift
         sample_tasks(np.random.default_rng(0), 1, z.shape[1], kind)     # refuses an unknown kind
         if likelihood == "categorical" and outputs < 2:

@@ -1102,7 +1102,11 @@ def restrict(A, S, b):
     Off S a row is that of the identity. Of more than WIDE features only as many are kept as the
     largest support has, a task's own in front.
     """
-    xp, m, back = array_namespace(A), A.shape[1], lambda x: x
+    xp, m = array_namespace(A), A.shape[1]
+
+    def back(x):
+        return x
+
     if m > WIDE:
         width = max(1, int(xp.max(xp.sum(xp.astype(S, xp.int64), axis=1))))
         order = xp.argsort(xp.astype(~S, xp.int8), axis=1, stable=True)
@@ -1204,7 +1208,8 @@ def check_labels(Y, loss):
 Threads = namedtuple("Threads", "pool n depth process")
 SERIAL = Threads(None, 1, 0, None)
 _threads = contextvars.ContextVar("threads", default=SERIAL)
-_lock, _inside, _before = threading.Lock(), 0, []                   # of one_blas_thread
+_lock = threading.Lock()                                            # of one_blas_thread:
+_inside, _before = 0, []                                            # how many, counts before
 
 
 @contextlib.contextmanager

@@ -681,7 +681,8 @@ class Layer:
     state = {}
 
     def __init__(self, f, f_backward, name="", shapes=None, **settings):
-        self.f, self.f_backward, self.settings = f, f_backward, settings
+        self.f, self.f_backward = f, f_backward
+        self.settings = settings
         self.prefixed = {key: f"{name}.{key}" for key in shapes or {}}
         self.shapes = {f"{name}.{key}": shape for key, shape in (shapes or {}).items()}
 

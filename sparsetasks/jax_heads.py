@@ -20,16 +20,19 @@ def lasso(F, y, lam):
 
 
 def solve(F, y, lam):
+    """solvers.lasso on NumPy arrays."""
     w, _ = solvers.lasso(*map(np.asarray, (F, y, lam)))
     return w
 
 
 def lasso_forward(F, y, lam):
+    """w, and what the backward pass needs."""
     w = lasso(F, y, lam)
     return w, (F, y, lam, w)
 
 
 def lasso_backward(kept, dw):
+    """dF, dy and dlam of dw."""
     F, y, lam, _ = kept
     shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (F, y, lam))
     return jax.pure_callback(pull_back, shapes, *kept, dw)
