@@ -173,7 +173,10 @@ class Tasks:
             raise ValueError(f"--outputs: found {outputs}, expected at least 2 classes")
 
     def sample(self, rng):
-        W = self.sample_coefficients(rng)                               # (G, K, k, d)
+        return self.sample_labels(rng, self.sample_coefficients(rng))
+
+    def sample_labels(self, rng, W):
+        """index and y for coefficients W (G, K, k, d)."""
         index = self.sample_images(rng, W)                              # (G, n)
         y = self.z[index][:, None] @ W.mT                               # (G, K, n, k), the signal
         if self.likelihood == "categorical":
@@ -194,7 +197,7 @@ class Tasks:
     def sample_images(self, rng, W):
         """index (G, n)."""
         if not self.shift:
-            return draw_index(rng, self.cumulative, (self.sets, self.samples))
+            return draw_index(rng, self.cumulative, (len(W), self.samples))
         v = np.abs(W).mean(axis=(1, 2))                                 # (G, d)
         v = v / np.linalg.norm(v, axis=1, keepdims=True)
         tilted = [self.p * np.exp(self.shift * (self.z @ direction)) for direction in v]

@@ -13,10 +13,10 @@
     u             the adjoint solution: curvature u = dw (U and dW; the SVM's u and dLam on a face)
 
 In this order: Lasso; ridge; losses of k outputs; group Lasso; the group-Lasso SVM, from its dual;
-its interior-point method; what these are made of. An iterative solver returns a certificate with
-its solution. Every vjp takes three steps, 1 curvature, 2 adjoint, 3 pull back (the SVM's a step 0
-before). Arrays may be NumPy's, CuPy's or PyTorch's, by array-api-compat. Derivations:
-docs/derivations.md.
+its interior-point method; sparse rotation; what these are made of. An iterative solver returns a
+certificate with its solution. Every vjp takes three steps, 1 curvature, 2 adjoint, 3 pull back (the
+SVM's a step 0 before). Arrays may be NumPy's, CuPy's or PyTorch's, by array-api-compat.
+Derivations: docs/derivations.md.
 
 [L23] Lachapelle et al., Synergies between disentanglement and sparsity, ICML 2023.
 """
@@ -29,6 +29,7 @@ from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 from array_api_compat import array_namespace, device, is_numpy_array
+from numpy.random import default_rng
 from threadpoolctl import ThreadpoolController
 
 # ------------------------------------------------------------------------------ Lasso
@@ -954,6 +955,188 @@ def newton_direction(svm, at, system, to_product, to_ps):
 
 
 SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10_000)}
+
+
+# ------------------------------------------------------------------------------ sparse rotation
+# Features F = Z L mix the factors Z. Of all bases of the tasks' weights on F, the one in which they
+# are sparse is the factors': what Theorem 3.1 rests on, used after training.
+#
+#     x     (T, m)     a task's weights on the white features F C^-1/2, of norm 1
+#     B     (s, m, m)  the bases of s starts, b_j a row; M = C^-1/2 B^-1 but for the columns' scale
+#     v     (s, m, T)  the loadings v_jk = b_j'x_k, their errors of variance e_jk
+#     prior            v_jk is N(0, tau2_j + e_jk), in the slab, with probability share_j, else
+#                      N(0, e_jk), in the spike
+
+Bases = namedtuple("Bases", "B share tau2")                         # share and tau2 (s, m, 1)
+Loadings = namedtuple("Loadings", "v error spike on log_p")         # each (s, m, T)
+ROTATION_STEPS = 100
+
+
+def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
+    """M (m, m) that makes the tasks' weights on F M sparse: the likeliest basis for loadings from a
+    spike and a slab, by expectation maximisation from random bases.     [docs/derivations.md, 10]
+
+    W (T, m), least-squares weights of T tasks on features F of mean 0 and covariance C (m, m)
+    errors of W: their covariances sigma_k^2 (F_k'F_k)^-1 (T, m, m), or sigma_k/sqrt(n) where the
+             features are white over each task's samples (T,), or None where W is exact
+    width    the spike's least deviation as a share of the slab's: 0 expects zeros, more expects
+             loadings that are small where they are not large
+    Returns M, with F M of variance 1 and the strongest feature first, and info:
+        loadings (T, m)  W M^-T, the weights on F M
+        on (T, m)        the probability that a loading is in the slab
+        apart (m,)       of the tasks that use another feature, the share that does without this
+                         one; apart_tasks (m,), how many these are: the least over the others
+        identified (m,)  apart >= 1/5 and apart_tasks >= 3: Assumption 3.6, with a margin
+        reached          the share of the starts whose log-likelihood is within 1 of the best one's
+        gap, converged   how far the best is from a stationary one, see rotation_gap; gap <= 1e-2
+    Raises ValueError where F or W spans fewer than m dimensions, or as check_tasks does.
+    """
+    xp = array_namespace(W, C)
+    x, noise, whitening = white_tasks(W, C, errors)
+    bases = random_bases(x, starts, seed)
+    for step in range(ROTATION_STEPS):                              # the spike falls to the errors
+        floor = width ** 2 + 0.5 * 0.85 ** step + 10 * xp.finfo(x.dtype).eps
+        loadings = expectation(x, noise, floor, bases)
+        bases = maximisation(x, loadings, bases)
+    loadings = expectation(x, noise, floor, bases)
+    log_p = xp.sum(loadings.log_p, axis=(1, 2)) + x.shape[0] * xp.linalg.slogdet(bases.B)[1]
+    best = int(xp.argmax(log_p))
+    M, on = whitening @ xp.linalg.inv(bases.B[best, ...]), loadings.on[best, ...].mT
+    M, V, on = in_order(M, W, C, on)
+    reached = xp.mean(xp.astype(log_p > log_p[best] - 1, x.dtype))
+    gap = rotation_gap(x, loadings, bases)[best]
+    info = {"loadings": V, "on": on, "reached": reached, "gap": gap, "converged": gap <= 1e-2}
+    return M, info | identification(on)
+
+
+def white_tasks(W, C, errors):
+    """x (T, m), the covariances of its errors (T, m, m), and C^-1/2 (m, m)."""
+    check_tasks(W, C, errors)
+    xp, (T, m) = array_namespace(W), W.shape
+    rounding = 10 * max(T, m) * xp.finfo(W.dtype).eps
+    size, E = xp.linalg.eigh(C)
+    if not bool(size[0] > rounding * size[-1]):
+        raise ValueError("C: the features are linearly dependent")
+    root, whitening = (E * size ** power @ E.mT for power in (0.5, -0.5))
+    x = W @ root
+    norm = xp.linalg.vector_norm(x, axis=1)
+    x = x / norm[:, None]
+    singular = xp.linalg.svdvals(x)
+    rank = int(xp.sum(xp.astype(singular > rounding * singular[0], xp.int64)))
+    if rank < m:
+        raise ValueError(f"W: {T} tasks span {rank} of {m} dimensions, which identifies no basis")
+    if errors is None:
+        noise = xp.zeros((T, m, m), dtype=W.dtype, device=device(W))
+    elif errors.ndim == 1:
+        noise = errors[:, None, None] ** 2 * identity(m, W)
+    else:
+        noise = root @ errors @ root
+    return x, noise / norm[:, None, None] ** 2, whitening
+
+
+def check_tasks(W, C, errors):
+    """Refuse shapes that do not fit, values that are not finite, and tasks without weights."""
+    xp, shape = array_namespace(W, C), tuple(W.shape)
+    T, m = shape if W.ndim == 2 else (0, 0)
+    fits = T * m > 0 and C.shape == (m, m)
+    fits = fits and (errors is None or errors.shape in ((T,), (T, m, m)))
+    if not fits:
+        found = f"{shape}, {tuple(C.shape)}, {None if errors is None else tuple(errors.shape)}"
+        raise ValueError(
+            f"expected W (T, m), C (m, m), errors (T,) or (T, m, m) or None, found {found}")
+    given = [W, C] if errors is None else [W, C, errors]
+    if not all(bool(xp.all(xp.isfinite(a))) for a in given):
+        raise ValueError("W, C or errors hold values that are not finite")
+    empty = xp.sum(xp.astype(xp.all(W == 0, axis=1), xp.int64))
+    if int(empty):
+        raise ValueError(f"W: {int(empty)} of {T} tasks have no weights: leave them out")
+
+
+def random_bases(x, starts, seed):
+    """Random rotations of the basis in which the x_k are white."""
+    xp, (T, m) = array_namespace(x), x.shape
+    random = default_rng(seed).standard_normal((starts, m, m))
+    Q, _ = xp.linalg.qr(xp.asarray(random, dtype=x.dtype, device=device(x)))
+    size, E = xp.linalg.eigh(x.mT @ x / T)
+    B = Q @ (E * size ** -0.5 @ E.mT)
+    half = 0.5 * xp.ones((starts, m, 1), dtype=x.dtype, device=device(x))
+    return Bases(B, half, 4 * half)                                 # loadings have variance 1
+
+
+def expectation(x, noise, floor, bases):
+    """The loadings in bases, and how likely each is in the slab."""
+    xp, (B, share, tau2) = array_namespace(x), bases
+    s, m, _ = B.shape
+    v = B @ x.mT
+    bb = xp.reshape(B[..., :, None] * B[..., None, :], (s, m, m * m))
+    error = bb @ xp.reshape(noise, (-1, m * m)).mT                  # b_j'noise_k b_j
+    spike = error + floor * tau2
+    slab = tau2 + spike
+    log_on = xp.log(share / slab ** 0.5) - v * v / (2 * slab)
+    log_off = xp.log((1 - share) / spike ** 0.5) - v * v / (2 * spike)
+    log_p = xp.logaddexp(log_on, log_off)
+    return Loadings(v, error, spike, xp.exp(log_on - log_p), log_p)
+
+
+def maximisation(x, loadings, bases):
+    """Bases that fit what is in the slab: the prior, then each row b_j in turn, of its old length.
+
+    Up to that length, of which the likelihood does not depend, b_j minimises b'A_j b/2 - log|det B|
+    and so solves (B A_j) b_j = e_j.
+    """
+    xp, (B, _, _), one = array_namespace(x), bases, identity(x.shape[1], x)
+    A, share, tau2 = curvatures(x, loadings)
+    rows = list(xp.unstack(B, axis=1))
+    for j, old in enumerate(rows):
+        e_j = xp.broadcast_to(one[:, j:j + 1], (*old.shape, 1))
+        b = xp.linalg.solve(xp.stack(rows, axis=1) @ A[:, j, ...], e_j)[..., 0]
+        length = [xp.linalg.vector_norm(a, axis=1, keepdims=True) for a in (old, b)]
+        rows[j] = b * (length[0] / length[1])
+    return Bases(xp.stack(rows, axis=1), share, tau2)
+
+
+def curvatures(x, loadings):
+    """A (s, m, m, m), A_j = sum_k p_jk x_k x_k'/T, p_jk the loading's precision; share and tau2."""
+    xp, (T, m) = array_namespace(x), x.shape
+    v, error, spike, on, _ = loadings
+    used = xp.sum(on, axis=2, keepdims=True)
+    share = xp.minimum(xp.maximum(used / T, 0.01), 0.99)
+    tau2 = xp.sum(on * (v * v - error), axis=2, keepdims=True) / used
+    tau2 = xp.maximum(tau2, xp.mean(error, axis=2, keepdims=True) + 1e-9)
+    precision = on / (tau2 + spike) + (1 - on) / spike
+    xx = xp.reshape(x[:, :, None] * x[:, None, :], (T, m * m))
+    return xp.reshape(precision @ xx / T, (-1, m, m, m)), share, tau2
+
+
+def rotation_gap(x, loadings, bases):
+    """How far each basis is from a stationary one, (s,): the largest change of a row b_j that would
+    still raise the likelihood, as the share of another feature's slab that it lets in."""
+    xp, m = array_namespace(x), x.shape[1]
+    A, _, tau2 = curvatures(x, loadings)
+    P = bases.B[:, None, ...] @ A @ bases.B.mT[:, None, ...]        # b_i'A_j b_l, (s, j, i, l)
+    slope = xp.stack([P[:, j, :, j] for j in range(m)], axis=1)     # along b_i, (s, j, i)
+    step = slope / xp.linalg.diagonal(P) * xp.sqrt(tau2.mT / tau2)
+    return xp.max(xp.abs(step) * (1 - identity(m, x)), axis=(1, 2))
+
+
+def in_order(M, W, C, on):
+    """M's columns scaled, the strongest first, its largest loadings positive, loadings, on."""
+    xp = array_namespace(M)
+    M = M / xp.sqrt(xp.sum(M * (C @ M), axis=0))                    # F M of variance 1
+    V = xp.linalg.solve(M, W.mT).mT
+    M, V = (a * xp.sign(xp.sum(V ** 3, axis=0)) for a in (M, V))
+    order = xp.argsort(-xp.sum(V * V, axis=0), stable=True)
+    return [xp.take(a, order, axis=1) for a in (M, V, on)]
+
+
+def identification(on):
+    """apart, apart_tasks and identified of sparse_rotation, from on (T, m)."""
+    xp, m = array_namespace(on), on.shape[1]
+    without = on.mT @ (1 - on)                                      # [i, j]: use i, but not j
+    share = without / safe_divisor(xp.sum(on, axis=0))[:, None]
+    itself = 2 * on.shape[0] * identity(m, on)                      # never the least
+    apart, tasks = (xp.min(a + itself, axis=0) for a in (share, without))
+    return {"apart": apart, "apart_tasks": tasks, "identified": (apart >= 0.2) & (tasks >= 3)}
 
 
 # ------------------------------------------------------------------------------ made of: thresholds

@@ -20,8 +20,10 @@ import metrics
 import sparsedis
 from experiments import plots, results, settings
 from experiments.settings import ELSEWHERE, option
+from sparsetasks.rotation import unmix
 
 SCORES = {"mcc": "MCC", "r": "R", "dci_d": "DCI-D", "dci_c": "DCI-C"}
+AFTERWARDS = ("mcc_ica", "mcc_rotated")
 HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
 EPS = "strength of the penalty, a fraction of lambda_max; 0 fits without penalty"
 WARMUP = "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper"
@@ -74,10 +76,13 @@ def command(config):
 
 
 def tell_scores(result):
-    """The scores of a run's features, in two lines."""
+    """The scores of a run's features, as they are and unmixed afterwards, in two or three lines."""
     scores = "   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items())
     print(f"{scores}      {result['steps']} steps in {result['seconds']:.0f} s")
-    matched = [key for key in result if key.startswith("mcc_") and key != "mcc_ica"]
+    if "mcc_rotated" in result:
+        print(f"after a rotation: MCC {result['mcc_rotated']:.4f}, {result['identified']} of its "
+              f"{result['features']} features identified   after ICA: MCC {result['mcc_ica']:.4f}")
+    matched = [key for key in result if key.startswith("mcc_") and key not in AFTERWARDS]
     correlations = ", ".join(f"{key[4:]} {result[key]:.3f}" for key in matched)
     print(f"matched |correlation|: {correlations}")
 
@@ -118,7 +123,8 @@ def disentangle(config):
         end, rows = run.train(training, measure, xp, device)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
         trained = functools.partial(features, end.params)
-        result = score_features(trained, shapes, z, p, config.eval_images, run)
+        fresh = functools.partial(fresh_tasks, config)
+        result = score_features(trained, shapes, z, p, config.eval_images, run, fresh)
         result |= {key: rows[-1][key] for key in ("seconds", "nonzero")}
         keys = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
@@ -200,11 +206,12 @@ def features_of(encoder, shapes, norm, xp, device, params, index):
     return F if norm == "batch" else sparsedis.normalise(F[None], "layer")[0][0]
 
 
-def score_features(features, shapes, z, p, count, run):
+def score_features(features, shapes, z, p, count, run, fresh_tasks=None):
     """Scores of features(index) on `count` images drawn uniformly; two figures in a run's folder.
 
-    The scores are also those after linear ICA, fitted on the training distribution p. Per factor:
-    mcc_NAME, the |correlation| with its matched feature, and seen_NAME, the same under p.
+    The scores are also those after linear ICA (NAME_ica), fitted on the training distribution p,
+    and, given fresh_tasks(z, count), after a rotation to sparse weights of these (NAME_rotated).
+    Per factor: mcc_NAME, the |correlation| with its matched feature, and seen_NAME, that under p.
     """
     index = np.random.default_rng(20_000).integers(len(shapes), size=count)
     F = features(index)
@@ -220,6 +227,8 @@ def score_features(features, shapes, z, p, count, run):
     scores = metrics.scores(z[index], F)
     by_ica = metrics.scores(z[index], metrics.ica(F, F_seen))
     scores |= {f"{name}_ica": value for name, value in by_ica.items()}
+    if fresh_tasks:
+        scores |= score_rotation(F, z[index], F_seen, fresh_tasks(z[drawn], count // 20))
     for size in (1, 2, 3):
         scores[f"block_share_{size}"] = metrics.block_share(z[index], F, size)
     for factor, feature in zip(*matched, strict=True):
@@ -227,3 +236,34 @@ def score_features(features, shapes, z, p, count, run):
     for factor, feature in zip(*matched, strict=True):
         scores[f"mcc_{shapes.names[factor]}"] = float(C[factor, feature])
     return scores
+
+
+def fresh_tasks(config, z, count, seed=20_002):
+    """Labels Y (T, n) and index (T, n) of at most 1,000 tasks as a run's on images of latents z,
+    each on its own; an output of several is a task, and of finitely many each comes once."""
+    rng = np.random.default_rng(seed)
+    uniform = np.full(len(z), 1 / len(z))
+    one_each = dataclasses.replace(config, image_sets=min(1000, max(1, count)), tasks_per_set=1)
+    tasks = tasks_of(one_each, z, uniform)
+    W = tasks.sample_coefficients(rng)                              # (T, 1, k, d)
+    if config.tasks.startswith("finite"):
+        W = np.unique(W, axis=0)
+    index, y = tasks.sample_labels(rng, W)                          # (T, n), (T, 1, n[, k])
+    Y = y.reshape(*index.shape, -1).transpose(2, 0, 1)              # (k, T, n)
+    return Y.reshape(-1, index.shape[1]), np.tile(index, (len(Y), 1))
+
+
+def score_rotation(F, z, F_seen, tasks):
+    """Scores of F (N, m) rotated to sparse weights of tasks on F_seen, how many features the
+    rotation calls identified, and its least stability; unrotated where no basis can be told."""
+    Y, index = tasks
+    identified, stability = 0, 0.0
+    try:
+        rotation = unmix(F_seen, Y, index, widths=(0.0,), splits=3, starts=10)
+        F = F @ rotation.M
+        identified = int(np.sum(rotation.identified))
+        stability = float(np.nan_to_num(rotation.stability).min())
+    except ValueError:                                              # too few tasks, or too short
+        pass
+    scores = {f"{name}_rotated": value for name, value in metrics.scores(z, F).items()}
+    return scores | {"identified": identified, "stability": stability, "features": F.shape[1]}

@@ -23,7 +23,7 @@ from sklearn.linear_model import lasso_path
 import data
 import metrics
 import solvers
-from experiments import fewshot, plots, regression, sharing, theory
+from experiments import fewshot, plots, regression, rotation, sharing, theory
 from experiments.apply import encode_images
 from experiments.settings import option
 from experiments.sweeps import RESPONSES, SCALES, SWEEP_OF, read_table, sweep_configs, where
@@ -32,7 +32,8 @@ from experiments.sweeps import RESPONSES, SCALES, SWEEP_OF, read_table, sweep_co
 Method = namedtuple("Method", "penalty suffix label color")
 LASSO, RIDGE = Method("lasso", "", "Lasso", "C0"), Method("ridge", "", "Ridge", "C1")
 RIDGE_ICA = Method("ridge", "_ica", "Ridge + ICA", "C3")
-SHOWN = (LASSO, RIDGE, RIDGE_ICA)
+RIDGE_ROTATED = Method("ridge", "_rotated", "Ridge + rotation", "C2")
+SHOWN = (LASSO, RIDGE, RIDGE_ICA, RIDGE_ROTATED)
 
 EPS_AXIS = "$\\epsilon = \\lambda/\\lambda_{max}$"
 LABELS = {
@@ -72,21 +73,22 @@ def draw_bars(rows, path, panels, scores):
         column[-1].set_xlabel(EPS_AXIS)
     for ax, score in zip(axes[:, 0], scores, strict=True):
         ax.set_ylabel(LABELS[score])
-    save_with_legend(fig, axes[0, 0], path, columns=4 if len(panels) > 1 else 2)
+    save_with_legend(fig, axes[0, 0], path, columns=5 if len(panels) > 1 else 2)
 
 
 def draw_groups(ax, rows, score, methods=SHOWN):
     """For each eps a group of bars, one for each method: mean and deviation over seeds."""
     eps = sorted({row["eps"] for row in rows})
     kind = rows[0]["head"].split("-")[0] if rows else ""            # inner or outer
+    width = 0.8 / len(methods)
     for j, method in enumerate(methods):
         own = of_method(rows, method)
         groups = [scores_at(own, e, score + method.suffix) for e in eps]
-        place = np.arange(len(eps)) + 0.27 * (j - (len(methods) - 1) / 2)
+        place = np.arange(len(eps)) + width * (j - (len(methods) - 1) / 2)
         means = [np.mean(group) for group in groups]
         spreads = [np.std(group) for group in groups]
         label = f"{kind}-{method.label}"
-        ax.bar(place, means, 0.24, yerr=spreads, capsize=2, color=method.color, label=label)
+        ax.bar(place, means, 0.9 * width, yerr=spreads, capsize=2, color=method.color, label=label)
     ax.set_ylim(0, 1.02)
     ax.set_xticks(range(len(eps)), [f"{e:g}" for e in eps])
     if score == "mcc":
@@ -94,8 +96,8 @@ def draw_groups(ax, rows, score, methods=SHOWN):
 
 
 def scores_at(rows, eps, key):
-    """A score of the runs at an eps; NaN where there is none."""
-    return [row[key] for row in where(rows, {"eps": eps})] or [np.nan]
+    """A score of the runs at an eps; NaN where there is none, as of rows of older code."""
+    return [row.get(key, np.nan) for row in where(rows, {"eps": eps})] or [np.nan]
 
 
 def draw_block_share(rows, path):
@@ -128,7 +130,7 @@ def draw_bands(rows, path, lines):
             ax.set(title=f"$\\{band.variable}$ = {cell[band.variable]:g}", xlabel=EPS_AXIS)
         draw_best(line[2], where(rows, band.cell), band.variable, score)
         line[0].set_ylabel(LABELS[score])
-    save_with_legend(fig, axes[0, 0], path, columns=4)
+    save_with_legend(fig, axes[0, 0], path, columns=5)
 
 
 def draw_best(ax, rows, variable, score):
@@ -139,7 +141,8 @@ def draw_best(ax, rows, variable, score):
         return
     for method in SHOWN:
         best = best_runs(of_method(rows, method), variable, method)
-        groups = [[row[score + method.suffix] for row in best.get(level, ())] for level in levels]
+        key = score + method.suffix
+        groups = [[row.get(key, np.nan) for row in best.get(level, ())] for level in levels]
         plots.draw_line(ax, levels, groups, f"inner-{method.label}", method.color)
     if score == "mcc":
         draw_chance(ax)
@@ -159,7 +162,7 @@ def best_runs(rows, variable, method):
         return {}
 
     def mcc_of(runs):
-        return np.mean([row["mcc" + method.suffix] for row in runs])
+        return np.mean([row.get("mcc" + method.suffix, np.nan) for row in runs])
 
     best = {}
     for level in eps_of:
@@ -336,7 +339,8 @@ FIGURES = {
     "blocks": draw_block_share,
     "conjecture": partial(draw_against_eps, keys=("mcc", "r", "dci_d", "accuracy", "off")),
     "sharing": sharing.draw_sharing,
-    "methods": sharing.print_methods}
+    "methods": sharing.print_methods,
+    "rotation": rotation.draw}
 for number, (part, printed) in enumerate(zip(RESPONSES, PRINTED, strict=True), 11):
     FIGURES[f"fig{number}"] = partial(draw_run_responses, part=part, printed=printed)
 

@@ -67,6 +67,22 @@ def shown(head, eps, rho):
     return Part([{"rho": rho}], [head], [eps], 1)
 
 
+# Of experiments/rotation.py, from 100 images and 64 tasks a step wherever these are enough.
+RHOS = (0.0, 0.5, 0.9, 0.95)
+SAMPLES = (10, 25, 50, 100, 400)
+POOLS = (10, 30, 100, 1000)
+
+
+def sets_of(n):
+    """Sets of n images: 100 images and about 64 tasks a step."""
+    sets = max(1, 100 // n)
+    return {"samples": n, "image_sets": sets, "tasks_per_set": 64 // sets}
+
+
+CLEAN = [{"rho": rho} for rho in RHOS]
+BY_SAMPLES = [{"rho": 0.9} | sets_of(n) for n in SAMPLES if n != 25]
+BY_POOL = [{"rho": 0.9, "tasks": f"finite-{K}"} | sets_of(50) for K in POOLS]
+
 # Figs. 11 to 14, in this order; eps is the best of docs/main-quick.csv, 0 in Fig. 12.
 RESPONSES = [shown("inner-lasso", 0.3, 0.0), shown("inner-ridge", 0.0, 0.0),
              shown("inner-lasso", 0.3, 0.9), shown("inner-ridge", 0.03, 0.9)]
@@ -83,7 +99,11 @@ SWEEPS = {
     "laplace": {
         "quick": [Part(laplace(CORNERS), INNER, EPS, 2)],
         "paper": [Part(laplace(CORNERS + BETWEEN), INNER, EPS, 10)]},
-    "responses": {"quick": RESPONSES, "paper": RESPONSES}}
+    "responses": {"quick": RESPONSES, "paper": RESPONSES},
+    "rotation": {
+        scale: [Part(CLEAN, INNER, BEST, seeds), Part(BY_POOL, INNER[:1], (0.0, 0.3), seeds),
+                Part(BY_SAMPLES, INNER[:1], (0.3,), seeds)]
+        for scale, seeds in (("quick", 3), ("paper", 10))}}
 
 # A sweep of FewShot over eps: its settings, and its steps at quick scale.
 Episodes = namedtuple("Episodes", "cell steps eps")
@@ -106,7 +126,7 @@ NAMES = (*SWEEPS, *EPISODE_SWEEPS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "main": ("fig4", "fig6", "fig15", "rho"), "glyphs": ("fig5",),
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
-    "responses": ("idea", "fig11", "fig12", "fig13", "fig14"),
+    "responses": ("idea", "fig11", "fig12", "fig13", "fig14"), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
 ROWS_ONLY = ("main", "blocks", "laplace", "outer", "sharing")        # no figure needs more of a run
 SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in figures}
@@ -125,7 +145,7 @@ def sweep_configs(name, scale, folder):
         return [fewshot.FewShot(eps=eps, seed=seed, steps=steps, **elsewhere, **cell)
                 for seed in range(seeds) for eps in values]
     return [
-        disentangle.Disentangle(head=head, eps=eps, seed=seed, **elsewhere, **cell, **SCALES[scale])
+        disentangle.Disentangle(head=head, eps=eps, seed=seed, **elsewhere, **SCALES[scale] | cell)
         for seed, part in seeds_of(parts_of(name, scale))
         for cell, head, eps in itertools.product(part.cells, part.heads, part.eps)]
 
@@ -255,7 +275,8 @@ def run_quietly(experiment, values, of_ours=False):
 
 
 # Settings that tell a table's rows apart; the others are the same in all of them.
-TOLD = {"steps", "seed", "rho", "alpha", "head", "eps", "tasks", "method", "beta", "factors"}
+TOLD = {"steps", "seed", "rho", "alpha", "samples", "head", "eps", "tasks", "method", "beta",
+        "factors"}
 
 
 def table_of(name, scale, folder):

@@ -27,11 +27,12 @@ CITES = re.compile(SOURCE + r"|EW18\]|et al\. \d{4}")
 PUBLIC = {
     "solvers": """soft_threshold block_soft_threshold project_simplex lasso_lambda_max lasso
         ridge_lambda_max lasso_vjp ridge ridge_vjp group_lasso group_lasso_vjp group_svm
-        group_lasso_lambda_max group_svm_vjp svm_lambda_max""",
+        group_lasso_lambda_max group_svm_vjp svm_lambda_max sparse_rotation""",
     "sparsedis": """cnn normalise inner_lasso inner_ridge outer_lasso outer_ridge
         adam task_objective""",
     "data": "latents sample_tasks Tasks",
     "metrics": "mcc r_score dci ica udr block_share assumptions supports_are_sufficient",
+    "rotation": "unmix",
     "regression": "gaussian_task",
     "episodes": "ShapesEpisodes omniglot ImageEpisodes",
     "episode_heads": """svm_episode ridge_episode prototypes_episode sharing_episode
@@ -129,6 +130,7 @@ LAYERS = [  # of experiments/: a room imports rooms of the lines above its own, 
     ["fewshot", "sharing", "tasks", "page"],
     ["sharing_features"],
     ["sweeps", "gradcheck"],
+    ["rotation"],
     ["figures"],
 ]
 

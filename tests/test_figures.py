@@ -76,16 +76,17 @@ def drawn(monkeypatch):
 
 def test_bars_are_means_over_seeds(drawn):
     rows = [
-        row("inner-ridge", eps, seed, mcc=eps + 0.1 * seed, mcc_ica=1.0, r=0.5, r_ica=0.5)
+        row("inner-ridge", eps, seed, mcc=eps + 0.1 * seed, mcc_ica=1.0, mcc_rotated=0.9, r=0.5)
         for eps in (0.1, 0.3)
         for seed in (0, 1)
     ]
     figures.draw_bars(rows, None, {"all": {"rho": 0.0}, "none": {"rho": 0.5}}, ("mcc", "r"))
     ((mcc, empty, _, _),) = drawn
     by_method = [[bar.get_height() for bar in bars] for bars in mcc.containers if len(bars) == 2]
-    np.testing.assert_allclose(by_method[1:], [[0.15, 0.35], [1, 1]])
+    np.testing.assert_allclose(by_method[1:], [[0.15, 0.35], [1, 1], [0.9, 0.9]])
     _, labels = mcc.get_legend_handles_labels()
-    assert {"random mixing", "inner-Lasso", "inner-Ridge", "inner-Ridge + ICA"} == set(labels)
+    afterwards = {"inner-Ridge + ICA", "inner-Ridge + rotation"}
+    assert {"random mixing", "inner-Lasso", "inner-Ridge", *afterwards} == set(labels)
     assert mcc.get_title() == "all" and not empty.patches
 
 

@@ -1,0 +1,180 @@
+"""rotation.py -- unmix features after training, by the tasks' sparse weights, and say how surely.
+
+    N, m, T, n     samples, features, tasks or targets, samples of a task's own
+    F  (N, m)      features that determine the factors linearly (R near 1), however mixed
+    Y  (N, T)      targets of F's rows, NaN where unknown; or, where an index is given,
+    Y  (T, n)      labels of tasks that have rows of their own, index (T, n)
+    M  (m, m)      (F - mean) M are the unmixed features, of variance 1
+
+    rotation = unmix(F, Y)
+    factors = (F - rotation.mean) @ rotation.M
+
+The search is solvers.sparse_rotation. Here are its inputs, each task's weights with their errors,
+and what it cannot know: how wide the spike of small loadings is, and whether another half of the
+data would tell the same. Factor analysis calls what is sought simple structure [Thurstone 1947].
+"""
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+import solvers
+
+WIDTHS = (0.0, 0.2, 0.45)  # of the spike, in deviations of the slab
+MANY = 20  # tasks a feature from where on the tasks are halved, too
+STABLE = 0.95
+
+
+class Rotation(NamedTuple):
+    """What unmix found; on, apart, reached and gap are solvers.sparse_rotation's."""
+
+    M: np.ndarray                                                   # (m, m)
+    mean: np.ndarray                                                # (m,), of F
+    width: float                                                    # of the spike, as chosen
+    loadings: np.ndarray                                            # (T, m), weights on F M
+    on: np.ndarray                                                  # (T, m)
+    apart: np.ndarray                                               # (m,)
+    stability: np.ndarray                                           # (m,), NaN where unknown
+    identified: np.ndarray                                          # (m,), a mask
+    reached: float
+    gap: float
+
+
+class Sample(NamedTuple):
+    """Features and targets, as of unmix."""
+
+    F: np.ndarray
+    Y: np.ndarray
+    index: np.ndarray | None
+
+
+def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
+    """The Rotation of features F to sparse weights of their tasks.      [docs/derivations.md, 10]
+
+    stability: a feature's |correlation| as found from one half of the data with itself as found
+    from the other, the mean over so many splits; of the rows, and of the tasks where there are 20 m
+    or more (alone, where each has rows of its own). Of the widths of the spike the sharpest is
+    chosen whose mean stability is about the best. identified: as sparse_rotation says, and of a
+    stability of at least 0.95.
+    Tasks without variation, or of fewer than m + 2 rows, are left out: their loadings are 0.
+    Raises ValueError where the others do not tell a basis, as where they are fewer than m.
+    """
+    sample = checked(F, Y, index)
+    rng = np.random.default_rng(seed)
+    split = [halves(sample, rng) for _ in range(splits)]
+    found, stability = [], []
+    for width in widths:
+        settings = {"width": width, "starts": starts, "seed": seed}
+        found.append(search(sample, settings))
+        stability.append([agreement(found[-1][0], sample.F, pair, settings) for pair in split])
+    i = sharpest_stable(np.array(stability))
+    M, info, kept = found[i]
+    stable = np.mean(stability[i], axis=0)
+    loadings, on = np.zeros((2, len(kept), len(M)))
+    loadings[kept], on[kept] = info["loadings"], info["on"]
+    return Rotation(
+        M, np.mean(F, axis=0), widths[i], loadings, on, info["apart"], stable,
+        info["identified"] & (stable >= STABLE), float(info["reached"]), float(info["gap"]))
+
+
+def checked(F, Y, index):
+    """The Sample, F of mean 0; ValueError where shapes do not fit or values are not finite."""
+    F, Y = (np.asarray(a, dtype=np.float64) for a in (F, Y))
+    rows = Y.shape[:1] if index is None else np.shape(index)
+    expected = F.shape[:1] if index is None else Y.shape
+    if F.ndim != 2 or Y.ndim != 2 or rows != expected:
+        raise ValueError(
+            f"expected F (N, m) and Y (N, T), or Y (T, n) and index (T, n), found {F.shape}, "
+            f"{Y.shape}, {None if index is None else np.shape(index)}")
+    if not np.isfinite(F).all() or np.isinf(Y).any() or (index is not None and np.isnan(Y).any()):
+        raise ValueError("F or Y holds values that are not finite")
+    return Sample(F - F.mean(axis=0), Y, index)
+
+
+def search(sample, settings):
+    """M and info of sparse_rotation, and which tasks they are found from, a mask (T,)."""
+    W, errors, kept = task_weights(*moments(*sample))
+    C = sample.F.T @ sample.F / len(sample.F)
+    M, info = solvers.sparse_rotation(W[kept], C, errors[kept], **settings)
+    return M, info, kept
+
+
+# ------------------------------------------------------------------------------ tasks' weights
+
+
+def moments(F, Y, index):
+    """Of each task: its rows' number (T,), and about their means FF (T, m, m), Fy (T, m), yy (T,).
+    """
+    if index is not None:
+        F, Y = F[index] - F[index].mean(axis=1, keepdims=True), Y - Y.mean(axis=1, keepdims=True)
+        n = np.full(len(Y), Y.shape[1])
+        return n, F.mT @ F, (F.mT @ Y[..., None])[..., 0], np.vecdot(Y, Y)
+    (N, m), known = F.shape, np.isfinite(Y)
+    n = np.maximum(known.sum(axis=0), 1)
+    y = np.where(known, Y - np.where(known, Y, 0).sum(axis=0) / n, 0)       # of mean 0
+    mean = known.T @ F / n[:, None]
+    FF = known.T @ (F[:, :, None] * F[:, None, :]).reshape(N, m * m)
+    FF = FF.reshape(-1, m, m) - n[:, None, None] * mean[:, :, None] * mean[:, None, :]
+    return n, FF, y.T @ F, np.vecdot(y, y, axis=0)
+
+
+def task_weights(n, FF, Fy, yy):
+    """W (T, m) by least squares, covariances of its errors sigma^2 (F'F)^-1 (T, m, m), and which
+    tasks have them, a mask (T,). What tasks that share rows have in common in their errors is not
+    told."""
+    T, m = Fy.shape
+    scale = np.sqrt(np.linalg.diagonal(FF))
+    scale = np.where(scale > 0, scale, 1)
+    least = np.linalg.eigvalsh(FF / scale[:, :, None] / scale[:, None, :])[:, 0]
+    kept = (n >= m + 2) & (least > 1e-10) & (yy > 1e-12 * np.max(yy))
+    inverse = np.linalg.inv(np.where(kept[:, None, None], FF, np.eye(m)))
+    W = (inverse @ Fy[..., None])[..., 0]
+    left = np.maximum(yy - np.vecdot(W, Fy), 1e-14 * yy)            # rounding, where y is exact
+    sigma2 = left / np.maximum(n - m - 1, 1)
+    return W, sigma2[:, None, None] * inverse, kept & (W != 0).any(axis=1)
+
+
+# ------------------------------------------------------------------------------ stability
+
+
+def halves(sample, rng):
+    """Two Samples of disjoint rows, and of disjoint tasks where there are many."""
+    F, Y, index = sample
+    T, m = Y.shape[1 if index is None else 0], F.shape[1]
+    many, tasks = T >= MANY * m, rng.permutation(T)
+    rows = rng.permutation(len(F) if index is None else Y.shape[1])
+    pair = []
+    for half in (0, 1):
+        some = tasks[half::2] if many else tasks
+        few = rows[half::2]
+        if index is None:
+            pair.append(Sample(F[few], Y[np.ix_(few, some)], None))
+        elif many:
+            pair.append(Sample(F, Y[some], index[some]))
+        else:
+            pair.append(Sample(F, Y[:, few], index[:, few]))
+    return pair
+
+
+def agreement(M, F, pair, settings):
+    """|Correlation| of each feature of F M as found from two Samples, (m,); NaN where one does not
+    tell a basis."""
+    C, found = F.T @ F, []
+    for half in pair:
+        try:
+            M_half, _, _ = search(half, settings)
+        except ValueError:
+            return np.full(len(M), np.nan)
+        M_half = M_half / np.sqrt(np.vecdot(M_half, C @ M_half, axis=0))
+        _, place = linear_sum_assignment(-np.abs(M.T @ C @ M_half))
+        found.append(M_half[:, place])
+    return np.abs(np.vecdot(found[0], C @ found[1], axis=0))
+
+
+def sharpest_stable(stability):
+    """The first of the widths, of stabilities (widths, splits, m), that is about as stable as the
+    most stable one: within a standard error, and within 0.005 anyway."""
+    each = np.nan_to_num(stability).mean(axis=2)                    # (widths, splits)
+    mean, error = each.mean(axis=1), each.std(axis=1) / each.shape[1] ** 0.5
+    best = mean.argmax()
+    return int(np.argmax(mean >= mean[best] - max(error[best], 0.005)))

@@ -1,0 +1,297 @@
+"""Sparse rotation: exact where weights are, right where they are noisy, and sure only where it may
+be; what comes of it in the experiment."""
+
+import numpy as np
+import pytest
+from conftest import to_numpy
+
+import data
+import metrics
+import solvers
+from experiments import disentangle, rotation
+from sparsetasks.rotation import moments, task_weights, unmix
+
+
+def mixture(seed, d=5, K=40, p=0.4, noise=0.1, N=1000, rho=0.8):
+    """Factors, mixed features of variance 1, targets of variance 1, each of some factors."""
+    rng = np.random.default_rng(seed)
+    z = rng.multivariate_normal(np.zeros(d), np.full((d, d), rho) + (1 - rho) * np.eye(d), N)
+    W = rng.standard_normal((K, d)) * (rng.random((K, d)) < p)
+    empty = ~W.any(axis=1)
+    W[empty, rng.integers(d, size=empty.sum())] = 1
+    Y = z @ W.T
+    Y = Y + noise * Y.std(axis=0) * rng.standard_normal(Y.shape)
+    F = z @ rng.standard_normal((d, d))
+    return z, (F - F.mean(axis=0)) / F.std(axis=0), Y / Y.std(axis=0)
+
+
+def exact(seed, **shape):
+    """Factors, features, and weights without error."""
+    z, F, Y = mixture(seed, noise=0.0, **shape)
+    return z, F, np.linalg.lstsq(F, Y - Y.mean(axis=0), rcond=None)[0].T
+
+
+# ------------------------------------------------------------------------------ the search
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exact_weights_give_the_factors_to_rounding(seed):
+    z, F, W = exact(seed, K=80, p=0.5)
+    M, info = solvers.sparse_rotation(W, np.cov(F.T))
+    assert metrics.mcc(z, F @ M) > 1 - 1e-9 and info["converged"] and info["identified"].all()
+    np.testing.assert_allclose((F @ M).std(axis=0, ddof=1), 1)
+    np.testing.assert_allclose(info["loadings"] @ M.T, W, atol=1e-9)
+    large = np.abs(info["loadings"]) > 1e-4
+    np.testing.assert_array_equal(large, info["on"] > 0.5)
+    assert 0.3 < large.mean() < 0.7
+
+
+def test_it_runs_on_every_library(backend):
+    xp, device = backend
+    z, F, W = exact(0)
+    ours = solvers.sparse_rotation(W, np.cov(F.T), 0.01 * np.ones(40), starts=5)[0]
+    W, C, errors = (xp.asarray(a, device=device) for a in (W, np.cov(F.T), 0.01 * np.ones(40)))
+    M, info = solvers.sparse_rotation(W, C, errors, starts=5)
+    np.testing.assert_allclose(to_numpy(M), ours, rtol=1e-6, atol=1e-8)
+    assert to_numpy(info["on"]).shape == (40, 5)
+
+
+def test_single_precision_is_enough():
+    z, F, W = exact(1)
+    M, info = solvers.sparse_rotation(np.float32(W), np.cov(F.T).astype(np.float32))
+    assert M.dtype == np.float32 and metrics.mcc(z, F @ M) > 0.9999 and info["converged"]
+
+
+def test_order_scale_and_sign_of_the_tasks_change_nothing():
+    z, F, Y = mixture(3)
+    W, errors, _ = task_weights(*moments(F - F.mean(axis=0), Y, None))
+    C = np.cov(F.T)
+    M, info = solvers.sparse_rotation(W, C, errors)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(W))
+    scale = rng.choice([-1, 1], len(W)) * rng.uniform(0.1, 10, len(W))
+    W_2, errors_2 = (scale[:, None] * W)[order], (scale[:, None, None] ** 2 * errors)[order]
+    M_2, info_2 = solvers.sparse_rotation(W_2, C, errors_2)
+    correlation = np.abs(M.T @ C @ M_2)
+    assert (correlation.max(axis=0) > 1 - 1e-6).all() and (correlation.max(axis=1) > 1 - 1e-6).all()
+    np.testing.assert_allclose(np.sort(info_2["apart"]), np.sort(info["apart"]), rtol=1e-4)
+
+
+def test_its_certificate_is_a_slope_that_vanishes_and_fails_elsewhere():
+    """Moving b_j along b_i leaves the likelihood as it is at the end, and not at a random basis."""
+    _, F, W = exact(4)
+    x, noise, whitening = solvers.white_tasks(W, np.cov(F.T), None)
+    M, info = solvers.sparse_rotation(W, np.cov(F.T), width=0.1)
+    assert info["gap"] < 1e-6
+    found = np.linalg.inv(np.linalg.solve(whitening, M))[None]
+    other = solvers.random_bases(x, 1, seed=0).B
+    for B, vanishes in ((found, True), (other, False)):
+        bases = solvers.Bases(B, np.full((1, 5, 1), 0.5), np.var(B @ x.T, axis=2, keepdims=True))
+        for _ in range(100):                                        # its prior
+            loadings = solvers.expectation(x, noise, 0.01, bases)
+            _, share, tau2 = solvers.curvatures(x, loadings)
+            bases = solvers.Bases(B, share, tau2)
+        gap = solvers.rotation_gap(x, loadings, bases)[0]
+        slopes = np.abs(numeric_slopes(x, noise, bases))
+        assert (gap < 1e-4) == vanishes and (slopes.max() < 1e-2) == vanishes
+
+
+def numeric_slopes(x, noise, bases, h=1e-6):
+    """Central differences of the log-likelihood a task along b_j + t b_i, i not j."""
+    def log_p(B):
+        total = solvers.expectation(x, noise, 0.01, bases._replace(B=B)).log_p.sum()
+        return total / len(x) + np.linalg.slogdet(B[0])[1]
+
+    m, slopes = x.shape[1], []
+    for j, i in np.argwhere(~np.eye(m, dtype=bool)):
+        step = np.zeros_like(bases.B)
+        step[0, j] = h * bases.B[0, i] * np.sqrt(bases.tau2[0, j] / bases.tau2[0, i])
+        slopes.append((log_p(bases.B + step) - log_p(bases.B - step)) / (2 * h))
+    return slopes
+
+
+def test_one_feature():
+    M, info = solvers.sparse_rotation(np.ones((3, 1)), np.array([[4.0]]))
+    assert np.abs(M) == pytest.approx(0.5) and info["identified"].all()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda W, C: (W[:4], C), "4 tasks span 4 of 5 dimensions"),
+        (lambda W, C: (np.repeat(W[:4], 5, axis=0), C), "20 tasks span 4 of 5"),
+        (lambda W, C: (W * (np.arange(40) != 3)[:, None], C), "1 of 40 tasks have no weights"),
+        (lambda W, C: (W, C[:4, :4]), "found (40, 5), (4, 4), None"),
+        (lambda W, C: (W, np.ones((5, 5))), "linearly dependent"),
+        (lambda W, C: (W * np.nan, C), "not finite"),
+        (lambda W, C: (W, C, np.ones(3)), "found (40, 5), (5, 5), (3,)"),
+    ],
+)
+def test_what_tells_no_basis_is_refused(change, words):
+    _, F, W = exact(0)
+    with pytest.raises(ValueError) as error:
+        solvers.sparse_rotation(*change(W, np.cov(F.T)))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------ unmix
+
+
+@pytest.mark.parametrize(
+    "shape, least",
+    [
+        ({}, 0.99),
+        ({"K": 80, "p": 0.5}, 0.99),
+        ({"d": 10, "K": 160, "p": 0.5}, 0.99),
+        ({"d": 10, "K": 80, "p": 0.2, "noise": 0.5, "N": 300}, 0.99),
+        ({"noise": 1.0, "N": 300}, 0.93),
+    ],
+)
+def test_planted_mixtures_are_unmixed(shape, least):
+    for seed in (0, 1):
+        z, F, Y = mixture(seed, **shape)
+        found = unmix(F, Y, splits=1, widths=(0.0,), starts=10)
+        assert metrics.mcc(z, F @ found.M) > least
+        assert found.loadings.shape == found.on.shape == (Y.shape[1], F.shape[1])
+        np.testing.assert_allclose(((F - found.mean) @ found.M).std(axis=0), 1)
+
+
+def test_stable_features_are_called_identified():
+    z, F, Y = mixture(0, K=100)
+    found = unmix(F, Y, splits=2, widths=(0.0,), starts=10)
+    assert found.identified.all() and (found.stability > 0.99).all()
+
+
+def weights(rng, T, d, kind):
+    """Weights that tell no basis."""
+    if kind == "together":                                          # factors 0 and 1 always are
+        on = rng.random((T, d)) < 0.5
+        on[:, 1] = on[:, 0]
+        on[~on.any(axis=1), 2] = True
+        return rng.standard_normal((T, d)) * on
+    return data.sample_tasks(rng, T, d, kind)
+
+
+@pytest.mark.parametrize("kind", ["blocks-2", "blocks-3", "blocks-6", "gauss", "together"])
+@pytest.mark.parametrize("T", [60, 300])
+def test_tasks_that_violate_assumption_3_6_identify_no_basis(kind, T):
+    rng = np.random.default_rng(T)
+    z = rng.standard_normal((3000, 6)) @ np.linalg.cholesky(0.5 + 0.5 * np.eye(6)).T
+    F = z @ rng.standard_normal((6, 6))
+    index = rng.integers(len(z), size=(T, 40))
+    Y = (z[index] @ weights(rng, T, 6, kind)[:, :, None])[..., 0]
+    Y = Y + 0.1 * Y.std(axis=1, keepdims=True) * rng.standard_normal(Y.shape)
+    found = unmix(F, Y, index, widths=(0.0,), splits=3, starts=10)
+    assert not found.identified.all()
+
+
+def test_gaps_and_what_cannot_be_fitted_are_left_out():
+    z, F, Y = mixture(1)
+    Y = np.where(np.random.default_rng(0).random(Y.shape) < 0.3, np.nan, Y)
+    Y[:, 3] = 7.0                                                   # constant
+    Y[5:, 4] = np.nan                                               # of five rows
+    found = unmix(F, Y, splits=1, widths=(0.0,))
+    assert metrics.mcc(z, F @ found.M) > 0.99
+    assert not found.loadings[[3, 4]].any() and found.loadings[5].any()
+
+
+def test_weights_and_their_errors_are_those_of_least_squares():
+    """Of targets with gaps, and of tasks with rows of their own; deviations as they are seen."""
+    rng = np.random.default_rng(0)
+    F = rng.standard_normal((60, 3)) + 5
+    Y = F @ rng.standard_normal((3, 4)) + rng.standard_normal((60, 4)) - 2
+    Y[rng.random(Y.shape) < 0.2] = np.nan
+    W, errors, kept = task_weights(*moments(F, Y, None))
+    for k in range(4):
+        rows = np.isfinite(Y[:, k])
+        A = np.c_[F[rows], np.ones(rows.sum())]
+        w, left, _, _ = np.linalg.lstsq(A, Y[rows, k], rcond=None)
+        expected = left / (rows.sum() - 4) * np.linalg.inv(A.T @ A)[:3, :3]
+        np.testing.assert_allclose(W[k], w[:3])
+        np.testing.assert_allclose(errors[k], expected, rtol=1e-6)
+    index = np.tile(np.arange(60), (2, 1))
+    own, own_errors, _ = task_weights(*moments(F, np.nan_to_num(Y).T[:2], index))
+    same, same_errors, _ = task_weights(*moments(F, np.nan_to_num(Y)[:, :2], None))
+    np.testing.assert_allclose(own, same)
+    np.testing.assert_allclose(own_errors, same_errors)
+    assert kept.all()
+
+
+@pytest.mark.parametrize("width", [0.0, 0.45])
+def test_small_loadings_ask_for_a_wide_spike(width):
+    """Targets of one factor each, and a little of all others: the wide spike is right."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2000, 4)) @ np.linalg.cholesky(0.3 + 0.7 * np.eye(4)).T
+    W = np.tile(np.eye(4), (4, 1)) + 0.15 * rng.standard_normal((16, 4))
+    F, Y = z @ rng.standard_normal((4, 4)), z @ W.T + 0.3 * rng.standard_normal((2000, 16))
+    found = unmix(F, Y, widths=(width,), splits=2)
+    assert found.width == width
+    assert width == 0 or metrics.mcc(z, F @ found.M) > 0.97
+
+
+def test_unmix_refuses_what_does_not_fit():
+    z, F, Y = mixture(0)
+    with pytest.raises(ValueError, match="4 tasks span 4 of 5"):
+        unmix(F, Y[:, :4])
+    with pytest.raises(ValueError, match=r"found \(1000, 5\), \(999, 40\), None"):
+        unmix(F, Y[1:])
+    with pytest.raises(ValueError, match="not finite"):
+        unmix(F * np.inf, Y)
+
+
+# ------------------------------------------------------------------------------ the experiment
+
+
+def test_fresh_tasks_are_of_the_run():
+    z = np.random.default_rng(0).standard_normal((500, 6))
+    Y, index = disentangle.fresh_tasks(disentangle.Disentangle(samples=30), z, 2000)
+    assert Y.shape == index.shape == (1000, 30)
+    left = [np.linalg.lstsq(z[i], y, rcond=None)[1][0] / np.var(y) / 30 for i, y in zip(index, Y)]
+    assert 0.003 < np.mean(left) < 0.03                             # labels of noise 0.1
+    finite = disentangle.Disentangle(tasks="finite-7", samples=30)
+    assert disentangle.fresh_tasks(finite, z, 100)[0].shape == (7, 30)
+    several = disentangle.Disentangle(outputs=3, samples=30)
+    Y, index = disentangle.fresh_tasks(several, z, 10)
+    assert Y.shape == (30, 30) and (index[0] == index[10]).all() and (index[0] != index[1]).any()
+
+
+def test_a_rotation_scores_mixed_features_as_factors():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2000, 6))
+    F = z @ rng.standard_normal((6, 6))
+    config = disentangle.Disentangle(samples=30)
+    scores = disentangle.score_rotation(F, z, F, disentangle.fresh_tasks(config, z, 200))
+    assert scores["mcc_rotated"] > 0.99 and scores["identified"] == 6
+    few = disentangle.score_rotation(F, z, F, disentangle.fresh_tasks(config, z, 5))
+    assert few["identified"] == 0 and few["mcc_rotated"] == metrics.mcc(z, F)
+
+
+def row(head, eps, seed, rho=0.9, tasks="bernoulli-gauss", samples=25, **scores):
+    """A row of the sweep."""
+    told = {"run": f"{head}{eps}{seed}{rho}{tasks}{samples}", "head": head, "eps": eps}
+    return told | {"seed": seed, "rho": rho, "tasks": tasks, "samples": samples, **scores}
+
+
+def test_the_curves_take_the_best_eps_and_the_right_runs():
+    rows = [
+        row("inner-lasso", 0.3, 0, mcc=0.9, mcc_ica=0.1),
+        row("inner-lasso", 0.1, 0, mcc=0.8, mcc_ica=0.1),
+        row("inner-lasso", 0.3, 0, samples=100, mcc=0.95, mcc_ica=0.1),
+        row("inner-lasso", 0.3, 0, samples=50, tasks="finite-10", mcc=0.7, mcc_ica=0.1),
+        row("inner-ridge", 0.1, 0, mcc=0.2, mcc_ica=0.6),
+        row("inner-ridge", 0.1, 0, rho=0.5, mcc=0.2, mcc_ica=0.65),
+    ]
+    points = [
+        rotation.Point("", 0.9, "none", 0.0, 0, "bernoulli-gauss", 1000, n, mcc, 6, 1.0)
+        for n, mcc in ((50, 0.94), (100, 0.96))
+    ]
+    points.append(rotation.Point("", 0.9, "none", 0.0, 0, "finite-10", 10, 50, 0.6, 0, 0.5))
+    found = {curve.label: curve.groups for curve in rotation.curves(rows, points, "n")}
+    assert found["inner-Lasso, trained on these"] == {25: [0.9], 100: [0.95]}
+    assert found["no penalty + rotation"] == {50: [0.94], 100: [0.96]}
+    assert found["inner-Ridge + ICA"] == {50: [0.6], 100: [0.6]}
+    found = {curve.label: curve.groups for curve in rotation.curves(rows, points, "T")}
+    assert found["inner-Lasso, trained on these"] == {10: [0.7]}
+    assert found["no penalty, trained on these, + rotation"] == {10: [0.6]}
+    found = {curve.label: curve.groups for curve in rotation.curves(rows, points, "rho")}
+    assert found["inner-Ridge + ICA"] == {0.5: [0.65], 0.9: [0.6]}
