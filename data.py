@@ -110,11 +110,16 @@ def sample_tasks(rng, T, d, kind="bernoulli-gauss"):
         return rng.standard_normal((T, d))
     name, size = parse_kind(kind, d)
     if name == "finite":
-        fixed = sample_tasks(np.random.default_rng(size), size, d)      # K is their seed
-        return fixed[rng.integers(size, size=T)]
+        return finite_tasks(kind, d)[rng.integers(size, size=T)]
     S = sample_supports(rng, T, d, name, size)
     w = rng.standard_normal((T, d)) * S
     return w / np.linalg.norm(w, axis=1, keepdims=True) if name == "sphere" else w
+
+
+def finite_tasks(kind, d):
+    """The K coefficient vectors (K, d) of the kind finite-K; K is their seed."""
+    _, K = parse_kind(kind, d)
+    return sample_tasks(np.random.default_rng(K), K, d)
 
 
 def parse_kind(kind, d):

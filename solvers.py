@@ -961,14 +961,14 @@ SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10
 # Features F = Z L mix the factors Z. Of all bases of the tasks' weights on F, the one in which they
 # are sparse is the factors': what Theorem 3.1 rests on, used after training.
 #
-#     x     (T, m)     a task's weights on the white features F C^-1/2, of norm 1
-#     B     (s, m, m)  the bases of s starts, b_j a row; M = C^-1/2 B^-1 but for the columns' scale
-#     v     (s, m, T)  the loadings v_jk = b_j'x_k, their errors of variance e_jk
-#     prior            v_jk is N(0, tau2_j + e_jk), in the slab, with probability share_j, else
-#                      N(0, e_jk), in the spike
+#     x  (T, m)     a task's weights on the white features F C^-1/2, of norm 1
+#     B  (s, m, m)  the bases of s starts, b_j a row; M = C^-1/2 B^-1 but for the columns' scale
+#     v  (s, m, T)  the loadings v_jk = b_j'x_k, seen with errors of variance e_jk
+#     prior         v_jk ~ N(0, tau2_j + e_jk), the slab, with probability prob_j,
+#                   else N(0, floor tau2_j + e_jk), the spike
 
-Bases = namedtuple("Bases", "B share tau2")                         # share and tau2 (s, m, 1)
-Loadings = namedtuple("Loadings", "v error spike on log_p")         # each (s, m, T)
+Bases = namedtuple("Bases", "B prob tau2")                          # prob and tau2 (s, m, 1)
+Loadings = namedtuple("Loadings", "v e on precision log_p")         # each (s, m, T)
 ROTATION_STEPS = 100
 
 
@@ -977,24 +977,25 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
     spike and a slab, by expectation maximisation from random bases.     [docs/derivations.md, 10]
 
     W (T, m), least-squares weights of T tasks on features F of mean 0 and covariance C (m, m)
-    errors of W: their covariances sigma_k^2 (F_k'F_k)^-1 (T, m, m), or sigma_k/sqrt(n) where the
-             features are white over each task's samples (T,), or None where W is exact
-    width    the spike's least deviation as a share of the slab's: 0 expects zeros, more expects
-             loadings that are small where they are not large
+    errors of W: their covariances sigma_k^2 (F_k'F_k)^-1 (T, m, m), or sigma_k/sqrt(n), where each
+             task's own F_k'F_k/n is about C (T,), or None where W is exact
+    width    the spike's deviation as a share of the slab's: 0 expects zeros, more expects loadings
+             that are small where they are not large
     Returns M, with F M of variance 1 and the strongest feature first, and info:
         loadings (T, m)  W M^-T, the weights on F M
         on (T, m)        the probability that a loading is in the slab
-        apart (m,)       of the tasks that use another feature, the share that does without this
+        apart (m,)       of the tasks that use this feature, the share that does without another
                          one; apart_tasks (m,), how many these are: the least over the others
         identified (m,)  apart >= 1/5 and apart_tasks >= 3: Assumption 3.6, with a margin
         reached          the share of the starts whose log-likelihood is within 1 of the best one's
-        gap, converged   how far the best is from a stationary one, see rotation_gap; gap <= 1e-2
+        gap, converged   how far the best is from a stationary one, see rotation_gap; gap <= 1e-3
     Raises ValueError where F or W spans fewer than m dimensions, or as check_tasks does.
     """
-    xp = array_namespace(W, C)
+    check_tasks(W, C, errors, starts)
+    xp = array_namespace(W)
     x, noise, whitening = white_tasks(W, C, errors)
     bases = random_bases(x, starts, seed)
-    for step in range(ROTATION_STEPS):                              # the spike falls to the errors
+    for step in range(ROTATION_STEPS):                              # the spike falls to its width
         floor = width ** 2 + 0.5 * 0.85 ** step + 10 * xp.finfo(x.dtype).eps
         loadings = expectation(x, noise, floor, bases)
         bases = maximisation(x, loadings, bases)
@@ -1005,24 +1006,24 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
     M, V, on = in_order(M, W, C, on)
     reached = xp.mean(xp.astype(log_p > log_p[best] - 1, x.dtype))
     gap = rotation_gap(x, loadings, bases)[best]
-    info = {"loadings": V, "on": on, "reached": reached, "gap": gap, "converged": gap <= 1e-2}
+    info = {"loadings": V, "on": on, "reached": reached, "gap": gap, "converged": gap <= 1e-3}
     return M, info | identification(on)
 
 
 def white_tasks(W, C, errors):
-    """x (T, m), the covariances of its errors (T, m, m), and C^-1/2 (m, m)."""
-    check_tasks(W, C, errors)
+    """x (T, m), the covariances of its errors (T, m, m), and C^-1/2 up to a rotation (m, m)."""
     xp, (T, m) = array_namespace(W), W.shape
-    rounding = 10 * max(T, m) * xp.finfo(W.dtype).eps
-    size, E = xp.linalg.eigh(C)
-    if not bool(size[0] > rounding * size[-1]):
+    eps = xp.finfo(W.dtype).eps
+    C, scale = (a[0, ...] for a in with_unit_diagonal(C[None, ...]))            # whatever F's units
+    eigenvalues, E = xp.linalg.eigh(C)
+    if not bool(eigenvalues[0] > 10 * m * eps):
         raise ValueError("C: the features are linearly dependent")
-    root, whitening = (E * size ** power @ E.mT for power in (0.5, -0.5))
+    root = scale[:, None] * E * xp.sqrt(eigenvalues)                # root root' = C
     x = W @ root
     norm = xp.linalg.vector_norm(x, axis=1)
     x = x / norm[:, None]
     singular = xp.linalg.svdvals(x)
-    rank = int(xp.sum(xp.astype(singular > rounding * singular[0], xp.int64)))
+    rank = int(xp.sum(xp.astype(singular > eps ** 0.5 * singular[0], xp.int64)))
     if rank < m:
         raise ValueError(f"W: {T} tasks span {rank} of {m} dimensions, which identifies no basis")
     if errors is None:
@@ -1030,26 +1031,28 @@ def white_tasks(W, C, errors):
     elif errors.ndim == 1:
         noise = errors[:, None, None] ** 2 * identity(m, W)
     else:
-        noise = root @ errors @ root
-    return x, noise / norm[:, None, None] ** 2, whitening
+        noise = root.mT @ errors @ root
+    return x, noise / norm[:, None, None] ** 2, xp.linalg.inv(root.mT)
 
 
-def check_tasks(W, C, errors):
+def check_tasks(W, C, errors, starts):
     """Refuse shapes that do not fit, values that are not finite, and tasks without weights."""
-    xp, shape = array_namespace(W, C), tuple(W.shape)
-    T, m = shape if W.ndim == 2 else (0, 0)
-    fits = T * m > 0 and C.shape == (m, m)
-    fits = fits and (errors is None or errors.shape in ((T,), (T, m, m)))
-    if not fits:
-        found = f"{shape}, {tuple(C.shape)}, {None if errors is None else tuple(errors.shape)}"
+    xp = array_namespace(W, C)
+    shapes = [None if a is None else tuple(a.shape) for a in (W, C, errors)]
+    T, m = shapes[0] if W.ndim == 2 else (0, 0)
+    fits = T * m > 0 and shapes[1] == (m, m) and shapes[2] in (None, (T,), (T, m, m))
+    if not fits or not xp.isdtype(W.dtype, "real floating"):
         raise ValueError(
-            f"expected W (T, m), C (m, m), errors (T,) or (T, m, m) or None, found {found}")
-    given = [W, C] if errors is None else [W, C, errors]
+            f"expected W (T, m), C (m, m), errors (T,) or (T, m, m) or None, real floating, found "
+            f"{', '.join(map(str, shapes))}, {W.dtype}")
+    given = (W, C) if errors is None else (W, C, errors)
     if not all(bool(xp.all(xp.isfinite(a))) for a in given):
         raise ValueError("W, C or errors hold values that are not finite")
-    empty = xp.sum(xp.astype(xp.all(W == 0, axis=1), xp.int64))
-    if int(empty):
-        raise ValueError(f"W: {int(empty)} of {T} tasks have no weights: leave them out")
+    empty = int(xp.sum(xp.astype(xp.all(W == 0, axis=1), xp.int64)))
+    if empty:
+        raise ValueError(f"W: {empty} of {T} tasks have no weights: leave them out")
+    if starts < 1:
+        raise ValueError(f"starts: found {starts}, expected 1 or more")
 
 
 def random_bases(x, starts, seed):
@@ -1057,65 +1060,65 @@ def random_bases(x, starts, seed):
     xp, (T, m) = array_namespace(x), x.shape
     random = default_rng(seed).standard_normal((starts, m, m))
     Q, _ = xp.linalg.qr(xp.asarray(random, dtype=x.dtype, device=device(x)))
-    size, E = xp.linalg.eigh(x.mT @ x / T)
-    B = Q @ (E * size ** -0.5 @ E.mT)
+    _, singular, Vt = xp.linalg.svd(x, full_matrices=False)
     half = 0.5 * xp.ones((starts, m, 1), dtype=x.dtype, device=device(x))
-    return Bases(B, half, 4 * half)                                 # loadings have variance 1
+    return Bases(T ** 0.5 * Q @ (Vt / singular[:, None]), half, 2 * half)       # v of variance 1
 
 
 def expectation(x, noise, floor, bases):
-    """The loadings in bases, and how likely each is in the slab."""
-    xp, (B, share, tau2) = array_namespace(x), bases
+    """The Loadings in bases: whether each is of the slab, and so how precise the prior is on it."""
+    xp, (B, prob, tau2) = array_namespace(x), bases
     s, m, _ = B.shape
     v = B @ x.mT
     bb = xp.reshape(B[..., :, None] * B[..., None, :], (s, m, m * m))
-    error = bb @ xp.reshape(noise, (-1, m * m)).mT                  # b_j'noise_k b_j
-    spike = error + floor * tau2
-    slab = tau2 + spike
-    log_on = xp.log(share / slab ** 0.5) - v * v / (2 * slab)
-    log_off = xp.log((1 - share) / spike ** 0.5) - v * v / (2 * spike)
+    e = bb @ xp.reshape(noise, (-1, m * m)).mT                      # b_j'noise_k b_j
+    slab, spike = tau2 + e, floor * tau2 + e
+    log_on = xp.log(prob / slab ** 0.5) - v * v / (2 * slab)
+    log_off = xp.log((1 - prob) / spike ** 0.5) - v * v / (2 * spike)
     log_p = xp.logaddexp(log_on, log_off)
-    return Loadings(v, error, spike, xp.exp(log_on - log_p), log_p)
+    on = xp.exp(log_on - log_p)
+    return Loadings(v, e, on, on / slab + (1 - on) / spike, log_p)
 
 
 def maximisation(x, loadings, bases):
-    """Bases that fit what is in the slab: the prior, then each row b_j in turn, of its old length.
+    """Bases that fit these Loadings: the prior, then each row b_j in turn, of its old length.
 
-    Up to that length, of which the likelihood does not depend, b_j minimises b'A_j b/2 - log|det B|
-    and so solves (B A_j) b_j = e_j.
+    Up to that length, on which the likelihood does not depend, b_j minimises
+    b'A_j b/2 - log|det B|, and so solves (B A_j) b_j = e_j.
     """
-    xp, (B, _, _), one = array_namespace(x), bases, identity(x.shape[1], x)
-    A, share, tau2 = curvatures(x, loadings)
-    rows = list(xp.unstack(B, axis=1))
+    xp, m = array_namespace(x), x.shape[1]
+    v, e, on, _, _ = loadings
+    used, mean_e = xp.sum(on, axis=2, keepdims=True), xp.sum(on * e, axis=2, keepdims=True)
+    tau2 = (xp.sum(on * v * v, axis=2, keepdims=True) - mean_e) / used
+    tau2 = xp.maximum(tau2, mean_e / used + 1e-9 * xp.mean(v * v, axis=2, keepdims=True))
+    prob = xp.minimum(xp.maximum(used / x.shape[0], 0.01), 0.99)
+    A, rows = curvatures(x, loadings), list(xp.unstack(bases.B, axis=1))
     for j, old in enumerate(rows):
-        e_j = xp.broadcast_to(one[:, j:j + 1], (*old.shape, 1))
+        e_j = xp.broadcast_to(identity(m, x)[:, j:j + 1], (*old.shape, 1))
         b = xp.linalg.solve(xp.stack(rows, axis=1) @ A[:, j, ...], e_j)[..., 0]
         length = [xp.linalg.vector_norm(a, axis=1, keepdims=True) for a in (old, b)]
         rows[j] = b * (length[0] / length[1])
-    return Bases(xp.stack(rows, axis=1), share, tau2)
+    return Bases(xp.stack(rows, axis=1), prob, tau2)
 
 
 def curvatures(x, loadings):
-    """A (s, m, m, m), A_j = sum_k p_jk x_k x_k'/T, p_jk the loading's precision; share and tau2."""
+    """A_j = sum_k precision_jk x_k x_k'/T, (s, m, m, m)."""
     xp, (T, m) = array_namespace(x), x.shape
-    v, error, spike, on, _ = loadings
-    used = xp.sum(on, axis=2, keepdims=True)
-    share = xp.minimum(xp.maximum(used / T, 0.01), 0.99)
-    tau2 = xp.sum(on * (v * v - error), axis=2, keepdims=True) / used
-    tau2 = xp.maximum(tau2, xp.mean(error, axis=2, keepdims=True) + 1e-9)
-    precision = on / (tau2 + spike) + (1 - on) / spike
     xx = xp.reshape(x[:, :, None] * x[:, None, :], (T, m * m))
-    return xp.reshape(precision @ xx / T, (-1, m, m, m)), share, tau2
+    return xp.reshape(loadings.precision @ xx / T, (-1, m, m, m))
 
 
 def rotation_gap(x, loadings, bases):
-    """How far each basis is from a stationary one, (s,): the largest change of a row b_j that would
-    still raise the likelihood, as the share of another feature's slab that it lets in."""
+    """How far each basis is from a stationary one, (s,), where precisions are held.
+
+    A Newton step b_j + t b_i has t = -b_i'A_j b_j / b_i'A_j b_i; of all t the largest, as the
+    deviations of v_j's slab that it moves v_j by where v_i is at one of its own.
+    """
     xp, m = array_namespace(x), x.shape[1]
-    A, _, tau2 = curvatures(x, loadings)
-    P = bases.B[:, None, ...] @ A @ bases.B.mT[:, None, ...]        # b_i'A_j b_l, (s, j, i, l)
-    slope = xp.stack([P[:, j, :, j] for j in range(m)], axis=1)     # along b_i, (s, j, i)
-    step = slope / xp.linalg.diagonal(P) * xp.sqrt(tau2.mT / tau2)
+    A, B = curvatures(x, loadings), bases.B
+    P = B[:, None, ...] @ A @ B.mT[:, None, ...]                    # b_i'A_j b_l, (s, j, i, l)
+    slope = xp.stack([P[:, j, :, j] for j in range(m)], axis=1)     # (s, j, i)
+    step = slope / xp.linalg.diagonal(P) * xp.sqrt(bases.tau2.mT / bases.tau2)
     return xp.max(xp.abs(step) * (1 - identity(m, x)), axis=(1, 2))
 
 
@@ -1124,18 +1127,21 @@ def in_order(M, W, C, on):
     xp = array_namespace(M)
     M = M / xp.sqrt(xp.sum(M * (C @ M), axis=0))                    # F M of variance 1
     V = xp.linalg.solve(M, W.mT).mT
-    M, V = (a * xp.sign(xp.sum(V ** 3, axis=0)) for a in (M, V))
-    order = xp.argsort(-xp.sum(V * V, axis=0), stable=True)
-    return [xp.take(a, order, axis=1) for a in (M, V, on)]
+    shape = V / xp.linalg.vector_norm(V, axis=1, keepdims=True)     # whatever a task's unit
+    sign = 1 - 2 * xp.astype(xp.sum(shape ** 3, axis=0) < 0, V.dtype)
+    order = xp.argsort(-xp.sum(shape ** 2, axis=0), stable=True)
+    return [xp.take(a, order, axis=1) for a in (M * sign, V * sign, on)]
 
 
 def identification(on):
-    """apart, apart_tasks and identified of sparse_rotation, from on (T, m)."""
-    xp, m = array_namespace(on), on.shape[1]
-    without = on.mT @ (1 - on)                                      # [i, j]: use i, but not j
-    share = without / safe_divisor(xp.sum(on, axis=0))[:, None]
-    itself = 2 * on.shape[0] * identity(m, on)                      # never the least
-    apart, tasks = (xp.min(a + itself, axis=0) for a in (share, without))
+    """apart, apart_tasks and identified of sparse_rotation, from on (T, m).
+
+    Where feature j never comes without i, b_i + t b_j is as sparse as b_i, and j is not told.
+    """
+    xp, (T, m) = array_namespace(on), on.shape
+    without = on.mT @ (1 - on) + T * identity(m, on)                # [j, i]: use j, but not i
+    tasks = xp.min(without, axis=1)
+    apart = xp.minimum(tasks / safe_divisor(xp.sum(on, axis=0)), 1)
     return {"apart": apart, "apart_tasks": tasks, "identified": (apart >= 0.2) & (tasks >= 3)}
 
 

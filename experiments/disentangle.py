@@ -239,15 +239,16 @@ def score_features(features, shapes, z, p, count, run, fresh_tasks=None):
 
 
 def fresh_tasks(config, z, count, seed=20_002):
-    """Labels Y (T, n) and index (T, n) of at most 1,000 tasks as a run's on images of latents z,
-    each on its own; an output of several is a task, and of finitely many each comes once."""
+    """Labels Y (T, n) and index (T, n) of `count` tasks as a run's, each on its own images, of
+    latents z; at most 1,000. Of several outputs each is a task. Of finitely many tasks each comes
+    once, whatever the count."""
     rng = np.random.default_rng(seed)
     uniform = np.full(len(z), 1 / len(z))
     one_each = dataclasses.replace(config, image_sets=min(1000, max(1, count)), tasks_per_set=1)
     tasks = tasks_of(one_each, z, uniform)
     W = tasks.sample_coefficients(rng)                              # (T, 1, k, d)
     if config.tasks.startswith("finite"):
-        W = np.unique(W, axis=0)
+        W = data.finite_tasks(config.tasks, z.shape[1])[:1000, None, None, :]
     index, y = tasks.sample_labels(rng, W)                          # (T, n), (T, 1, n[, k])
     Y = y.reshape(*index.shape, -1).transpose(2, 0, 1)              # (k, T, n)
     return Y.reshape(-1, index.shape[1]), np.tile(index, (len(Y), 1))
@@ -263,6 +264,8 @@ def score_rotation(F, z, F_seen, tasks):
         F = F @ rotation.M
         identified = int(np.sum(rotation.identified))
         stability = float(np.nan_to_num(rotation.stability).min())
+    except np.linalg.LinAlgError:                                   # a ValueError, but not unmix's
+        raise
     except ValueError:                                              # too few tasks, or too short
         pass
     scores = {f"{name}_rotated": value for name, value in metrics.scores(z, F).items()}

@@ -52,12 +52,13 @@ def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
     """The Rotation of features F to sparse weights of their tasks.      [docs/derivations.md, 10]
 
     stability: a feature's |correlation| as found from one half of the data with itself as found
-    from the other, the mean over so many splits; of the rows, and of the tasks where there are 20 m
-    or more (alone, where each has rows of its own). Of the widths of the spike the sharpest is
-    chosen whose mean stability is about the best. identified: as sparse_rotation says, and of a
-    stability of at least 0.95.
-    Tasks without variation, or of fewer than m + 2 rows, are left out: their loadings are 0.
-    Raises ValueError where the others do not tell a basis, as where they are fewer than m.
+    from the other, the mean over so many splits. Halved are the rows, and the tasks too from 20 m
+    on; with an index the tasks alone from 20 m on, and else each one's rows. Of the widths of the
+    spike the sharpest is chosen whose mean stability is about the best. identified: as of
+    sparse_rotation, and stability >= 0.95.
+    Tasks without variation, or of fewer than m + 2 rows, are left out: their loadings are 0. What
+    tasks on the same rows have in common in their errors is not told.
+    Raises ValueError where the tasks do not tell a basis, as where they are fewer than m.
     """
     sample = checked(F, Y, index)
     rng = np.random.default_rng(seed)
@@ -80,20 +81,26 @@ def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
 def checked(F, Y, index):
     """The Sample, F of mean 0; ValueError where shapes do not fit or values are not finite."""
     F, Y = (np.asarray(a, dtype=np.float64) for a in (F, Y))
-    rows = Y.shape[:1] if index is None else np.shape(index)
-    expected = F.shape[:1] if index is None else Y.shape
-    if F.ndim != 2 or Y.ndim != 2 or rows != expected:
+    index = None if index is None else np.asarray(index)
+    shape = None if index is None else index.shape
+    rows = F.shape[:1] if index is None else index.shape
+    if F.ndim != 2 or Y.ndim != 2 or 0 in (*F.shape, *Y.shape) or Y.shape[:len(rows)] != rows:
         raise ValueError(
-            f"expected F (N, m) and Y (N, T), or Y (T, n) and index (T, n), found {F.shape}, "
-            f"{Y.shape}, {None if index is None else np.shape(index)}")
+            "expected F (N, m) and Y (N, T), or Y (T, n) and index (T, n), found "
+            f"{F.shape}, {Y.shape}, {shape}")
     if not np.isfinite(F).all() or np.isinf(Y).any() or (index is not None and np.isnan(Y).any()):
         raise ValueError("F or Y holds values that are not finite")
+    if index is not None and (index.dtype.kind not in "iu" or index.max() >= len(F)):
+        raise ValueError(f"index: expected rows of F, integers below {len(F)}")
     return Sample(F - F.mean(axis=0), Y, index)
 
 
 def search(sample, settings):
     """M and info of sparse_rotation, and which tasks they are found from, a mask (T,)."""
     W, errors, kept = task_weights(*moments(*sample))
+    if not kept.any():
+        m = W.shape[1]
+        raise ValueError(f"Y: no target varies over {m + 2} rows of {m} independent features")
     C = sample.F.T @ sample.F / len(sample.F)
     M, info = solvers.sparse_rotation(W[kept], C, errors[kept], **settings)
     return M, info, kept
@@ -103,30 +110,32 @@ def search(sample, settings):
 
 
 def moments(F, Y, index):
-    """Of each task: its rows' number (T,), and about their means FF (T, m, m), Fy (T, m), yy (T,).
-    """
+    """Of each task: its rows' number n (T,); about their means FF (T, m, m), Fy (T, m), yy (T,);
+    and sum y^2 (T,)."""
     if index is not None:
-        F, Y = F[index] - F[index].mean(axis=1, keepdims=True), Y - Y.mean(axis=1, keepdims=True)
+        F, total = F[index] - F[index].mean(axis=1, keepdims=True), np.vecdot(Y, Y)
+        y = Y - Y.mean(axis=1, keepdims=True)
         n = np.full(len(Y), Y.shape[1])
-        return n, F.mT @ F, (F.mT @ Y[..., None])[..., 0], np.vecdot(Y, Y)
-    (N, m), known = F.shape, np.isfinite(Y)
+        return n, F.mT @ F, (F.mT @ y[..., None])[..., 0], np.vecdot(y, y), total
+    known = np.isfinite(Y)
     n = np.maximum(known.sum(axis=0), 1)
-    y = np.where(known, Y - np.where(known, Y, 0).sum(axis=0) / n, 0)       # of mean 0
-    mean = known.T @ F / n[:, None]
-    FF = known.T @ (F[:, :, None] * F[:, None, :]).reshape(N, m * m)
-    FF = FF.reshape(-1, m, m) - n[:, None, None] * mean[:, :, None] * mean[:, None, :]
-    return n, FF, y.T @ F, np.vecdot(y, y, axis=0)
+    Y = np.where(known, Y, 0)
+    y = np.where(known, Y - Y.sum(axis=0) / n, 0)                   # of mean 0
+    mean, FF = known.T @ F / n[:, None], 0
+    for rows in np.array_split(np.arange(len(F)), 1 + len(F) // 10_000):
+        FF = FF + known[rows].T @ (F[rows, :, None] * F[rows, None, :]).reshape(len(rows), -1)
+    FF = FF.reshape(-1, *mean.shape[1:] * 2) - n[:, None, None] * mean[:, :, None] * mean[:, None]
+    return n, FF, y.T @ F, np.vecdot(y, y, axis=0), np.vecdot(Y, Y, axis=0)
 
 
-def task_weights(n, FF, Fy, yy):
+def task_weights(n, FF, Fy, yy, total):
     """W (T, m) by least squares, covariances of its errors sigma^2 (F'F)^-1 (T, m, m), and which
-    tasks have them, a mask (T,). What tasks that share rows have in common in their errors is not
-    told."""
-    T, m = Fy.shape
+    tasks have them, a mask (T,)."""
+    m = Fy.shape[1]
     scale = np.sqrt(np.linalg.diagonal(FF))
     scale = np.where(scale > 0, scale, 1)
     least = np.linalg.eigvalsh(FF / scale[:, :, None] / scale[:, None, :])[:, 0]
-    kept = (n >= m + 2) & (least > 1e-10) & (yy > 1e-12 * np.max(yy))
+    kept = (n >= m + 2) & (least > 1e-10) & (yy > 1e-12 * total)
     inverse = np.linalg.inv(np.where(kept[:, None, None], FF, np.eye(m)))
     W = (inverse @ Fy[..., None])[..., 0]
     left = np.maximum(yy - np.vecdot(W, Fy), 1e-14 * yy)            # rounding, where y is exact
@@ -163,6 +172,8 @@ def agreement(M, F, pair, settings):
     for half in pair:
         try:
             M_half, _, _ = search(half, settings)
+        except np.linalg.LinAlgError:                               # a ValueError, but not ours
+            raise
         except ValueError:
             return np.full(len(M), np.nan)
         M_half = M_half / np.sqrt(np.vecdot(M_half, C @ M_half, axis=0))

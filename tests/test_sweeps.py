@@ -37,7 +37,7 @@ def test_a_sweep_fills_its_table_and_resumes(tiny_sweeps, capsys):
         rows = list(csv.DictReader(file))
     names = {"mcc", "r", "mcc_ica", "block_share_2", "tasks", "seed", "code"}
     assert len(rows) == 6 and names <= rows[0].keys()
-    assert not {"folder", "samples", "threads"} & rows[0].keys()
+    assert not {"folder", "image_sets", "threads"} & rows[0].keys()
 
 
 def test_the_table_tells_what_each_run_is_and_which_code_made_it(one_head):
@@ -127,6 +127,8 @@ QUICK = {"main": 192, "blocks": 72, "laplace": 72, "outer": 20, "responses": 4}
 PAPER = {"main": 1200, "blocks": 360, "laplace": 1200, "outer": 100, "responses": 4}
 QUICK |= {"glyphs": 5, "shapes": 4, "sharing": 33}
 PAPER |= {"glyphs": 25, "shapes": 20, "sharing": 33}
+QUICK |= {"rotation": 84}
+PAPER |= {"rotation": 280}
 
 
 @pytest.mark.parametrize("scale, counts", [("quick", QUICK), ("paper", PAPER)])
