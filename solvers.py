@@ -988,7 +988,9 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
                          one; apart_tasks (m,), how many these are: the least over the others
         identified (m,)  apart >= 1/5 and apart_tasks >= 3: Assumption 3.6, with a margin
         reached          the share of the starts whose log-likelihood is within 1 of the best one's
-        gap, converged   how far the best is from a stationary one, see rotation_gap; gap <= 1e-3
+        evidence         what the log-likelihood is worth, to choose a width by: see log_evidence
+        gap, converged   the largest Newton step of a row along another, in deviations of the slab;
+                         gap <= 1e-3
     Raises ValueError where F or W spans fewer than m dimensions, or as check_tasks does.
     """
     check_tasks(W, C, errors, starts)
@@ -1000,13 +1002,15 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
         loadings = expectation(x, noise, floor, bases)
         bases = maximisation(x, loadings, bases)
     loadings = expectation(x, noise, floor, bases)
-    log_p = xp.sum(loadings.log_p, axis=(1, 2)) + x.shape[0] * xp.linalg.slogdet(bases.B)[1]
-    best = int(xp.argmax(log_p))
+    slope, curvature = along_rows(x, loadings, bases)
+    likelihood, evidence = log_evidence(x, loadings, bases, curvature)
+    best = int(xp.argmax(likelihood))
     M, on = whitening @ xp.linalg.inv(bases.B[best, ...]), loadings.on[best, ...].mT
     M, V, on = in_order(M, W, C, on)
-    reached = xp.mean(xp.astype(log_p > log_p[best] - 1, x.dtype))
-    gap = rotation_gap(x, loadings, bases)[best]
-    info = {"loadings": V, "on": on, "reached": reached, "gap": gap, "converged": gap <= 1e-3}
+    step = xp.abs(slope / curvature) * (1 - identity(x.shape[1], x))
+    gap, near = xp.max(step[best, ...]), likelihood > likelihood[best] - 1
+    info = {"loadings": V, "on": on, "gap": gap, "converged": gap <= 1e-3}
+    info |= {"evidence": evidence[best], "reached": xp.mean(xp.astype(near, x.dtype))}
     return M, info | identification(on)
 
 
@@ -1108,18 +1112,27 @@ def curvatures(x, loadings):
     return xp.reshape(loadings.precision @ xx / T, (-1, m, m, m))
 
 
-def rotation_gap(x, loadings, bases):
-    """How far each basis is from a stationary one, (s,), where precisions are held.
+def along_rows(x, loadings, bases):
+    """Slope and curvature, (s, j, i), of minus the log-likelihood a task along b_j + t b_i, where
+    precisions are held; t in units of tau_j/tau_i, so that at t = 1 v_i's slab is let in whole."""
+    xp, B, m = array_namespace(x), bases.B, x.shape[1]
+    P = B[:, None, ...] @ curvatures(x, loadings) @ B.mT[:, None, ...]          # b_i'A_j b_l
+    unit = xp.sqrt(bases.tau2 / bases.tau2.mT)
+    slope = xp.stack([P[:, j, :, j] for j in range(m)], axis=1)
+    return slope * unit, xp.linalg.diagonal(P) * unit ** 2
 
-    A Newton step b_j + t b_i has t = -b_i'A_j b_j / b_i'A_j b_i; of all t the largest, as the
-    deviations of v_j's slab that it moves v_j by where v_i is at one of its own.
+
+def log_evidence(x, loadings, bases, curvature):
+    """Of each start, (s,), by Laplace's method: the likelihood, less what it owes to B's own fit.
+
+    However dense weights are, each row of B makes m - 1 of its loadings zero; the narrower the
+    spike, the more that seems to be worth. Each of B's m (m - 1) directions costs its half log
+    curvature.                                                          [MacKay 1992]
     """
-    xp, m = array_namespace(x), x.shape[1]
-    A, B = curvatures(x, loadings), bases.B
-    P = B[:, None, ...] @ A @ B.mT[:, None, ...]                    # b_i'A_j b_l, (s, j, i, l)
-    slope = xp.stack([P[:, j, :, j] for j in range(m)], axis=1)     # (s, j, i)
-    step = slope / xp.linalg.diagonal(P) * xp.sqrt(bases.tau2.mT / bases.tau2)
-    return xp.max(xp.abs(step) * (1 - identity(m, x)), axis=(1, 2))
+    xp, (T, m) = array_namespace(x), x.shape
+    likelihood = xp.sum(loadings.log_p, axis=(1, 2)) + T * xp.linalg.slogdet(bases.B)[1]
+    cost = xp.log(T * curvature) * (1 - identity(m, x))
+    return likelihood, likelihood - xp.sum(cost, axis=(1, 2)) / 2
 
 
 def in_order(M, W, C, on):

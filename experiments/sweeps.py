@@ -70,7 +70,7 @@ def shown(head, eps, rho):
 # Of experiments/rotation.py; inner-Lasso's eps is the best of `main`.
 RHOS = (0.0, 0.5, 0.9, 0.95)
 SAMPLES = (10, 25, 50, 100, 400)
-POOLS = (10, 30, 100, 1000)
+POOLS = (10, 100, 1000)
 
 
 def sets_of(n):

@@ -10,8 +10,8 @@
     factors = (F - rotation.mean) @ rotation.M
 
 The search is solvers.sparse_rotation. Here are its inputs, each task's weights with their errors,
-and what it cannot know: how wide the spike of small loadings is, and whether another half of the
-data would tell the same. Factor analysis calls what is sought simple structure [Thurstone 1947].
+the choice of how wide the spike of small loadings is, and whether another half of the data would
+tell the same. Factor analysis calls what is sought simple structure [Thurstone 1947].
 """
 from typing import NamedTuple
 
@@ -53,29 +53,26 @@ def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
 
     stability: a feature's |correlation| as found from one half of the data with itself as found
     from the other, the mean over so many splits. Halved are the rows, and the tasks too from 20 m
-    on; with an index the tasks alone from 20 m on, and else each one's rows. Of the widths of the
-    spike the sharpest is chosen whose mean stability is about the best. identified: as of
-    sparse_rotation, and stability >= 0.95.
+    on; with an index the tasks alone from 20 m on, and else each one's rows. identified: as of
+    sparse_rotation, and stability >= 0.95. The width of the spike is that of the most evidence.
     Tasks without variation, or of fewer than m + 2 rows, are left out: their loadings are 0. What
     tasks on the same rows have in common in their errors is not told.
     Raises ValueError where the tasks do not tell a basis, as where they are fewer than m.
     """
     sample = checked(F, Y, index)
     rng = np.random.default_rng(seed)
-    split = [halves(sample, rng) for _ in range(splits)]
-    found, stability = [], []
-    for width in widths:
-        settings = {"width": width, "starts": starts, "seed": seed}
-        found.append(search(sample, settings))
-        stability.append([agreement(found[-1][0], sample.F, pair, settings) for pair in split])
-    i = sharpest_stable(np.array(stability))
+    settings = {"starts": starts, "seed": seed}
+    found = [search(sample, settings | {"width": width}) for width in widths]
+    i = max(range(len(widths)), key=lambda i: found[i][1]["evidence"])
     M, info, kept = found[i]
-    stable = np.mean(stability[i], axis=0)
+    settings |= {"width": widths[i]}
+    pairs = (halves(sample, rng) for _ in range(splits))
+    stability = np.mean([agreement(M, sample.F, pair, settings) for pair in pairs], axis=0)
     loadings, on = np.zeros((2, len(kept), len(M)))
     loadings[kept], on[kept] = info["loadings"], info["on"]
     return Rotation(
-        M, np.mean(F, axis=0), widths[i], loadings, on, info["apart"], stable,
-        info["identified"] & (stable >= STABLE), float(info["reached"]), float(info["gap"]))
+        M, np.mean(F, axis=0), widths[i], loadings, on, info["apart"], stability,
+        info["identified"] & (stability >= STABLE), float(info["reached"]), float(info["gap"]))
 
 
 def checked(F, Y, index):
@@ -180,12 +177,3 @@ def agreement(M, F, pair, settings):
         _, place = linear_sum_assignment(-np.abs(M.T @ C @ M_half))
         found.append(M_half[:, place])
     return np.abs(np.vecdot(found[0], C @ found[1], axis=0))
-
-
-def sharpest_stable(stability):
-    """The first of the widths, of stabilities (widths, splits, m), that is about as stable as the
-    most stable one: within a standard error, and within 0.005 anyway."""
-    each = np.nan_to_num(stability).mean(axis=2)                    # (widths, splits)
-    mean, error = each.mean(axis=1), each.std(axis=1) / each.shape[1] ** 0.5
-    best = mean.argmax()
-    return int(np.argmax(mean >= mean[best] - max(error[best], 0.005)))
