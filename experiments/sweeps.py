@@ -129,7 +129,7 @@ FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("idea", "fig11", "fig12", "fig13", "fig14"), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
-ROWS_ONLY = ("main", "blocks", "laplace", "outer", "sharing")        # no figure needs more of a run
+ROWS_ONLY = ("main", "blocks", "laplace", "outer", "sharing", "rotation")    # figures need no more
 SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in figures}
 
 
