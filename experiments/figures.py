@@ -379,7 +379,8 @@ def figure(config):
     else:
         path = Path(config.out or folder / f"{name}-{config.scale}.png")
         rows = finished_rows(config)
-        FIGURES[name](rows, path)
+        tables = {"rotation": [folder / f"rotation-points-{config.scale}.csv"]}
+        FIGURES[name](rows, path, *tables.get(name, ()))
         if name == "methods":                                       # a table, which is printed
             path = f"{len(rows)} runs"
     print(path)

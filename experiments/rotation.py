@@ -174,10 +174,10 @@ def best(rows, variable, key):
     return found
 
 
-def draw(rows, path):
-    """MCC against images a task, tasks, and rho: trained through the Lasso, or rotated after."""
-    table = Path(path).stem.replace("rotation", "rotation-points") + ".csv"
-    points = points_of(rows, Path(path).with_name(table))
+def draw(rows, path, table):
+    """MCC against images a task, tasks, and rho: trained through the Lasso, or rotated after; the
+    points are kept in a table."""
+    points = points_of(rows, table)
     fig, axes = plots.subplots(1, 3, (11, 3.9))
     for ax, (variable, panel) in zip(axes, PANELS.items(), strict=True):
         for label, color, style, groups in curves(rows, points, variable):
