@@ -260,6 +260,8 @@ def score_rotation(F, z, F_seen, tasks):
     Y, index = tasks
     identified, stability = 0, 0.0
     try:
+        if len(Y) <= F.shape[1]:                                    # each could be a factor
+            raise ValueError("too few tasks")
         rotation = unmix(F_seen, Y, index, widths=(0.0,), splits=3, starts=10)
         F = F @ rotation.M
         identified = int(np.sum(rotation.identified))
