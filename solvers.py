@@ -967,6 +967,10 @@ SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10
 #     prior         v_jk ~ N(0, tau2_j + e_jk), the slab, with probability prob_j,
 #                   else N(0, floor tau2_j + e_jk), the spike
 
+class NotIdentified(ValueError):
+    """Tasks that tell no basis."""
+
+
 Bases = namedtuple("Bases", "B prob tau2")                          # prob and tau2 (s, m, 1)
 Loadings = namedtuple("Loadings", "v e on precision log_p")         # each (s, m, T)
 ROTATION_STEPS = 100
@@ -988,10 +992,11 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
                          one; apart_tasks (m,), how many these are: the least over the others
         identified (m,)  apart >= 1/5 and apart_tasks >= 3: Assumption 3.6, with a margin
         reached          the share of the starts whose log-likelihood is within 1 of the best one's
-        evidence         what the log-likelihood is worth, to choose a width by: see log_evidence
+        evidence         the log-likelihood less occam_cost, to choose a width by
         gap, converged   the largest Newton step of a row along another, in deviations of the slab;
                          gap <= 1e-3
-    Raises ValueError where F or W spans fewer than m dimensions, or as check_tasks does.
+    Raises NotIdentified where W has no more than m tasks, each of which could be a factor, or spans
+    fewer than m dimensions; ValueError where F does, and as check_tasks does.
     """
     check_tasks(W, C, errors, starts)
     xp = array_namespace(W)
@@ -1002,16 +1007,16 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
         loadings = expectation(x, noise, floor, bases)
         bases = maximisation(x, loadings, bases)
     loadings = expectation(x, noise, floor, bases)
-    slope, curvature = along_rows(x, loadings, bases)
-    likelihood, evidence = log_evidence(x, loadings, bases, curvature)
+    likelihood = log_likelihood(loadings, bases)
     best = int(xp.argmax(likelihood))
     M, on = whitening @ xp.linalg.inv(bases.B[best, ...]), loadings.on[best, ...].mT
     M, V, on = in_order(M, W, C, on)
-    step = xp.abs(slope / curvature) * (1 - identity(x.shape[1], x))
-    gap, near = xp.max(step[best, ...]), likelihood > likelihood[best] - 1
-    info = {"loadings": V, "on": on, "gap": gap, "converged": gap <= 1e-3}
-    info |= {"evidence": evidence[best], "reached": xp.mean(xp.astype(near, x.dtype))}
-    return M, info | identification(on)
+    slope, curvature = (a[best, ...] for a in along_rows(x, loadings, bases))
+    gap = xp.max(xp.abs(slope / curvature) * (1 - identity(x.shape[1], x)))
+    near = xp.astype(likelihood > likelihood[best] - 1, x.dtype)
+    evidence = likelihood[best] - occam_cost(x.shape[0], curvature)
+    info = {"loadings": V, "on": on, "evidence": evidence, "reached": xp.mean(near)}
+    return M, info | {"gap": gap, "converged": gap <= 1e-3} | identification(on)
 
 
 def white_tasks(W, C, errors):
@@ -1028,8 +1033,9 @@ def white_tasks(W, C, errors):
     x = x / norm[:, None]
     singular = xp.linalg.svdvals(x)
     rank = int(xp.sum(xp.astype(singular > eps ** 0.5 * singular[0], xp.int64)))
-    if rank < m:
-        raise ValueError(f"W: {T} tasks span {rank} of {m} dimensions, which identifies no basis")
+    if rank < m or T <= m > 1:
+        raise NotIdentified(
+            f"W: {T} tasks span {rank} of {m} dimensions: they identify no basis")
     if errors is None:
         noise = xp.zeros((T, m, m), dtype=W.dtype, device=device(W))
     elif errors.ndim == 1:
@@ -1115,24 +1121,28 @@ def curvatures(x, loadings):
 def along_rows(x, loadings, bases):
     """Slope and curvature, (s, j, i), of minus the log-likelihood a task along b_j + t b_i, where
     precisions are held; t in units of tau_j/tau_i, so that at t = 1 v_i's slab is let in whole."""
-    xp, B, m = array_namespace(x), bases.B, x.shape[1]
+    xp, B = array_namespace(x), bases.B
     P = B[:, None, ...] @ curvatures(x, loadings) @ B.mT[:, None, ...]          # b_i'A_j b_l
     unit = xp.sqrt(bases.tau2 / bases.tau2.mT)
-    slope = xp.stack([P[:, j, :, j] for j in range(m)], axis=1)
+    slope = xp.stack([P[:, j, :, j] for j in range(x.shape[1])], axis=1)
     return slope * unit, xp.linalg.diagonal(P) * unit ** 2
 
 
-def log_evidence(x, loadings, bases, curvature):
-    """Of each start, (s,), by Laplace's method: the likelihood, less what it owes to B's own fit.
+def log_likelihood(loadings, bases):
+    """Of the x_k of all tasks in each basis, (s,), without the constant of 2 pi."""
+    xp, T = array_namespace(bases.B), loadings.v.shape[2]
+    return xp.sum(loadings.log_p, axis=(1, 2)) + T * xp.linalg.slogdet(bases.B)[1]
 
-    However dense weights are, each row of B makes m - 1 of its loadings zero; the narrower the
-    spike, the more that seems to be worth. Each of B's m (m - 1) directions costs its half log
-    curvature.                                                          [MacKay 1992]
+
+def occam_cost(T, curvature):
+    """What a log-likelihood owes to the fit of B itself, by Laplace's method.     [MacKay 1992]
+
+    However dense weights are, each row of B makes m - 1 of its loadings zero, and the narrower the
+    spike, the more that seems to be worth. Each direction b_j + t b_i costs half the log of its
+    curvature, (m, m), times T.
     """
-    xp, (T, m) = array_namespace(x), x.shape
-    likelihood = xp.sum(loadings.log_p, axis=(1, 2)) + T * xp.linalg.slogdet(bases.B)[1]
-    cost = xp.log(T * curvature) * (1 - identity(m, x))
-    return likelihood, likelihood - xp.sum(cost, axis=(1, 2)) / 2
+    xp = array_namespace(curvature)
+    return xp.sum(xp.log(T * curvature) * (1 - identity(curvature.shape[0], curvature))) / 2
 
 
 def in_order(M, W, C, on):

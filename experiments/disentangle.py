@@ -20,6 +20,7 @@ import metrics
 import sparsedis
 from experiments import plots, results, settings
 from experiments.settings import ELSEWHERE, option
+from solvers import NotIdentified
 from sparsetasks.rotation import unmix
 
 SCORES = {"mcc": "MCC", "r": "R", "dci_d": "DCI-D", "dci_c": "DCI-C"}
@@ -206,11 +207,11 @@ def features_of(encoder, shapes, norm, xp, device, params, index):
     return F if norm == "batch" else sparsedis.normalise(F[None], "layer")[0][0]
 
 
-def score_features(features, shapes, z, p, count, run, fresh_tasks=None):
+def score_features(features, shapes, z, p, count, run, tasks_on=None):
     """Scores of features(index) on `count` images drawn uniformly; two figures in a run's folder.
 
     The scores are also those after linear ICA (NAME_ica), fitted on the training distribution p,
-    and, given fresh_tasks(z, count), after a rotation to sparse weights of these (NAME_rotated).
+    and, given tasks_on(z, count), after a rotation to sparse weights of these (NAME_rotated).
     Per factor: mcc_NAME, the |correlation| with its matched feature, and seen_NAME, that under p.
     """
     index = np.random.default_rng(20_000).integers(len(shapes), size=count)
@@ -227,8 +228,8 @@ def score_features(features, shapes, z, p, count, run, fresh_tasks=None):
     scores = metrics.scores(z[index], F)
     by_ica = metrics.scores(z[index], metrics.ica(F, F_seen))
     scores |= {f"{name}_ica": value for name, value in by_ica.items()}
-    if fresh_tasks:
-        scores |= score_rotation(F, z[index], F_seen, fresh_tasks(z[drawn], count // 20))
+    if tasks_on:
+        scores |= score_rotation(F, z[index], F_seen, tasks_on(z[drawn], count // 20))
     for size in (1, 2, 3):
         scores[f"block_share_{size}"] = metrics.block_share(z[index], F, size)
     for factor, feature in zip(*matched, strict=True):
@@ -257,18 +258,13 @@ def fresh_tasks(config, z, count, seed=20_002):
 def score_rotation(F, z, F_seen, tasks):
     """Scores of F (N, m) rotated to sparse weights of tasks on F_seen, how many features the
     rotation calls identified, and its least stability; unrotated where no basis can be told."""
-    Y, index = tasks
     identified, stability = 0, 0.0
     try:
-        if len(Y) <= F.shape[1]:                                    # each could be a factor
-            raise ValueError("too few tasks")
-        rotation = unmix(F_seen, Y, index, widths=(0.0,), splits=3, starts=10)
+        rotation = unmix(F_seen, *tasks, widths=(0.0,), splits=3, starts=10)
         F = F @ rotation.M
         identified = int(np.sum(rotation.identified))
         stability = float(np.nan_to_num(rotation.stability).min())
-    except np.linalg.LinAlgError:                                   # a ValueError, but not unmix's
-        raise
-    except ValueError:                                              # too few tasks, or too short
+    except NotIdentified:                                           # too few tasks, or too short
         pass
     scores = {f"{name}_rotated": value for name, value in metrics.scores(z, F).items()}
     return scores | {"identified": identified, "stability": stability, "features": F.shape[1]}

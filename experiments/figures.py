@@ -46,6 +46,11 @@ def of_method(rows, method):
     return [row for row in rows if row["head"].endswith(method.penalty)]
 
 
+def told(rows, score, methods=SHOWN):
+    """The methods of which rows tell a score: tables of older code have no rotation."""
+    return [method for method in methods if any(score + method.suffix in row for row in rows)]
+
+
 def draw_chance(ax):
     """The MCC of a random mixing of six factors into six features."""
     ax.axhline(metrics.chance(6, 6), **plots.CHANCE)
@@ -80,7 +85,8 @@ def draw_groups(ax, rows, score, methods=SHOWN):
     """For each eps a group of bars, one for each method: mean and deviation over seeds."""
     eps = sorted({row["eps"] for row in rows})
     kind = rows[0]["head"].split("-")[0] if rows else ""            # inner or outer
-    width = 0.8 / len(methods)
+    methods = told(rows, score, methods)
+    width = 0.8 / max(1, len(methods))
     for j, method in enumerate(methods):
         own = of_method(rows, method)
         groups = [scores_at(own, e, score + method.suffix) for e in eps]
@@ -96,7 +102,7 @@ def draw_groups(ax, rows, score, methods=SHOWN):
 
 
 def scores_at(rows, eps, key):
-    """A score of the runs at an eps; NaN where there is none, as of rows of older code."""
+    """A score of the runs at an eps; NaN where there is none."""
     return [row.get(key, np.nan) for row in where(rows, {"eps": eps})] or [np.nan]
 
 
@@ -139,7 +145,7 @@ def draw_best(ax, rows, variable, score):
     if len(levels) < 3:
         ax.set_axis_off()
         return
-    for method in SHOWN:
+    for method in told(rows, score):
         best = best_runs(of_method(rows, method), variable, method)
         key = score + method.suffix
         groups = [[row.get(key, np.nan) for row in best.get(level, ())] for level in levels]

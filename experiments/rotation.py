@@ -24,7 +24,7 @@ import data
 import metrics
 import sparsedis
 from experiments import disentangle, plots, results
-from experiments.sweeps import SAMPLES, where
+from experiments.sweeps import SAMPLES, USUAL_SAMPLES, where
 
 TASKS, IMAGES = 1000, 50  # of the curves along which the other varies
 EVALUATED = 20_000
@@ -40,14 +40,19 @@ Point = namedtuple("Point", "run rho head eps seed trained T n mcc identified st
 
 
 def points_of(rows, path):
-    """The Points of a sweep's runs; the table's, and those that it has not yet, added to it."""
+    """The Points of a sweep's runs; the table's, and those that it has not yet, added to it; says
+    of how many runs they are missing for want of a checkpoint."""
     points = read_points(path)
     there = {(point.run, point.T, point.n) for point in points}
-    missing = {}
+    missing, gone = {}, set()
     for row in rows:
         grid = [(T, n) for T, n in grid_of(row) if (row["run"], T, n) not in there]
         if grid and row["folder"]:
             missing[row["run"]] = row, grid
+        elif grid:
+            gone.add(row["run"])
+    if gone:
+        print(f"{len(gone)} runs are told by a table alone, and cannot be rotated")
     shapes = data.Shapes3D()
     for row, grid in results.progress(list(missing.values()), "rotations"):
         points += rotated(row, grid, shapes)
@@ -59,7 +64,7 @@ def grid_of(row):
     """The pairs (T, n) by which a run's features are rotated."""
     if row["tasks"] != USUAL:                                       # by the pool's own tasks
         return [] if row["eps"] else [(pool_of(row["tasks"]), IMAGES)]
-    if row["samples"] != 25:
+    if row["samples"] != USUAL_SAMPLES:
         return []
     if row["rho"] != HARD:
         return [(TASKS, IMAGES), SHORT]
@@ -122,7 +127,7 @@ PANELS = {  # what varies: the cell of its points; what varies in training, and 
         {"n": IMAGES, "rho": HARD}, ("pool", {"rho": HARD, "samples": IMAGES})),
     "rho": Panel(
         f"{TASKS:,} tasks of {IMAGES} images", "correlation of the factors, $\\rho$",
-        {"T": TASKS, "n": IMAGES}, ("rho", {"tasks": USUAL, "samples": 25}))}
+        {"T": TASKS, "n": IMAGES}, ("rho", {"tasks": USUAL, "samples": USUAL_SAMPLES}))}
 
 
 def curves(rows, points, variable):
@@ -143,7 +148,7 @@ def curves(rows, points, variable):
         Curve("no penalty + rotation", "C4", "s-", rotated("none")),
         Curve("inner-Ridge + rotation", "C2", "^-", rotated("inner-ridge")),
         Curve("inner-Lasso + rotation", "C9", "v-", rotated("inner-lasso"))]
-    ica = best(where(rows, {"head": "inner-ridge", "samples": 25}), "rho", "mcc_ica")
+    ica = best(where(rows, {"head": "inner-ridge"}), "rho", "mcc_ica")
     if variable == "T":
         pool = [point for point in points if pool_of(point["trained"])]
         label = "no penalty on this pool + rotation"

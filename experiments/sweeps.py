@@ -67,20 +67,21 @@ def shown(head, eps, rho):
     return Part([{"rho": rho}], [head], [eps], 1)
 
 
-# Of experiments/rotation.py; inner-Lasso's eps is the best of `main`.
+# Of experiments/rotation.py; where inner-Lasso has one eps, it is the best of `main`.
 RHOS = (0.0, 0.5, 0.9, 0.95)
 SAMPLES = (10, 25, 50, 100, 400)
+USUAL_SAMPLES = 25
 POOLS = (10, 100, 1000)
 
 
 def sets_of(n):
-    """Sets of n images, 100 a step or one set of more."""
+    """Sets of n images, 100 a step or one set of more, at every scale."""
     sets = max(1, 100 // n)
     return {"samples": n, "image_sets": sets, "tasks_per_set": 64 // sets}
 
 
-CLEAN = [{"rho": rho} for rho in RHOS]
-BY_SAMPLES = [{"rho": 0.9} | sets_of(n) for n in SAMPLES if n != 25]
+BY_RHO = [{"rho": rho} | sets_of(USUAL_SAMPLES) for rho in RHOS]
+BY_SAMPLES = [{"rho": 0.9} | sets_of(n) for n in SAMPLES if n != USUAL_SAMPLES]
 BY_POOL = [{"rho": 0.9, "tasks": f"finite-{K}"} | sets_of(50) for K in POOLS]
 
 # Figs. 11 to 14, in this order; eps is the best of docs/main-quick.csv, 0 in Fig. 12.
@@ -101,7 +102,7 @@ SWEEPS = {
         "paper": [Part(laplace(CORNERS + BETWEEN), INNER, EPS, 10)]},
     "responses": {"quick": RESPONSES, "paper": RESPONSES},
     "rotation": {
-        scale: [Part(CLEAN, INNER[:1], (0.0, 0.3), seeds), Part(CLEAN, INNER[1:], BEST[1:], seeds),
+        scale: [Part(BY_RHO, INNER, BEST, seeds),
                 Part(BY_POOL, INNER[:1], (0.0, 0.3), seeds),
                 Part(BY_SAMPLES, INNER[:1], (0.3,), seeds)]
         for scale, seeds in (("quick", 3), ("paper", 10))}}

@@ -57,21 +57,22 @@ def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
     sparse_rotation, and stability >= 0.95. The width of the spike is that of the most evidence.
     Tasks without variation, or of fewer than m + 2 rows, are left out: their loadings are 0. What
     tasks on the same rows have in common in their errors is not told.
-    Raises ValueError where the tasks do not tell a basis, as where they are fewer than m.
+    Raises solvers.NotIdentified where the tasks left tell no basis, as where they are m or fewer;
+    ValueError where F, Y and index do not fit.
     """
     sample = checked(F, Y, index)
     rng = np.random.default_rng(seed)
     settings = {"starts": starts, "seed": seed}
     found = [search(sample, settings | {"width": width}) for width in widths]
-    i = max(range(len(widths)), key=lambda i: found[i][1]["evidence"])
-    M, info, kept = found[i]
-    settings |= {"width": widths[i]}
+    chosen = int(np.argmax([info["evidence"] for _, info, _ in found]))
+    M, info, kept = found[chosen]
+    settings |= {"width": widths[chosen]}
     pairs = (halves(sample, rng) for _ in range(splits))
     stability = np.mean([agreement(M, sample.F, pair, settings) for pair in pairs], axis=0)
     loadings, on = np.zeros((2, len(kept), len(M)))
     loadings[kept], on[kept] = info["loadings"], info["on"]
     return Rotation(
-        M, np.mean(F, axis=0), widths[i], loadings, on, info["apart"], stability,
+        M, np.mean(F, axis=0), widths[chosen], loadings, on, info["apart"], stability,
         info["identified"] & (stability >= STABLE), float(info["reached"]), float(info["gap"]))
 
 
@@ -87,8 +88,9 @@ def checked(F, Y, index):
             f"{F.shape}, {Y.shape}, {shape}")
     if not np.isfinite(F).all() or np.isinf(Y).any() or (index is not None and np.isnan(Y).any()):
         raise ValueError("F or Y holds values that are not finite")
-    if index is not None and (index.dtype.kind not in "iu" or index.max() >= len(F)):
-        raise ValueError(f"index: expected rows of F, integers below {len(F)}")
+    if index is not None and (
+            index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(F)):
+        raise ValueError(f"index: expected rows of F, integers from 0 to {len(F) - 1}")
     return Sample(F - F.mean(axis=0), Y, index)
 
 
@@ -97,7 +99,8 @@ def search(sample, settings):
     W, errors, kept = task_weights(*moments(*sample))
     if not kept.any():
         m = W.shape[1]
-        raise ValueError(f"Y: no target varies over {m + 2} rows of {m} independent features")
+        raise solvers.NotIdentified(
+            f"Y: no target varies over {m + 2} rows of {m} independent features")
     C = sample.F.T @ sample.F / len(sample.F)
     M, info = solvers.sparse_rotation(W[kept], C, errors[kept], **settings)
     return M, info, kept
@@ -169,9 +172,7 @@ def agreement(M, F, pair, settings):
     for half in pair:
         try:
             M_half, _, _ = search(half, settings)
-        except np.linalg.LinAlgError:                               # a ValueError, but not ours
-            raise
-        except ValueError:
+        except solvers.NotIdentified:
             return np.full(len(M), np.nan)
         M_half = M_half / np.sqrt(np.vecdot(M_half, C @ M_half, axis=0))
         _, place = linear_sum_assignment(-np.abs(M.T @ C @ M_half))

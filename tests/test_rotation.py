@@ -4,12 +4,13 @@ be; what comes of it in the experiment."""
 import numpy as np
 import pytest
 from conftest import to_numpy
+from scipy.stats import norm
 
 import data
 import metrics
 import solvers
 from experiments import disentangle, rotation
-from sparsetasks.rotation import moments, task_weights, unmix
+from sparsetasks.rotation import Sample, halves, moments, task_weights, unmix
 
 
 def mixture(seed, d=5, K=40, p=0.4, noise=0.1, N=1000, rho=0.8):
@@ -112,6 +113,46 @@ def numeric_slopes(x, noise, bases, h=1e-6):
     return slopes
 
 
+def test_the_likelihood_is_that_of_the_prior():
+    """By another library, task by task; and a step's prior from these loadings."""
+    rng = np.random.default_rng(0)
+    x, B = rng.standard_normal((7, 3)), rng.standard_normal((1, 3, 3))
+    root = rng.standard_normal((7, 3, 3)) * 0.4
+    prob, tau2, noise = np.array([0.2, 0.5, 0.9]), np.array([1.0, 2.0, 3.0]), root @ root.mT
+    bases = solvers.Bases(B, prob[None, :, None], tau2[None, :, None])
+    loadings = solvers.expectation(x, noise, 0.1, bases)
+    expected, on = 0.0, np.zeros((3, 7))
+    for k, j in np.ndindex(7, 3):
+        b = B[0, j]
+        v, e = b @ x[k], b @ noise[k] @ b
+        slab, spike = (
+            share * norm.pdf(v, scale=np.sqrt(variance))
+            for share, variance in ((prob[j], tau2[j] + e), (1 - prob[j], 0.1 * tau2[j] + e)))
+        expected += np.log(slab + spike)
+        on[j, k] = slab / (slab + spike)
+    expected += 7 * np.log(abs(np.linalg.det(B[0]))) + 7 * 3 / 2 * np.log(2 * np.pi)
+    np.testing.assert_allclose(solvers.log_likelihood(loadings, bases), expected)
+    np.testing.assert_allclose(loadings.on[0], on)
+    step = solvers.maximisation(x, loadings, bases)
+    np.testing.assert_allclose(step.prob[0, :, 0], on.mean(axis=1))
+    least = (on * loadings.e[0]).sum(axis=1) / on.sum(axis=1)
+    by_moments = (on * loadings.v[0] ** 2).sum(axis=1) / on.sum(axis=1) - least
+    np.testing.assert_allclose(step.tau2[0, :, 0], np.maximum(by_moments, least), rtol=1e-6)
+    assert (by_moments < least).any() and (by_moments > least).any()
+
+
+def test_a_margin_is_a_share_and_a_number_of_tasks():
+    """Two of two tasks that use feature 0 do without 1; of fifty that use 1, four do without 0."""
+    few = np.array([[1, 0]] * 2 + [[0, 1]] * 6)
+    found = solvers.identification(few.astype(float))
+    np.testing.assert_allclose(found["apart"], 1)
+    assert list(found["apart_tasks"]) == [2, 6] and list(found["identified"]) == [False, True]
+    rare = np.array([[1, 0]] * 6 + [[1, 1]] * 46 + [[0, 1]] * 4)
+    found = solvers.identification(rare.astype(float))
+    np.testing.assert_allclose(found["apart"], [6 / 52, 4 / 50])
+    assert not found["identified"].any()
+
+
 def test_one_feature():
     M, info = solvers.sparse_rotation(np.ones((3, 1)), np.array([[4.0]]))
     assert np.abs(M) == pytest.approx(0.5) and info["identified"].all()
@@ -121,6 +162,7 @@ def test_one_feature():
     "change, words",
     [
         (lambda W, C: (W[:4], C), "4 tasks span 4 of 5 dimensions"),
+        (lambda W, C: (W[:5], C), "5 tasks span 5 of 5 dimensions"),
         (lambda W, C: (np.repeat(W[:4], 5, axis=0), C), "20 tasks span 4 of 5"),
         (lambda W, C: (W * (np.arange(40) != 3)[:, None], C), "1 of 40 tasks have no weights"),
         (lambda W, C: (W, C[:4, :4]), "found (40, 5), (4, 4), None"),
@@ -200,13 +242,36 @@ def test_tasks_that_violate_assumption_3_6_identify_no_basis(kind, T):
     Y = Y + 0.1 * Y.std(axis=1, keepdims=True) * rng.standard_normal(Y.shape)
     found = unmix(F, Y, index, widths=(0.0,), splits=3, starts=10)
     assert not found.identified.all()
+    if kind != "together" and T == 300:
+        assert found.stability.min() < 0.95
+
+
+@pytest.mark.parametrize("T", [99, 100])
+def test_halves_are_disjoint(T):
+    """Of rows; of tasks too from 20 m on, of which those with rows of their own keep them all."""
+    F = np.arange(30.0)[:, None] + np.zeros((30, 5))
+    Y = 100.0 * np.arange(30)[:, None] + np.arange(T)
+    pair = halves(Sample(F, Y, None), np.random.default_rng(0))
+    rows, tasks = ([set(a) for a in parts] for parts in zip(*(
+        (half.F[:, 0], half.Y[0] % 100) for half in pair)))
+    assert not rows[0] & rows[1] and len(rows[0] | rows[1]) == 30
+    assert (len(tasks[0] & tasks[1]) == 0) == (T == 100) and len(tasks[0] | tasks[1]) == T
+    for half in pair:
+        np.testing.assert_array_equal(half.Y[:, 0] // 100, half.F[:, 0])    # still of its row
+    index = np.arange(T)[:, None] * 0 + np.arange(8)
+    own = halves(Sample(F, np.arange(T)[:, None] + index / 10, index), np.random.default_rng(0))
+    for half in own:
+        np.testing.assert_allclose(half.Y % 1 * 10, half.index)
+        assert half.Y.shape == ((50, 8) if T == 100 else (99, 4))
+    assert (own[0].index[0, 0] in own[1].index[0]) == (T == 100)
 
 
 def test_gaps_and_what_cannot_be_fitted_are_left_out():
     z, F, Y = mixture(1)
     Y = np.where(np.random.default_rng(0).random(Y.shape) < 0.3, np.nan, Y)
     Y[:, 3] = 7.0                                                   # constant
-    Y[5:, 4] = np.nan                                               # of five rows
+    Y[6:, 4] = np.nan                                               # of six rows, m + 1
+    Y[:6, 4] = np.arange(6)
     found = unmix(F, Y, splits=1, widths=(0.0,))
     assert metrics.mcc(z, F @ found.M) > 0.99
     assert not found.loadings[[3, 4]].any() and found.loadings[5].any()

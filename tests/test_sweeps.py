@@ -127,8 +127,8 @@ QUICK = {"main": 192, "blocks": 72, "laplace": 72, "outer": 20, "responses": 4}
 PAPER = {"main": 1200, "blocks": 360, "laplace": 1200, "outer": 100, "responses": 4}
 QUICK |= {"glyphs": 5, "shapes": 4, "sharing": 33}
 PAPER |= {"glyphs": 25, "shapes": 20, "sharing": 33}
-QUICK |= {"rotation": 78}
-PAPER |= {"rotation": 260}
+QUICK |= {"rotation": 102}
+PAPER |= {"rotation": 340}
 
 
 @pytest.mark.parametrize("scale, counts", [("quick", QUICK), ("paper", PAPER)])
