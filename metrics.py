@@ -22,7 +22,10 @@ from sklearn.linear_model import LinearRegression
 
 
 def to_numpy(a):
-    """A NumPy array from any library's array, on whatever device it lies."""
+    """A NumPy array from any library's array, on whatever device it lies; ValueError where values
+    are masked."""
+    if np.ma.is_masked(a):
+        raise ValueError("found masked values: fill them, or leave their rows out")
     if hasattr(a, "get"):                                               # CuPy
         return np.asarray(a.get())
     if hasattr(a, "detach"):                                            # PyTorch

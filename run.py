@@ -97,7 +97,7 @@ def main(argv):
         print(f"run.py {name}: {error}; the last checkpoint is kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        told = "interrupted; the same command goes on from the last checkpoint"
+        told = "interrupted; the same command goes on from the last checkpoint, if there is one"
         print(f"\n{told}", file=sys.stderr)
         return 130
 

@@ -6,7 +6,6 @@
 
 A checkpoint names its encoder and the sizes to build it (results.Checkpoint).
 """
-import csv
 import dataclasses
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import plots, results
+from experiments import plots, results, tables, tasks
 from experiments.settings import OUT, option, out_path
 
 
@@ -26,7 +25,8 @@ class Encode:
 
     checkpoint: str = option(None, "checkpoint.npz of a run", positional=True)
     images: str = option(
-        None, "npz with images (N, 64, 64, 3); for a run of `tasks` npz with x, or CSV",
+        None, "npz with images (N, 64, 64, 3); for a run of `tasks` npz with x, or CSV with "
+        "the columns that it had, by name",
         positional=True)
     out: str = option("", OUT)
     results: str = option("results", "folder of the results")
@@ -36,7 +36,7 @@ def encode(config):
     """Write the features of an npz file's images, or of its x where a run of `tasks` is given."""
     checkpoint = results.load_checkpoint(config.checkpoint)
     if checkpoint.moments:
-        F = encode_rows(config, checkpoint)
+        F = tasks.encode_rows(checkpoint, config.images)
     else:
         images, = read_images(config.images)
         F = encode_images(config.checkpoint, images)
@@ -47,7 +47,7 @@ def encode(config):
 
 def encode_images(checkpoint, images):
     """Features (N, m) of images by the encoder of a checkpoint."""
-    snapshot, encoder, _, _ = results.load_checkpoint(checkpoint)
+    snapshot, encoder, *_ = results.load_checkpoint(checkpoint)
     check_input(checkpoint, encoder.spec, images.shape[1:])
 
     def some(index):
@@ -55,66 +55,6 @@ def encode_images(checkpoint, images):
 
     with sparsedis.cpu_threads():
         return encoder.encode(snapshot.params, snapshot.state, some, np.arange(len(images)))
-
-
-def encode_rows(config, checkpoint):
-    """Features (N, m) of the x of an npz file, or of all columns of a CSV file, as in the run of
-    `tasks`: of mean 0 and variance 1 over the rows that it was trained on."""
-    if Path(config.images).suffix.lower() == ".csv":
-        names, columns = read_columns(config.images)
-        x = np.stack([columns[name] for name in names], axis=1)
-    else:
-        x, = read_arrays(config.images, "x")
-    x = x[..., None] if x.ndim == 3 else x
-    snapshot, encoder, _, moments = checkpoint
-    spec = encoder.spec
-    shape = tuple(spec.sizes["shape"]) if spec.name == "convnet" else (spec.sizes["sizes"][0],)
-    if x.shape[1:] != shape or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
-        raise ValueError(
-            f"{config.images}: expected finite x (N, {', '.join(map(str, shape))}), found "
-            f"{x.shape} {x.dtype}")
-
-    def some(index):
-        return ((x[index] - moments["input.mean"]) / moments["input.scale"]).astype(np.float32)
-
-    with sparsedis.cpu_threads():
-        F = encoder.encode(snapshot.params, snapshot.state, some, np.arange(len(x)))
-    return (F - moments["feature.mean"]) / moments["feature.deviation"]
-
-
-def read_columns(path, may_be_empty=()):
-    """The names of a CSV file's columns, and their numbers, name -> (N,); an empty cell is NaN
-    where that is allowed. ValueError names the column and the line."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            names = [name.strip() for name in next(reader, [])]
-            lines = [(reader.line_num, line) for line in reader if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read as CSV ({error})") from None
-    twice = [name for name in names if names.count(name) > 1]
-    if twice or not lines:
-        raise ValueError(f"{path}: " + (f"two columns {twice[0]!r}" if twice else "no rows"))
-    columns = {name: np.empty(len(lines)) for name in names}
-    for i, (number, line) in enumerate(lines):
-        if len(line) != len(names):
-            raise ValueError(
-                f"{path}: line {number}: found {len(line)} cells, expected {len(names)}")
-        for name, cell in zip(names, line, strict=True):
-            columns[name][i] = read_cell(path, number, name, cell.strip(), name in may_be_empty)
-    return names, columns
-
-
-def read_cell(path, number, name, cell, may_be_empty):
-    """The finite number of a cell."""
-    try:
-        value = float(cell) if cell or not may_be_empty else np.nan
-    except ValueError:
-        value = np.inf
-    if not (np.isfinite(value) or (may_be_empty and np.isnan(value))):
-        raise ValueError(
-            f"{path}: column {name}, line {number}: found {cell!r}, expected a number")
-    return value
 
 
 def check_input(checkpoint, spec, shape):
@@ -128,7 +68,7 @@ def check_input(checkpoint, spec, shape):
 
 def read_images(path, *names):
     """Images (N, H, W, C) as float32 in [0, 1], and the other arrays named, of an npz file."""
-    x, *others = read_arrays(path, "images", *names)
+    x, *others = tables.read_arrays(path, "images", *names)
     floating = x.dtype in (np.float32, np.float64)
     if x.ndim != 4 or 0 in x.shape or not (x.dtype == np.uint8 or floating):
         raise ValueError(
@@ -139,16 +79,6 @@ def read_images(path, *names):
             f"{path}: real images must lie in [0, 1], found {x.min()} to {x.max()} or NaN")
     scale = 1 if floating else 255
     return x.astype(np.float32) / scale, *others
-
-
-def read_arrays(path, *names):
-    """The arrays named of an npz file."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except Exception as error:
-        expected = " and ".join(names)
-        raise ValueError(f"{path}: expected an npz file with {expected} ({error!r})") from None
 
 
 # ------------------------------------------------------------------------------ real images

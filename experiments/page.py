@@ -184,7 +184,7 @@ def read_run(folder):
     """The Trained of a run's folder; ValueError where it is not a finished one on 3D Shapes."""
     result = results.read_json(folder / "result.json", ("mcc", "r"))
     config = results.read_json(folder / "config.json", ("rho", "alpha", "eps"), ("head", "norm"))
-    snapshot, encoder, _, _ = results.load_checkpoint(folder / "checkpoint.npz")
+    snapshot, encoder, *_ = results.load_checkpoint(folder / "checkpoint.npz")
     spec = encoder.spec
     if spec.name != "cnn" or spec.sizes["channels"] != 3 or config["norm"] != "batch":
         raise ValueError(f"{folder}: expected a run on 3D Shapes with --norm batch")

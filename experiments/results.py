@@ -146,17 +146,18 @@ GROUPS = ("params", "state", "adam_mean", "adam_square", "moments")
 
 
 # What a checkpoint holds: sparsedis.Snapshot (SGD keeps its velocity as Adam's mean), the encoder,
-# the run's seed, and, of a run of `tasks`, the moments by which it standardises rows and features.
-Checkpoint = namedtuple("Checkpoint", "snapshot encoder seed moments")
+# the run's seed, and, of a run of `tasks`, the moments by which it standardises rows and features,
+# and the names of its columns.
+Checkpoint = namedtuple("Checkpoint", "snapshot encoder seed moments inputs")
 
 
-def save_checkpoint(path, snapshot, spec, seed, moments=None):
+def save_checkpoint(path, snapshot, spec, seed, moments=None, inputs=()):
     """Write a snapshot of a run; its step s draws from the generator (seed, s)."""
     opt = snapshot.opt
     parts = snapshot.params, snapshot.state, opt.mean, opt.square, moments or {}
     groups = zip(GROUPS, parts, strict=True)
     arrays = {"adam_step": opt.step, "step": snapshot.step, "seed": seed}
-    arrays["encoder"] = json.dumps(spec)
+    arrays |= {"encoder": json.dumps(spec), "inputs": json.dumps(list(inputs))}
     for group, named in groups:
         arrays |= {f"{group}/{name}": metrics.to_numpy(a) for name, a in named.items()}
     write_atomically(path, lambda file: np.savez(file, **arrays))
@@ -188,7 +189,8 @@ def read_checkpoint(arrays, xp, device):
         groups[group] = {key: xp.asarray(a, device=device) for key, a in named.items()}
     opt = sparsedis.OptimiserState(adam_step, groups["adam_mean"], groups["adam_square"])
     snapshot = sparsedis.Snapshot(groups["params"], groups["state"], opt, step)
-    return Checkpoint(snapshot, encoder, seed, groups["moments"])
+    inputs = json.loads(str(arrays.get("inputs", "[]")))
+    return Checkpoint(snapshot, encoder, seed, groups["moments"], inputs)
 
 
 def read_count(a):
@@ -315,7 +317,7 @@ class Run:
         path = folder / "checkpoint.npz"
         if not path.exists():
             return sparsedis.Snapshot(params, state, None, 0)
-        snapshot, its_encoder, seed, _ = load_checkpoint(path, xp, device)
+        snapshot, its_encoder, seed, *_ = load_checkpoint(path, xp, device)
         mine = self.config.seed, json.dumps(encoder.spec), layout(params)
         its = seed, json.dumps(its_encoder.spec), layout(snapshot.params)
         if its != mine or not 0 < snapshot.step <= training.steps:

@@ -65,8 +65,9 @@ def flag_of(name):
 GROUPS = {  # what --help lists together, by the names of fields; others are of the method
     "training": "steps lr flat beta1 beta2 image_sets samples tasks_per_set episodes optimiser "
                 "seed warmup ramp device threads encoder hidden smoothing",
-    "data": "data source rho alpha tasks outputs likelihood shift targets factors pool test_tasks "
-            "way shot train_shot query train_query eval_images test_episodes",
+    "data": "data source rho alpha tasks outputs likelihood shift targets inputs drop "
+            "new_targets factors pool test_tasks way shot train_shot query train_query eval_images "
+            "test_episodes",
     "output": "results out force scale jobs"}
 
 
@@ -96,6 +97,10 @@ def add_flag(group, field):
     meta = field.metadata
     if field.type is bool:
         group.add_argument(flag_of(field.name), action="store_true", help=meta["help"])
+    elif field.type is tuple:
+        group.add_argument(
+            flag_of(field.name), nargs="+", default=field.default, help=meta["help"],
+            metavar=field.name.upper().removesuffix("S"))
     else:
         group.add_argument(
             flag_of(field.name), type=field.type, default=field.default, choices=meta["choices"],
@@ -170,7 +175,7 @@ def out_path(config, name):
 def announce(config):
     """Print the experiment and all its settings in one line."""
     values = dataclasses.asdict(config)
-    words = [f"{name}={value}" for name, value in values.items() if value != ""]
+    words = [f"{name}={value}" for name, value in values.items() if value not in ("", ())]
     print(experiment_of(config), *words)
 
 

@@ -1,272 +1,196 @@
 """tasks.py -- your own table or images with many targets: what the method finds in them.
 
     python run.py tasks DATA.npz                        x, Y, and where there are: factors, test
-    python run.py tasks DATA.csv --targets y1,y2        columns; an empty cell is a missing label
+    python run.py tasks DATA.csv --targets y1 y2        columns; an empty cell is a missing label
 
-In the file:
+In an npz file:
 
     x (N, d) or (N, H, W[, C])   a table, or images from 8 x 8 pixels on, uint8 or real
-    Y (N, K)          real targets, NaN where missing; classes 0, 1, ... with --likelihood
-                      categorical, negative where missing
+    Y (N, K)          real targets, NaN where missing; with --likelihood categorical classes,
+                      numbers or texts, missing where negative, NaN or empty
     factors (N, f)    what the features should be, to score them: never used in training
     test (N,)         True in the rows that are held out; a fifth, at random, if not given
 
-In the run's folder, features.npz: F (N, m) features, W (K, m) and b (K,) the predictors of the
-targets, Y ~ F W' + b, and test. `run.py encode` gives the F of new rows, from its checkpoint.
-
-The method is SparseTasks, here with a folder, a log, scores and pictures.
+In the run's folder: report.html, the same as targets.csv, weights.csv and features.csv, and
+features.npz with F (N, m) features, W and b the predictors of the targets, Y ~ F W' + b, and test.
+`run.py encode` gives the F of new rows, from its checkpoint. The method is SparseTasks.
 """
-import csv
 import dataclasses
-import functools
-import hashlib
-from pathlib import Path
-from typing import ClassVar, NamedTuple
+import time
+import warnings
+from typing import ClassVar
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.metrics import accuracy_score, r2_score
+from sklearn.cross_decomposition import PLSRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GridSearchCV
 
 import metrics
-from experiments import plots, results, settings
-from experiments.apply import read_columns
-from experiments.disentangle import EPS, FLAT, HEADS, SPLIT, WARMUP
+from experiments import report, results, settings, tables
+from experiments.disentangle import EPS, FLAT, SPLIT, WARMUP
 from experiments.settings import ELSEWHERE, option
-from sparsedis import cpu_threads
-from sparsetasks.estimator import SparseTasks, Targets
+from sparsedis import OptimiserState, Snapshot, cpu_threads
+from sparsetasks import linear, predictors
+from sparsetasks.estimator import REAL_HEADS, SparseTasks
+from sparsetasks.targets import mean_and_scale
 
-FEW = (10, 20, 50)                                                  # labelled rows of a target
+FEW = (10, 20, 50)                                                  # labelled rows of a new target
 WIDE = 100                                                          # components of wider inputs
+NAMES = "CSV: the columns that are {}, spaces or commas between them"
 
 
 @dataclasses.dataclass(frozen=True)
 class TableTasks(settings.RunSettings):
-    """Features of your own rows, from many sparse fits of their targets: an npz or CSV file."""
+    """Features of your own rows of which each target needs few: an npz or CSV file."""
 
     experiment: ClassVar[str] = "tasks"
-    numbers: ClassVar[tuple] = ("steps", "seconds", "score", "zero")
+    version: ClassVar[int] = 2
+    numbers: ClassVar[tuple] = ("seconds", "score", "raw", "zero")
     data: str = option(None, "npz or CSV file", positional=True, **ELSEWHERE)
-    targets: str = option("", "CSV: the columns that are targets, with commas between them")
-    features: int = option(6, "features of the encoder, m", 1)
+    targets: tuple = option((), NAMES.format("targets"))
+    inputs: tuple = option((), NAMES.format("inputs") + "; all others, when not given")
+    drop: tuple = option((), NAMES.format("neither"))
+    new_targets: float = option(
+        0.0, "share of the targets that the encoder never sees, to be learned from few labels",
+        0, 0.9)
+    features: str = option("auto", "features, m; auto: as many as held-out rows ask for")
     likelihood: str = option(
         "gaussian", "of the targets: real numbers, or classes", choices=("gaussian", "categorical"))
-    head: str = option("inner-lasso", "how a target's predictor is fitted", choices=HEADS)
+    encoder: str = option(
+        "auto", "auto: linear, or the network that fits x, by rows held out of training",
+        choices=("auto", "linear", "mlp", "convnet"))
+    no_rotate: bool = option(False, "leave the features as the encoder gives them")
+    validation: float = option(0.1, "share of the training rows held out by the encoder", 0, 0.5)
+    head: str = option("inner-lasso", "networks: how a target is fitted", choices=REAL_HEADS)
     eps: float = option(0.5, EPS, 0, 1)
     warmup: float = option(0.5, WARMUP, 0, 1)
     split: int = option(25, SPLIT, 0)
-    steps: int = option(800, "outer steps", 1)
+    steps: int = option(800, "networks: outer steps", 1)
     lr: float = option(8e-3, "Adam's learning rate at the start", 1e-12)
     flat: float = option(0.3, FLAT, 0, 1)
+    weight_decay: float = option(0.0, "of a network's parameters", 0)
     samples: int = option(50, "rows per set", 2)
     image_sets: int = option(4, "sets of rows per step", 1)
     tasks_per_set: int = option(16, "targets fitted on each set", 1)
-    encoder: str = option("auto", "auto: by the shape of x", choices=("auto", "mlp", "convnet"))
-    hidden: int = option(128, "units of its hidden layers", 1)
+    hidden: int = option(128, "units of a network's hidden layers", 1)
 
 
 def command(config):
     """Run, and tell what was found."""
     settings.announce(config)
     result, run = tasks(config)
-    tell(result)
+    report.tell(result)
     run.tell_files()
-
-
-def tell(result):
-    """What was found, in a few lines and a table; raw inputs wider than WIDE are their largest
-    principal components."""
-    what = "accuracy" if result["likelihood"] == "categorical" else "R^2"
-    print(f"{what} of {result['targets']} targets on {result['test_rows']} rows held out, mean:")
-    print("labelled rows   on the features   ridge on them   on the raw input")
-    for size in (*FEW, "all"):
-        if f"score_{size}" in result:
-            values = (result[f"{name}_{size}"] for name in ("score", "ridge", "raw"))
-            print(f"{size:>13}" + "".join(f"{value:>16.3f}" for value in values))
-    print(f"{100 * result['zero']:.0f} % of the weights are zero; a target uses "
-          f"{result['used']:.1f} of {result['features']} features ({result['used_least']} to "
-          f"{result['used_most']})")
-    if "mcc" in result:
-        print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}      (a random mixing of the "
-              f"factors: MCC {result['chance']:.2f})")
-    print(f"{result['steps']} steps in {result['seconds']:.1f} s")
+    print(report.verdict(result))
 
 
 def tasks(config):
-    """Train, score, draw  ->  the content of result.json, and its results.Run."""
-    rows = read_rows(config)
+    """Fit, score, report  ->  the content of result.json, and its results.Run."""
+    rows = tables.read_rows(config)
     run = results.Run(config, rows.fingerprint())
     kept = run.kept()
     if kept:
         return kept, run
-    names = {field.name for field in dataclasses.fields(SparseTasks)}
-    own = {name: a for name, a in dataclasses.asdict(config).items() if name in names}
-    xp, device = settings.device_of(config.device)
-    model = SparseTasks(**own | {
-        "n_components": config.features, "split": config.split or None,
-        "random_state": config.seed})
-    train, test = ~rows.test, rows.test
-    x, Y = rows.x[train], rows.Y[train]
+    model, new = model_of(config), new_targets(config, rows)
+    settings.device_of(config.device)
     with run, cpu_threads(config.threads):
-        training = model.prepare(x, Y)
-        measure = functools.partial(measure_rows, model, rows)
-        end, lines = run.train(training, measure, xp, device)
-        model.conclude(end, x, Y)
-        save_model(run, model, end, config.seed)
+        began = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            model.fit(rows.x[~rows.test], rows.Y[~rows.test][:, ~new])
+        notes = [str(w.message) for w in caught if w.category is UserWarning]
+        seconds = time.perf_counter() - began
+        save_model(run.path("checkpoint.npz"), model, rows, config.seed)
         F = model.transform(rows.x)
-        arrays = {"F": F, "W": model.coef_, "b": model.intercept_, "test": test}
-        path = run.path("features.npz")
-        results.write_atomically(path, lambda file: np.savez(file, **arrays))
-        result = score_model(model, rows, F, config)
-        draw_training(lines, run.path("training.png"), result)
-        draw_weights(model.coef_, rows.names, run.path("weights.png"))
-        result |= {key: lines[-1][key] for key in ("seconds", "nonzero")}
-        result |= {"steps": config.steps, "seed": config.seed, "head": config.head}
+        arrays = {"F": F, "W": model.coef_, "b": model.intercept_, "test": rows.test}
+        results.write_atomically(run.path("features.npz"), lambda file: np.savez(file, **arrays))
+        result = score(model, rows, F, new, config) | {"notes": notes, "seconds": seconds}
+        report.write(run.path, model, rows, F, result)
         return run.finish(result), run
 
 
-def save_model(run, model, end, seed):
-    """The checkpoint, with the moments of input and features, for `encode`."""
+def model_of(config):
+    """The SparseTasks of these settings."""
+    names = {field.name for field in dataclasses.fields(SparseTasks)}
+    own = {name: a for name, a in dataclasses.asdict(config).items() if name in names}
+    m = config.features
+    if m != "auto" and not (m.isdecimal() and int(m) > 0):
+        raise ValueError(f"--features: found {m}, expected auto, or a number from 1")
+    return SparseTasks(**own | {
+        "n_components": m if m == "auto" else int(m), "rotate": not config.no_rotate,
+        "split": config.split or None, "random_state": config.seed, "verbose": 1})
+
+
+def new_targets(config, rows):
+    """A mask (K,) of the targets that the encoder is not to see."""
+    K = len(rows.names)
+    count = round(config.new_targets * K)
+    if config.new_targets and not 0 < count < K:
+        raise ValueError(f"--new-targets {config.new_targets}: none of {K} targets, or all")
+    return np.random.default_rng(config.seed).permutation(K) < count
+
+
+# ------------------------------------------------------------------------------ the checkpoint
+
+
+def save_model(path, model, rows, seed):
+    """A checkpoint of all that transform needs."""
     moments = {"input.mean": model.input_mean_, "input.scale": model.input_scale_,
-               "feature.mean": model.mean_, "feature.deviation": model.deviation_}
-    results.save_checkpoint(run.path("checkpoint.npz"), end, model.encoder_.spec, seed, moments)
+               "feature.mean": model.mean_, "feature.deviation": model.deviation_,
+               "rotation": model.rotation_, "input.shape": np.array(model.input_shape_)}
+    end = Snapshot(model.params_, model.state_, OptimiserState(0, {}, {}), len(model.loss_curve_))
+    results.save_checkpoint(path, end, model.network_.spec, seed, moments, rows.inputs)
 
 
-# ------------------------------------------------------------------------------ the file
-
-
-class Rows(NamedTuple):
-    """What a file holds; factors are None where it has none, and names those of the targets."""
-
-    x: np.ndarray
-    Y: np.ndarray
-    factors: object
-    test: np.ndarray
-    names: list
-
-    def fingerprint(self):
-        digest = hashlib.sha256()
-        for a in (self.x, self.Y, self.test, self.factors):
-            digest.update(f"{np.shape(a)} {getattr(a, 'dtype', '')}".encode())
-            digest.update(b"" if a is None else a.tobytes())
-        return digest.hexdigest()[:10]
-
-
-def read_rows(config):
-    """The Rows of an npz or a CSV file; ValueError names the file, the column and what is wrong."""
-    path = Path(config.data)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    names = None
-    if path.suffix.lower() == ".csv":
-        found, names = read_csv(path, config.targets)
+def encode_rows(checkpoint, path):
+    """Features (N, m) of the rows of an npz or CSV file, by the Checkpoint of a run: of mean 0 and
+    variance 1 over the rows that it was fitted on."""
+    moments, model = checkpoint.moments, SparseTasks()
+    if not path.lower().endswith(".npz"):
+        if not checkpoint.inputs:
+            raise ValueError(f"{path}: expected npz with x, as the run was fitted on")
+        x = tables.read_inputs(path, checkpoint.inputs)
     else:
-        found = read_npz(path)
-    try:
-        return checked(found, names, config)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def read_npz(path):
-    """The arrays x, Y, factors and test of an npz file, as far as it has them."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read as npz ({error})") from None
-    missing = [name for name in ("x", "Y") if name not in found]
-    if missing:
-        raise ValueError(
-            f"{path}: expected x and Y, found {', '.join(found) or 'nothing'}")
-    return found
-
-
-def read_csv(path, targets):
-    """x and Y of a CSV file with a line of names first, and the names of the targets."""
-    wanted, = csv.reader([targets]) if targets else [[]]
-    wanted = [name.strip() for name in wanted]
-    names, columns = read_columns(path, may_be_empty=wanted)
-    if not wanted:
-        raise ValueError(f"{path}: --targets is needed, some of {', '.join(names)}")
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise ValueError(f"{path}: no column {', '.join(unknown)}, found {', '.join(names)}")
-    inputs = [name for name in names if name not in wanted]
-    if not inputs:
-        raise ValueError(f"{path}: all columns are targets, none is left to predict from")
-    found = {"x": np.stack([columns[name] for name in inputs], axis=1),
-             "Y": np.stack([columns[name] for name in wanted], axis=1)}
-    return found, wanted
-
-
-def checked(found, names, config):
-    """Rows, of arrays that fit together."""
-    x, Y = found["x"], found["Y"]
-    N = len(x) if x.ndim else 0
-    Y = Y[:, None] if Y.ndim == 1 else Y
-    if x.ndim not in (2, 3, 4) or 0 in x.shape or x.dtype.kind not in "biuf":
-        raise ValueError(f"x: found {x.shape} {x.dtype}, expected numbers (N, d) or (N, H, W[, C])")
-    bad = np.argwhere(~np.isfinite(x))
-    if len(bad):
-        raise ValueError(f"x: row {bad[0][0]}, column {bad[0][1]} is not finite")
-    if Y.ndim != 2 or len(Y) != N or Y.dtype.kind not in "biuf" or np.isinf(Y).any():
-        raise ValueError(f"Y: found {Y.shape} {Y.dtype}, expected numbers ({N}, K)")
-    factors = found.get("factors")
-    if factors is not None:
-        fits = factors.ndim == 2 and len(factors) == N and factors.dtype.kind in "biuf"
-        if not fits or not np.isfinite(factors).all():
-            raise ValueError(f"factors: found {factors.shape}, expected finite numbers ({N}, f)")
-    test = found.get("test")
-    if test is None:
-        test = np.random.default_rng(config.seed).permutation(N) < N / 5
-    if test.shape != (N,) or not 0 < np.count_nonzero(test) < N:
-        raise ValueError(f"test: found {test.shape}, expected ({N},) with some rows held out")
-    test = test.astype(bool)
-    names = names or [f"target {k}" for k in range(Y.shape[1])]
-    known = Y >= 0 if config.likelihood == "categorical" else ~np.isnan(Y)
-    for k, name in enumerate(names):
-        counts = [np.count_nonzero(known[rows, k]) for rows in (~test, test)]
-        if min(counts) < 2:
-            raise ValueError(
-                f"{name}: {counts[0]} labels to train on and {counts[1]} held out, "
-                "expected 2 or more")
-    return Rows(x, Y, factors, test, names)
+        x, = tables.read_arrays(path, "x")
+    shape = tuple(moments["input.shape"])
+    x = x[..., None] if x.ndim == len(shape) else x                 # grey images
+    if x.shape[1:] != shape or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
+        raise ValueError(f"{path}: expected finite x (N, {', '.join(map(str, shape))}), found "
+                         f"{x.shape} {x.dtype}")
+    model.network_, model.rotation_ = checkpoint.encoder, moments["rotation"]
+    model.params_, model.state_ = checkpoint.snapshot.params, checkpoint.snapshot.state
+    model.input_mean_, model.input_scale_ = moments["input.mean"], moments["input.scale"]
+    model.mean_, model.deviation_ = moments["feature.mean"], moments["feature.deviation"]
+    return model.features_of(x)
 
 
 # ------------------------------------------------------------------------------ scores
 
 
-def measure_rows(model, rows, params, state, info):
-    """What a line of the log tells: eps, and with factors MCC on rows held out."""
-    line = {"eps": info["eps"]}
-    if rows.factors is not None:
-        some = np.flatnonzero(rows.test)[:1000]
-        model.params_, model.state_ = (
-            {name: metrics.to_numpy(a) for name, a in arrays.items()} for arrays in (params, state))
-        F = model.encode(model.check_inputs(rows.x[some], reset=False))
-        line["mcc"] = metrics.mcc(rows.factors[some], F)
-    return line
-
-
-def score_model(model, rows, F, config):
-    """The content of result.json: scores of the targets on rows held out, sparsity, MCC and R."""
-    used = (model.coef_ != 0).reshape(len(rows.names), -1, config.features).any(axis=1)     # (K, m)
-    counts = used.sum(axis=1)
+def score(model, rows, F, new, config):
+    """The content of result.json: of every target and every feature, on rows held out."""
+    seen = np.flatnonzero(~new)
+    classes, used = config.likelihood == "categorical", model.coef_ != 0
+    used = used.any(axis=1) if classes else used                    # (K, m)
+    raw = raw_input(rows)
+    found = {"score": model.predict(rows.x[rows.test]).reshape(-1, len(seen))}
+    found |= peers(raw, rows, seen, classes)
+    scores = {name: [score_of(rows, k, its, classes) for k, its in zip(seen, a.T, strict=True)]
+              for name, a in found.items()}
     result = {
-        "likelihood": config.likelihood, "targets": len(rows.names), "features": config.features,
-        "test_rows": int(rows.test.sum()), "zero": float(1 - used.mean()),
-        "used": float(counts.mean()), "used_least": int(counts.min()),
-        "used_most": int(counts.max())}
-    raw = metrics.standardise(rows.x.reshape(len(rows.x), -1))
-    if raw.shape[1] > WIDE:
-        raw = PCA(min(WIDE, sum(~rows.test)), random_state=0).fit(raw[~rows.test]).transform(raw)
-    for size in (*FEW, "all"):
-        result |= scores_of_size(model, rows, F, raw, size, config)
-    result["score"] = result["score_all"]
+        "likelihood": config.likelihood, "encoder": model.encoder_, "held_out": model.held_out_,
+        "features": model.n_components_, "test_rows": int(rows.test.sum()),
+        "targets": [rows.names[k] for k in seen], "scores": scores, "zero": float(1 - used.mean()),
+        "used": used.sum(axis=1).tolist(), "identified": model.identified_.tolist(),
+        "stability": [round(s, 4) if np.isfinite(s) else None for s in model.stability_.tolist()]}
+    result |= {name: float(np.mean(values)) for name, values in scores.items()}
+    if new.any():
+        result["new"] = scores_of_new(rows, F, raw, new, config)
     if rows.factors is not None:
         z = rows.factors[rows.test]
         result |= metrics.scores(z, F[rows.test])
-        result["chance"] = chance(metrics.standardise(z), config.features)
+        result["chance"] = chance(metrics.standardise(z), model.n_components_)
     return result
 
 
@@ -278,50 +202,108 @@ def chance(z, m, draws=100):
     return float(np.mean(mccs))
 
 
-def scores_of_size(model, rows, F, raw, size, config):
-    """Mean scores over targets of predictors that are fitted on `size` labelled rows each."""
-    targets = Targets(rows.Y, config.likelihood)
-    scores = {"score": [], "ridge": [], "raw": []}
-    for k in range(len(rows.names)):
-        labelled = np.flatnonzero(targets.known[:, k] & ~rows.test)
-        if size != "all" and len(labelled) < size:
-            return {}
-        order = np.random.default_rng([config.seed, k]).permutation(labelled)
-        fit_on = labelled if size == "all" else order[:size]
-        held_out = targets.known[:, k] & rows.test
-        fits = {"score": (F, fit_on, config.head), "ridge": (F, fit_on, "ridge"),
-                "raw": (raw, fit_on, "ridge")}
-        for name, (X, on, head) in fits.items():
-            w, b = targets.predictor(X, k, on, head, config.eps)
-            found = targets.predict(X[held_out], w, b)
-            score = accuracy_score if targets.classes else r2_score
-            scores[name].append(score(rows.Y[held_out, k], found))
-    return {f"{name}_{size}": float(np.mean(values)) for name, values in scores.items()}
+def score_of(rows, k, found, classes):
+    """R^2, or the accuracy, of what was found of target k in the rows held out."""
+    y = rows.Y[rows.test, k]
+    on = known(y, classes)
+    return float(np.mean(y[on] == found[on]) if classes else r2_score(y[on], found[on]))
 
 
-# ------------------------------------------------------------------------------ pictures
+def known(y, classes):
+    """Where a target has labels."""
+    if y.dtype.kind == "U":
+        return y != ""
+    return y >= 0 if classes else np.isfinite(y)
 
 
-def draw_training(lines, path, result):
-    """Loss and sparsity against the step, and MCC where there are factors."""
-    titles = {"loss": "outer loss (rises with eps)", "nonzero": "share of weights not zero"}
-    if "mcc" in lines[0]:
-        titles["mcc"] = "MCC (rows held out)"
-    plots.draw_training(lines, path, titles, result.get("chance"))
+def raw_input(rows):
+    """Standardised x (N, d) by the rows of training, or its WIDE largest principal components."""
+    x = rows.x.reshape(len(rows.x), -1).astype(np.float64)
+    mean, scale = mean_and_scale(x[~rows.test])
+    x = (x - mean) / scale
+    if rows.x.ndim > 2 and x.shape[1] > WIDE:
+        x = x @ linear.principal(x[~rows.test], WIDE)
+    return x
 
 
-def draw_weights(W, names, path):
-    """|W| of targets (columns, sorted by their strongest feature) by features (rows)."""
-    size = np.abs(W) if W.ndim == 2 else np.linalg.norm(W, axis=1)  # (K, m)
-    size = size / np.maximum(size.max(axis=1, keepdims=True), 1e-300)
-    order = np.lexsort((-(size != 0).sum(axis=1), size.argmax(axis=1)))
-    fig, ax = plots.subplots(1, 1, (min(12, 2.5 + 0.14 * len(W)), 1.4 + 0.3 * W.shape[-1]))
-    image = ax.imshow(size[order].T, aspect="auto", cmap="viridis", vmin=0, vmax=1)
-    ax.set(xlabel="target, sorted by the feature it uses most", ylabel="feature")
-    ax.set(yticks=range(W.shape[-1]), title="|weight|, as a share of the target's largest")
-    few = len(names) <= 30
-    ax.set_xticks(range(len(names)) if few else [])
-    if few:
-        ax.set_xticklabels([names[k] for k in order], rotation=90, fontsize=7)
-    fig.colorbar(image)
-    plots.save(fig, path)
+def peers(X, rows, targets, classes):
+    """What plain models of the raw input X say of some targets in the rows held out: ridge and PLS,
+    of classes logistic regression."""
+    train, test = ~rows.test, rows.test
+    if classes:
+        return {"raw": np.stack([
+            classified(X[train], rows.Y[train, k], X[test]) for k in targets], axis=1)}
+    Y = rows.Y[np.ix_(train, targets)]
+    mean, scale = mean_and_scale(Y)
+    ridge = ridge_on(X[train], (Y - mean) / scale, X)
+    filled = np.where(np.isfinite(Y), (Y - mean) / scale, ridge[train])
+    pls = fitted_pls(X[train], filled).predict(X[test]).reshape(-1, len(targets))
+    return {"raw": ridge[test] * scale + mean, "pls": pls * scale + mean}
+
+
+def ridge_on(X, Y, X_new):
+    """Predictions (., K) of ridge, a penalty a target, each on its own rows."""
+    on = np.isfinite(Y)
+    n = np.maximum(on.sum(axis=0), 1)[:, None]
+    B = linear.ridge(X, Y, linear.penalties(X, Y))
+    b = (np.where(on, Y, 0).sum(axis=0)[:, None] - np.vecdot(on.T @ X, B.T)[:, None]) / n
+    return X_new @ B + b[:, 0]
+
+
+def fitted_pls(X, Y):
+    """PLS on all targets, gaps filled in by ridge; components by 5-fold cross-validation."""
+    most = min(20, X.shape[1], int(0.7 * len(X)))
+    sizes = [k for k in (1, 2, 3, 4, 6, 8, 10, 14, 20) if k <= most]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                             # of surplus components
+        return GridSearchCV(PLSRegression(scale=False), {"n_components": sizes}, cv=5).fit(X, Y)
+
+
+def classified(X, y, X_new):
+    """Classes (.,) by logistic regression on the rows that have a label."""
+    on = known(y, classes=True)
+    names, count = np.unique(y[on], return_counts=True)
+    if len(names) == 1:
+        return np.full(len(X_new), names[0])
+    model = LogisticRegression(max_iter=1000)
+    if count.min() >= 5:
+        model = GridSearchCV(model, {"C": np.logspace(-3, 1, 5)}, cv=5, scoring="neg_log_loss")
+    return model.fit(X[on], y[on]).predict(X_new)
+
+
+def scores_of_new(rows, F, raw, new, config):
+    """Labelled rows -> mean scores of targets that the encoder never saw, each fitted on so many:
+    on the features, by ridge on them, and on the raw input."""
+    classes, table = config.likelihood == "categorical", {}
+    labelled = {k: np.flatnonzero(known(rows.Y[:, k], classes) & ~rows.test)
+                for k in np.flatnonzero(new)}
+    for size in (*FEW, "all"):
+        if size != "all" and min(map(len, labelled.values())) < size:
+            continue
+        found = []
+        for k, its in labelled.items():
+            on = np.random.default_rng([config.seed, k]).permutation(its)
+            on = its if size == "all" else on[:size]
+            fits = fits_of_new(F, raw, rows, k, on, classes)
+            found.append([score_of(rows, k, a, classes) for a in fits])
+        table[str(size)] = np.mean(found, axis=0).tolist()
+    on = CLASSIFIED_ON if classes else FITTED_ON
+    return {"count": int(new.sum()), "on": on, "scores": table}
+
+
+FITTED_ON = ("the features", "the features, by ridge", "the raw input")
+CLASSIFIED_ON = ("the features", "the raw input")
+
+
+def fits_of_new(F, raw, rows, k, on, classes):
+    """What fits of target k on some rows say of it in the rows held out, as FITTED_ON."""
+    y, test = rows.Y[on, k], rows.test
+    if classes:
+        return [classified(X[on], y, X[test]) for X in (F, raw)]
+    mean, scale = mean_and_scale(y[:, None])
+    y, found = (y[:, None] - mean) / scale, []
+    for head in ("inner-lasso", "inner-ridge"):
+        W, b = predictors.of_numbers(F[on], y, head)
+        found.append((F[test] @ W.T + b)[:, 0])
+    found.append(ridge_on(raw[on], y, raw[test])[:, 0])
+    return [a * scale[0] + mean[0] for a in found]

@@ -1,183 +1,344 @@
 """estimator.py -- SparseTasks: the method on other people's data, by scikit-learn's conventions.
 
     X (N, d) or (N, H, W, C)   rows: a table, or images       Y (N, K)   targets, some missing
-    F (N, m)                   features of rows               w, b       a target's predictor
+    F (N, m)                   features of rows               W, b       the targets' predictors
 
-NumPy arrays outside, parameters on the CPU or a GPU inside. The method is
-sparsedis.task_objective; a step draws sets of rows, and targets for each set.
+fit has three stages: an encoder, linear or a network, whichever predicts rows held out of its own
+fit better; a rotation of its features; predictors on these. Arrays outside are NumPy's; a network
+is trained on the CPU or a GPU.
 """
 import dataclasses
-import functools
 import numbers
 import warnings
 
 import array_api_compat.numpy
 import numpy as np
 from array_api_compat import to_device
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    MultiOutputMixin,
-    RegressorMixin,
-    TransformerMixin,
-)
-from sklearn.linear_model import Lasso, LassoCV, LogisticRegression
-from sklearn.metrics import accuracy_score, r2_score
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, TransformerMixin
+from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
-import solvers
-from sparsedis import (
-    Snapshot,
-    Training,
-    adam,
-    convnet,
-    cosine,
-    cpu_threads,
-    logistic_lambda_max,
-    mlp,
-    task_objective,
-    train,
-)
+from sparsedis import convnet, cpu_threads, mlp
+from sparsetasks import linear, network, predictors
+from sparsetasks.rotation import STABLE, unmix
+from sparsetasks.targets import Targets, mean_and_scale, standardised
 
 REAL_HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
+ROWS, ROWS_A_COLUMN = 500, 20  # of X, from which on auto tries a network
+FEW_TARGETS = 4  # a feature, below which the rotation may take the inputs, too
+SPARSE = 0.55  # of the inputs' loadings, the most that may not be small then
+
+
+def parameter(default, low=None, high=np.inf, choices=None, also=()):
+    """A parameter of SparseTasks: its default, and its bounds and what is `also` allowed, or its
+    choices. Bounds of real numbers are written with a point."""
+    bounds = {"low": low, "high": high, "choices": choices, "also": also}
+    return dataclasses.field(default=default, metadata=bounds)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class SparseTasks(
-        ClassNamePrefixFeaturesOutMixin, TransformerMixin, MultiOutputMixin, RegressorMixin,
-        BaseEstimator):
-    """Features of X (N, d) or (N, H, W, C), learned from many sparse fits of targets Y (N, K).
+class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Features of X (N, d) or (N, H, W, C) of which each of the targets Y (N, K) needs few.
 
-    Y is real, NaN where a label is missing; likelihood="categorical": classes 0, 1, ..., a negative
-    one where missing. X is brought to mean 0 and variance 1 in each column or channel. A step draws
-    image_sets sets of `samples` rows, and tasks_per_set targets for each; predictors are fitted on
-    `split` rows of a set and scored on the others: with the same few targets again and again, that
-    finds correlated factors better than Problem (6) (None).               [L23, Problem (7)]
+    Y is real, NaN where a label is missing; likelihood="categorical": classes, numbers or texts,
+    missing where negative, NaN, None or "". X is brought to mean 0 and variance 1 in each column or
+    channel. The encoder is linear (reduced-rank ridge) or a network that is trained through many
+    sparse fits [L23, Problem (7)]; the rotation then makes the targets' weights sparse, and a
+    predictor on the features is fitted to each target.            [docs/derivations.md, 10]
 
-    encoder_, params_, state_     the trained encoder
-    coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k):
-                                  Lasso where the head is one, else ridge, by cross-validation
-    ValueError where X or Y do not fit; FloatingPointError where training diverges.
+    n_components_, encoder_       features and encoder, as chosen
+    network_, params_, state_     the encoder: sparsedis.Encoder and its arrays
+    rotation_ (m, m)              of its features
+    loadings_ (C, m), stability_ (m,), identified_ (m,)      as of rotation.Rotation; C are the
+                                  targets or their classes, then, where these are few, the inputs
+    coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k)
+    classes_                      of each target, or None
+    held_out_                     encoder -> R^2 on rows held out;  loss_curve_, of a network
+    Warns of features that are not identified and of classes too rare to be fitted.
+    ValueError where parameters, X or Y do not fit; FloatingPointError where training diverges.
     """
 
-    n_components: int = 6                   # features, m
-    head: str = "inner-lasso"               # one of REAL_HEADS; for classes inner-lasso
-    eps: float = 0.5                        # these as of task_objective, split is n_support
-    warmup: float = 0.5
-    split: int | None = 25
-    steps: int = 800                        # these as of Training, adam and cosine
-    lr: float = 8e-3
-    flat: float = 0.3
-    beta1: float = 0.85
-    beta2: float = 0.99
-    samples: int = 50
-    image_sets: int = 4
-    tasks_per_set: int = 16
-    likelihood: str = "gaussian"            # or categorical
-    encoder: str = "auto"                   # mlp or convnet; auto: by the shape of X
-    hidden: int = 128                       # units of its hidden layers
-    device: str = "cpu"                     # or gpu
+    n_components: int | str = parameter(    # features, m; auto: as many as held-out rows ask for
+        "auto", 1, also=("auto",))
+    encoder: str = parameter(               # auto: linear, or the network that fits X
+        "auto", choices=("auto", "linear", "mlp", "convnet"))
+    rotate: bool = parameter(True, choices=(True, False))
+    validation: float = parameter(0.1, 0.0, 0.5)                    # share of rows held out
+    likelihood: str = parameter("gaussian", choices=("gaussian", "categorical"))
+    head: str = parameter(                  # from here on of networks; for classes inner-lasso
+        "inner-lasso", choices=REAL_HEADS)
+    eps: float = parameter(0.5, 0.0, 1.0)   # these as of task_objective, split is n_support
+    warmup: float = parameter(0.5, 0.0, 1.0)
+    split: int | None = parameter(25, 1, also=(None,))
+    steps: int = parameter(800, 1)          # these as of Training, adam and cosine
+    lr: float = parameter(8e-3, 1e-12)
+    flat: float = parameter(0.3, 0.0, 1.0)
+    beta1: float = parameter(0.85, 0.0, 0.99999)
+    beta2: float = parameter(0.99, 0.0, 0.99999)
+    weight_decay: float = parameter(0.0, 0.0)
+    samples: int = parameter(50, 2)
+    image_sets: int = parameter(4, 1)
+    tasks_per_set: int = parameter(16, 1)
+    hidden: int = parameter(128, 1)         # units of its hidden layers
+    device: str = parameter("cpu", choices=("cpu", "gpu"))
     random_state: int = 0
+    verbose: int = parameter(0, 0)
 
     def fit(self, X, y):
-        """Train the encoder, then fit a predictor to each target; y is Y (N, K), or (N,)."""
-        training = self.prepare(X, y)
-        rng = np.random.default_rng(self.seed())
-        params, state = training.encoder.init(rng, xp=library_of(self.device))
-        with cpu_threads():
-            end = train(training, Snapshot(params, state, None, 0))
-            return self.conclude(end, X, y)
-
-    def prepare(self, X, Y):
-        """What `train` needs to train the encoder."""
-        X, targets = self.check(X, Y)
-        xp = library_of(self.device)
-        self.encoder_ = self.make_encoder(X.shape[1:])
+        """Find the features, then a predictor for each target; y is Y (N, K), or (N,)."""
+        self.check_parameters()
+        X, targets = self.check(X, y)
+        self.classes_, self.loss_curve_ = targets.classes, []
         self.input_mean_, self.input_scale_ = mean_and_scale(X)
-        head = self.head if self.likelihood == "gaussian" else "inner-group-logistic"
-        size = targets.size(self.samples)
-        split = min(self.split, size - 1) if self.split else None
-        objective = task_objective(head, self.eps, self.warmup, split, masked=True)
-        optimiser = (
-            functools.partial(adam, beta1=self.beta1, beta2=self.beta2),
-            functools.partial(cosine, flat=self.flat))
-
-        def sample(step):
-            rng = np.random.default_rng([self.seed(), step])
-            sets = [targets.draw(rng, size, self.tasks_per_set) for _ in range(self.image_sets)]
-            index, y, known = (np.stack(parts) for parts in zip(*sets, strict=True))
-            labels = xp.asarray(y), xp.asarray(known)
-            return [xp.asarray(self.inputs(X[index.ravel()]))], labels
-
-        return Training(self.encoder_, sample, objective, self.steps, self.lr, optimiser)
-
-    def conclude(self, snapshot, X, Y):
-        """Fit the predictors on the features of a trained encoder's Snapshot."""
-        X, targets = self.check(X, Y)
-        self.params_, self.state_ = (
-            {name: to_device(a, "cpu") for name, a in arrays.items()}
-            for arrays in (snapshot.params, snapshot.state))
+        self.find_encoder(X, targets)
         F = self.encode(X)
         self.mean_, self.deviation_ = mean_and_scale(F)
         F = (F - self.mean_) / self.deviation_
-        fits = [targets.predictor(F, k, np.flatnonzero(on), self.head, self.eps)
-                for k, on in enumerate(targets.known.T)]
-        self.coef_, self.intercept_ = (np.stack(parts) for parts in zip(*fits, strict=True))
+        self.find_rotation(F, X, targets)
+        self.find_predictors(F @ self.rotation_, targets)
         return self
 
     def transform(self, X):
         """Features (N, m), of mean 0 and variance 1 over the rows of fit."""
-        check_is_fitted(self, "coef_")
-        return (self.encode(self.check_inputs(X, reset=False)) - self.mean_) / self.deviation_
+        return self.features(X)
 
     def predict(self, X):
         """Targets (N, K), or (N,) where fit was given (N,)."""
-        F = self.transform(X)
         if self.likelihood == "categorical":
-            scores = F @ np.swapaxes(self.coef_, 1, 2) + self.intercept_[:, None, :]
-            found = scores.argmax(axis=2).T                         # of (K, N, k)
+            code = self.logits(X).argmax(axis=2)                    # (K, N)
+            pairs = zip(self.classes_, code, strict=True)
+            found = np.stack([names[c] for names, c in pairs], axis=1)
         else:
-            found = F @ self.coef_.T + self.intercept_
+            found = self.features(X) @ self.coef_.T + self.intercept_
         return found[:, 0] if self.one_target_ else found
+
+    @available_if(lambda self: self.likelihood == "categorical")
+    def predict_proba(self, X):
+        """Probabilities (N, k) of each target's classes, a list; one where fit was given (N,)."""
+        logits = self.logits(X)
+        p = np.exp(logits - logits.max(axis=2, keepdims=True))
+        p = p / p.sum(axis=2, keepdims=True)
+        found = [a[:, :len(names)] for a, names in zip(p, self.classes_, strict=True)]
+        return found[0] if self.one_target_ else found
 
     def score(self, X, y):
         """The mean over targets of R^2, or of the accuracy, on the rows that have a label."""
+        check_is_fitted(self, "coef_")
         _, targets = self.check(X, y, reset=False)
-        found = np.reshape(self.predict(X), targets.Y.shape)
-        score = accuracy_score if self.likelihood == "categorical" else r2_score
+        found = self.predict(X).reshape(targets.known.shape)
+        score = r2_score if self.classes_ is None else lambda y, its: np.mean(y == its)
         columns = zip(targets.Y.T, found.T, targets.known.T, strict=True)
         return float(np.mean([score(y[on], its[on]) for y, its, on in columns if on.sum() > 1]))
 
-    # ---- what these are made of
+    def get_feature_names_out(self, input_features=None):
+        """feature0, feature1, ..."""
+        check_is_fitted(self, "coef_")
+        _check_feature_names_in(self, input_features)
+        return np.array([f"feature{j}" for j in range(self.n_components_)], dtype=object)
 
-    @property
-    def _n_features_out(self):
-        return self.n_components
+    # ---- the encoder
+
+    def find_encoder(self, X, targets):
+        """n_components_, and of the encoders that are tried the one that predicts held-out rows
+        best, or the linear one where that is within a standard error."""
+        columns, tried = targets.columns, self.encoders_to_try(X)
+        rng = np.random.default_rng(self.seed())
+        held = HeldOut(columns, self.validation, rng)
+        ridge = linear.ReducedRankRidge(self.flattened(X), columns)
+        self.n_components_ = self.n_components
+        if self.n_components == "auto":
+            self.n_components_, best = ridge.rank_by_held_out(rng)
+            if self.n_components_ < best:
+                warn(f"n_components: {self.n_components_} to {best} features predict rows held out "
+                     "alike")
+        found, errors = {}, {}
+        for name in tried:
+            try:
+                found[name] = (self.fit_linear(ridge, held.rows) if name == "linear"
+                               else self.fit_network(X, targets, held))
+            except FloatingPointError as error:
+                if not found:
+                    raise
+                warn(f"the {name} is left out: {error}")
+                continue
+            self.use(*found[name])
+            errors[name] = held.errors(self.encode(X[held.looked]))
+        self.held_out_ = {name: 1 - float(e.mean()) for name, e in errors.items() if len(e)}
+        self.encoder_ = simplest(errors)
+        if self.encoder_ == "linear":                               # now on all rows
+            found["linear"] = self.fit_linear(ridge, np.arange(len(X)))
+        self.use(*found[self.encoder_])
+
+    def encoders_to_try(self, X):
+        """Names of encoders, the simplest first."""
+        fitting = "mlp" if X.ndim == 2 else "convnet"
+        if self.encoder not in ("auto", "linear", fitting):
+            refuse("encoder", self.encoder, f"{fitting} for rows {X.shape[1:]}")
+        if self.encoder != "auto":
+            return [self.encoder]
+        if self.n_components != "auto" and self.n_components > X[0].size:
+            return [fitting]                                        # a linear one has d at most
+        enough = max(ROWS, ROWS_A_COLUMN * X.shape[1] if X.ndim == 2 else 0)
+        return ["linear", fitting] if len(X) >= enough and self.validation else ["linear"]
+
+    def fit_linear(self, ridge, rows):
+        """The linear encoder, a network of one layer, and its arrays."""
+        A = ridge.encoder(self.n_components_, rows)
+        if A.shape[1] < self.n_components_:
+            refuse("n_components", self.n_components_, f"at most the rank of X, {A.shape[1]}")
+        return mlp([*A.shape]), {"linear1.W": A, "linear1.b": np.zeros(A.shape[1])}, {}
+
+    def fit_network(self, X, targets, held):
+        """The network at the step that predicts held-out rows best."""
+        if X.ndim == 4:
+            encoder = convnet(self.n_components_, X.shape[1:], hidden=self.hidden)
+        else:
+            encoder = mlp([X.shape[1], self.hidden, self.hidden, self.n_components_])
+
+        def errors(now):
+            self.use(encoder, now.params, now.state)
+            return held.errors(self.encode(X[held.looked]))
+
+        known = targets.known.copy()
+        known[held.out] = False
+        best, self.loss_curve_ = network.fit(
+            encoder, lambda index: self.standard(X[index], np.float32), known, targets.labels,
+            errors, self, self.seed(), library_of(self.device))
+        return encoder, best.params, best.state
+
+    def use(self, encoder, params, state):
+        """Take an encoder as that of transform."""
+        self.network_ = encoder
+        self.params_, self.state_ = (
+            {name: to_device(a, "cpu") for name, a in arrays.items()} for arrays in (params, state))
+
+    def standard(self, X, dtype):
+        """Rows as encoders take them."""
+        return ((X - self.input_mean_) / self.input_scale_).astype(dtype)
+
+    def flattened(self, X):
+        """Standardised rows (N, d); those of images in single precision, for they are many."""
+        return self.standard(X, np.float64 if X.ndim == 2 else np.float32).reshape(len(X), -1)
+
+    def encode(self, X):
+        """What the encoder puts out, (N, m); of a table in double precision."""
+        dtype = np.float64 if X.ndim == 2 else np.float32
+        params = {name: a.astype(dtype) for name, a in self.params_.items()}
+        rows = self.flattened if self.network_.spec.name == "mlp" else (
+            lambda X: self.standard(X, dtype))
+        with cpu_threads():
+            F = self.network_.encode(
+                params, self.state_, lambda index: rows(X[index]), np.arange(len(X)))
+        return F.astype(np.float64)
+
+    def features(self, X):
+        """What transform gives."""
+        check_is_fitted(self, "coef_")
+        return self.features_of(self.check_inputs(X, reset=False))
+
+    def features_of(self, X):
+        """The same, of rows that are checked."""
+        return (self.encode(X) - self.mean_) / self.deviation_ @ self.rotation_
+
+    # ---- the rotation
+
+    def find_rotation(self, F, X, targets):
+        """rotation_, to sparse weights, and what it tells."""
+        m, columns = self.n_components_, targets.columns
+        self.rotation_, self.loadings_ = np.eye(m), None
+        self.stability_, self.identified_ = np.full(m, np.nan), np.full(m, False)
+        if not self.rotate:
+            return
+        if m > columns.shape[1]:
+            warn(f"{m} features for {columns.shape[1]} targets: more than these can tell")
+        few = columns.shape[1] < FEW_TARGETS * m
+        try:
+            found = self.unmix_by_all(F, X, columns) if few and X.ndim == 2 else None
+            found = found or unmix(F, columns, **self.search(columns))
+        except ValueError as error:                                 # no target tells a basis
+            warn(f"the features are not rotated: {error}")
+            return
+        self.rotation_, self.loadings_ = found.M, found.loadings
+        self.stability_, self.identified_ = found.stability, found.identified
+        stable = found.stability >= STABLE
+        doubtful = [
+            f"feature{j} (" + ("no target tells it apart" if stable[j] else
+                               f"stability {found.stability[j]:.2f}") + ")"
+            for j in np.flatnonzero(~found.identified)]
+        if doubtful:
+            warn(f"not identified: {', '.join(doubtful)}")
+
+    def unmix_by_all(self, F, X, targets):
+        """The Rotation by few targets and the inputs, as factor analysis has it; None where the
+        inputs' loadings are no sparser than the targets', as where they are mixtures of factors."""
+        columns = np.c_[targets, standardised(X)]
+        found = unmix(F, columns, **self.search(columns))
+        share = found.on.mean(axis=1)                               # of loadings that are not small
+        share[~found.loadings.any(axis=1)] = np.nan                 # constant columns
+        of_targets, of_inputs = (np.nanmean(a) for a in np.split(share, [targets.shape[1]]))
+        return found if of_inputs <= min(of_targets, SPARSE) else None
+
+    def search(self, columns):
+        """How unmix searches: with fewer targets fewer starts reach the best."""
+        starts = int(np.clip(6000 / columns.shape[1], 10, 60))
+        return {"splits": 3, "starts": starts, "seed": self.seed()}
+
+    # ---- predictors
+
+    def find_predictors(self, F, targets):
+        """coef_ and intercept_, on features F (N, m)."""
+        if targets.classes is not None:
+            self.coef_, self.intercept_, rare = predictors.of_classes(F, targets)
+            if rare:
+                warn(f"too few rows to be fitted, told by their share alone: {', '.join(rare)}")
+            return
+        mean, scale = self.target_mean_, self.target_scale_ = mean_and_scale(targets.Y)
+        W, b = predictors.of_numbers(F, targets.columns, self.head)
+        self.coef_, self.intercept_ = W * scale[:, None], b * scale + mean
+
+    def logits(self, X):
+        """Of each class of each target, (K, N, k)."""
+        return self.features(X) @ self.coef_.mT + self.intercept_[:, None, :]
+
+    # ---- checks
+
+    def check_parameters(self):
+        """Refuse what cannot be meant, by the parameter's name."""
+        for field in dataclasses.fields(self):
+            check_parameter(field, getattr(self, field.name))
+        if self.likelihood == "categorical" and self.head != "inner-lasso":
+            refuse("head", self.head, "inner-lasso, for classes")
 
     def check(self, X, Y, reset=True):
         """X (N, d) or (N, H, W, C), and Targets; ValueError where they do not fit."""
         if Y is None:
             raise ValueError("requires y to be passed, but the target y is None")
-        if reset:
-            self.check_settings()
-        X, targets = self.check_inputs(X, reset), Targets(Y, self.likelihood, few=not reset)
-        if len(targets.Y) != len(X):
-            raise ValueError(f"Y: found {len(targets.Y)} rows, expected those of X, {len(X)}")
+        X = self.check_inputs(X, reset)
+        targets = Targets(Y, self.likelihood, least=2 if reset else 0)
+        if len(targets.known) != len(X):
+            raise ValueError(f"Y: found {len(targets.known)} rows, expected those of X, {len(X)}")
         if reset:
             self.one_target_ = targets.one
         return X, targets
 
-    def check_settings(self):
-        """Refuse names that are none, and heads that do not take the targets."""
-        heads = REAL_HEADS if self.likelihood == "gaussian" else ("inner-lasso",)
-        allowed = {"likelihood": ("gaussian", "categorical"), "head": heads,
-                   "device": ("cpu", "gpu")}
-        for name, values in allowed.items():
-            found = getattr(self, name)
-            if found not in values:
-                raise ValueError(f"{name}: found {found}, expected one of {', '.join(values)}")
+    def check_inputs(self, X, reset):
+        """X (N, d) or (N, H, W, C), an array of numbers."""
+        if np.ma.is_masked(X):
+            raise ValueError("X: found masked values, expected none")
+        X = validate_data(self, X, reset=reset, allow_nd=True)
+        X = X[..., None] if X.ndim == 3 else X
+        if X.ndim not in (2, 4) or (X.ndim == 4 and min(X.shape[1:3]) < 8):
+            raise ValueError(
+                f"X: found {X.shape}, expected (N, d) or (N, H, W, C) with H and W from 8")
+        if reset and len(X) < 2:
+            raise ValueError("X: found 1 sample, expected 2 or more")
+        if reset:
+            self.input_shape_ = X.shape[1:]
+        if X.shape[1:] != self.input_shape_:
+            raise ValueError(f"X: found rows {X.shape[1:]}, expected {self.input_shape_}")
+        return X
 
     def seed(self):
         """random_state as a number; scikit-learn's generators draw one, at the first fit."""
@@ -187,190 +348,65 @@ class SparseTasks(
             self.seed_ = int(check_random_state(self.random_state).randint(2 ** 31 - 1))
         return self.seed_
 
-    def check_inputs(self, X, reset):
-        """X (N, d) or (N, H, W, C), an array of numbers."""
-        X = validate_data(self, X, reset=reset, allow_nd=True)
-        X = X[..., None] if X.ndim == 3 else X
-        if X.ndim not in (2, 4) or (X.ndim == 4 and min(X.shape[1:3]) < 8):
-            raise ValueError(
-                f"X: found {X.shape}, expected (N, d) or (N, H, W, C) with H and W from 8")
-        if reset and len(X) < 2:
-            raise ValueError("X: found 1 sample, expected 2 or more")
-        if not reset and X.shape[1:] != self.input_shape_:
-            raise ValueError(f"X: found rows {X.shape[1:]}, expected {self.input_shape_}")
-        if reset:
-            self.input_shape_ = X.shape[1:]
-        return X
 
-    def make_encoder(self, shape):
-        """The encoder for rows of a shape."""
-        fitting = "mlp" if len(shape) == 1 else "convnet"
-        if self.encoder not in ("auto", fitting):
-            raise ValueError(f"encoder: found {self.encoder}, expected {fitting} for rows {shape}")
-        if fitting == "convnet":
-            return convnet(self.n_components, shape, hidden=self.hidden)
-        return mlp([*shape, self.hidden, self.hidden, self.n_components])
+class HeldOut:
+    """Rows that train an encoder, and rows held out; looked are those that errors take, at most so
+    many of each."""
 
-    def inputs(self, X, dtype=np.float32):
-        """Rows as the encoder takes them."""
-        return ((X - self.input_mean_) / self.input_scale_).astype(dtype)
+    MOST = 2000
 
-    def encode(self, X):
-        """What the encoder puts out, (N, m), in evaluation; in double precision for a table."""
-        dtype = np.float64 if X.ndim == 2 else np.float32
-        params = {name: a.astype(dtype) for name, a in self.params_.items()}
+    def __init__(self, columns, share, rng):
+        order = rng.permutation(len(columns))
+        self.out, self.rows = np.split(order, [round(share * len(order))])
+        self.looked = np.r_[self.rows[:self.MOST], self.out[:self.MOST]]
+        self.columns, self.train = columns[self.looked], min(len(self.rows), self.MOST)
 
-        def rows(index):
-            return self.inputs(X[index], dtype)
-
-        with cpu_threads():
-            F = self.encoder_.encode(params, self.state_, rows, np.arange(len(X)))
-        return F.astype(np.float64)
+    def errors(self, F):
+        """Mean squared error over targets of each held-out row that has a label, predicted by
+        ridge from features F of the rows looked at."""
+        F, Y, n = standardised(F), self.columns, self.train
+        W, b = predictors.of_numbers(F[:n], Y[:n], "inner-ridge")
+        left = Y[n:] - F[n:] @ W.T - b
+        known = np.isfinite(left).sum(axis=1)
+        return np.nansum(left ** 2, axis=1)[known > 0] / known[known > 0]
 
 
-class Targets:
-    """Y (N, K), of which known (N, K) tells what is no gap, and labels as the heads take them:
-    (N, K), standardised, or (N, K, k) one-hot."""
-
-    def __init__(self, Y, likelihood, few=False):
-        Y = check_array(Y, ensure_2d=False, ensure_all_finite="allow-nan", input_name="Y")
-        self.one = Y.ndim == 1
-        self.Y = Y = Y[:, None] if self.one else Y
-        self.classes = likelihood == "categorical"
-        self.known = Y >= 0 if self.classes else ~np.isnan(Y)
-        poor = np.flatnonzero(self.known.sum(axis=0) < 2)
-        if len(poor) and not few:
-            raise ValueError(f"Y: column {poor[0]} has fewer than 2 labels")
-        self.labels = one_hot(Y, self.known) if self.classes else standardised(Y, self.known)
-
-    def size(self, most):
-        """Rows of a set: `most`, but no more than half of the targets have labels."""
-        return int(min(most, np.median(self.known.sum(axis=0))))
-
-    def draw(self, rng, size, count):
-        """A set's rows (size,), the labels (count, size[, k]) of `count` targets, and their mask.
-
-        All rows have a label of one target, drawn from those with so many; the others are drawn
-        from those that have labels in half of the rows or more.
-        """
-        first = rng.choice(np.flatnonzero(self.known.sum(axis=0) >= size))
-        index = rng.choice(np.flatnonzero(self.known[:, first]), size, replace=False)
-        known, labels = self.known[index], self.labels[index]
-        others = rng.permutation(np.flatnonzero(known.mean(axis=0) >= 0.5))
-        count = min(count, self.known.shape[1])
-        tasks = np.resize([first, *others[others != first]], count)     # again, if too few
-        return index, np.swapaxes(labels[:, tasks], 0, 1), known[:, tasks].T
-
-    def predictor(self, F, k, rows, head, eps):
-        """w (m,) and an intercept for target k, fitted on rows of F; for classes W (k, m) and k."""
-        F, y = F[rows], self.Y[rows, k]
-        if self.classes:
-            return class_predictor(F, y.astype(int), self.labels[rows, k], head, eps)
-        if not head.endswith("lasso"):
-            return ridge_by_folds(F, y)
-        return lasso_by_folds(F, y)
-
-    def predict(self, F, w, b):
-        """What one predictor says of F (N, m)."""
-        scores = F @ w.T + b
-        return scores.argmax(axis=1) if self.classes else scores
+def simplest(errors):
+    """Of encoders, the simplest first, with their errors on the same rows: the name of the best, or
+    of the first where the gain is within a standard error of it."""
+    first, *others = errors
+    for other in others:
+        gain = errors[first] - errors[other]
+        if len(gain) and gain.mean() > gain.std() / len(gain) ** 0.5:
+            first = other
+    return first
 
 
-def mean_and_scale(X):
-    """Mean and deviation of each column or channel; 1 for the deviation of a constant one."""
-    axes = tuple(range(X.ndim - 1))
-    mean, scale = (f(X, axis=axes, dtype=np.float64) for f in (np.mean, np.std))
-    return mean, np.where(scale > 1e-9 * (1 + np.abs(mean)), scale, 1)
+def check_parameter(field, value):
+    """ValueError where a parameter's value is outside its bounds, or none of its choices."""
+    bounds = field.metadata
+    if not bounds or any(value is other or value == other for other in bounds["also"]):
+        return
+    low, high, choices = bounds["low"], bounds["high"], bounds["choices"]
+    if choices:
+        if value not in choices:
+            refuse(field.name, value, f"one of {', '.join(map(str, choices))}")
+        return
+    kind = numbers.Real if isinstance(low, float) else numbers.Integral
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or not low <= value <= high or value == np.inf:
+        what = "a number" if kind is numbers.Real else "a whole number"
+        refuse(field.name, value, f"{what} from {low}" + (f" to {high}" if high < np.inf else ""))
 
 
-def standardised(Y, known):
-    """Columns of mean 0 and variance 1, 0 where nothing is known."""
-    out = np.zeros(Y.shape)
-    for k, on in enumerate(known.T):
-        if on.any():
-            mean, scale = mean_and_scale(Y[on, k, None])
-            out[on, k] = (Y[on, k] - mean) / scale
-    return out
+def refuse(name, found, expected):
+    """One line about a parameter."""
+    raise ValueError(f"{name}: found {found!r}, expected {expected}")
 
 
-def one_hot(Y, known):
-    """Classes (N, K) -> (N, K, k), any class where nothing is known."""
-    classes = np.where(known, Y, 0).astype(int)
-    if (classes != np.where(known, Y, 0)).any():
-        raise ValueError("Y: found numbers that are no classes 0, 1, ...")
-    if classes.max() > 1000:
-        raise ValueError(f"Y: found class {classes.max()}, expected 0, 1, ... without gaps")
-    return np.eye(max(2, classes.max() + 1))[classes]
-
-
-def lasso_by_folds(F, y):
-    """w and the intercept of the Lasso, its penalty by 5-fold cross-validation: the largest whose
-    error is within one standard error of the least.    [Hastie et al. 2009, Sec. 7.10]
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                             # of few rows, early stops
-        folds = KFold(min(5, len(y)), shuffle=True, random_state=0)
-        search = LassoCV(cv=folds).fit(F, y)
-        error, spread = search.mse_path_.mean(axis=1), search.mse_path_.std(axis=1)
-        best = np.argmin(error)
-        within = error <= error[best] + spread[best] / search.mse_path_.shape[1] ** 0.5
-        fit = Lasso(search.alphas_[within].max()).fit(F, y)
-    return fit.coef_, fit.intercept_
-
-
-def ridge_by_folds(F, y):
-    """w and the intercept of ridge regression, the penalty by 5-fold cross-validation.
-
-    One singular value decomposition a fold serves all penalties: scikit-learn's takes one each.
-    """
-    penalties = np.logspace(-4, 3, 15)
-    fold = np.random.default_rng(0).permutation(len(y)) % min(5, len(y))
-    errors = 0
-    for k in range(fold.max() + 1):
-        W, b = ridge_path(F[fold != k], y[fold != k], penalties)
-        errors = errors + np.sum((F[fold == k] @ W.T + b - y[fold == k][:, None]) ** 2, axis=0)
-    W, b = ridge_path(F, y, penalties[np.argmin(errors)][None])
-    return W[0], b[0]
-
-
-def ridge_path(F, y, penalties):
-    """Minimisers of ||y - F w - b||^2/n + penalty ||w||^2, W (len(penalties), m) and b."""
-    mean = F.mean(axis=0)
-    U, s, Vt = np.linalg.svd(F - mean, full_matrices=False)
-    shrunk = s / (s ** 2 + len(y) * penalties[:, None])
-    W = (shrunk * ((y - y.mean()) @ U)) @ Vt
-    return W, y.mean() - W @ mean
-
-
-def class_predictor(F, y, labels, head, eps):
-    """W (k, m) and intercepts (k,), -inf for a class that y lacks.
-
-    Where the head is a Lasso, the group Lasso at eps says which features; logistic regression on
-    them is fitted anew, its L2 penalty by 5-fold cross-validation.
-    """
-    k, m = labels.shape[1], F.shape[1]
-    W, b = np.zeros((k, m)), np.full(k, -np.inf)
-    count = np.bincount(y)
-    seen = np.flatnonzero(count)
-    b[seen] = np.log(count[seen])                                   # as often as they were seen
-    on = np.full(m, True)
-    if head.endswith("lasso") and eps > 0 and len(seen) > 1:
-        F_one, Y_one = F[None], labels[None]
-        lam = eps * logistic_lambda_max(F_one, Y_one)
-        fitted, _ = solvers.group_lasso(F_one, Y_one, lam, loss="logistic")
-        on = (fitted[0] != 0).any(axis=0)
-    if len(seen) == 1 or count[seen].min() < 2 or not on.any():
-        return W, b
-    folds = KFold(min(5, len(y)), shuffle=True, random_state=0)
-    search = GridSearchCV(
-        LogisticRegression(max_iter=1000), {"C": np.logspace(-2, 2, 5)}, cv=folds, error_score=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                             # of folds of one class
-        fit = search.fit(F[:, on], y).best_estimator_
-    first = seen[1:] if len(seen) == 2 else seen                    # of two classes one row is told
-    b[seen] = 0
-    W[np.ix_(first, on)], b[first] = fit.coef_, fit.intercept_
-    return W, b
+def warn(text):
+    """A warning of fit, told at the line that called it."""
+    warnings.warn(text, stacklevel=4)
 
 
 def library_of(name):

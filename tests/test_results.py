@@ -125,9 +125,11 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     opt = sparsedis.OptimiserState(7, moments, {})
     path = tmp_path / "checkpoint.npz"
     rows = {"input.mean": np.arange(3.0)}
-    results.save_checkpoint(path, sparsedis.Snapshot(params, state, opt, 7), encoder.spec, 3, rows)
-    snapshot, its_encoder, seed, its_rows = results.load_checkpoint(path)
-    assert its_rows.keys() == rows.keys() and (its_rows["input.mean"] == np.arange(3)).all()
+    end = sparsedis.Snapshot(params, state, opt, 7)
+    results.save_checkpoint(path, end, encoder.spec, 3, rows, ["a", "b"])
+    snapshot, its_encoder, seed, its_rows, inputs = results.load_checkpoint(path)
+    assert its_rows.keys() == rows.keys() and inputs == ["a", "b"]
+    assert (its_rows["input.mean"] == np.arange(3)).all()
     assert (seed, snapshot.step, snapshot.opt.step, snapshot.opt.square) == (3, 7, 7, {})
     for saved, loaded in ((params, snapshot.params), (moments, snapshot.opt.mean)):
         assert saved.keys() == loaded.keys()

@@ -6,32 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from test_estimator import planted
+from test_tables import FAST, linear_table, write_csv
 
-import data
-import metrics
 import run
-from experiments import tasks
-from sparsetasks import SparseTasks, estimator
+from experiments import report, tables, tasks
 
-FAST = ["--threads", "1", "--results", "results"]
-
-
-def table(rng, N=1500, d=40, factors=5, K=40, rho=0.8, missing=0.3):
-    """x of correlated factors through a layer, sparse targets, a share of the labels missing."""
-    Sigma = np.full((factors, factors), rho) + (1 - rho) * np.eye(factors)
-    z = rng.standard_normal((N, factors)) @ np.linalg.cholesky(Sigma).T
-    x = np.tanh(z @ rng.standard_normal((factors, d))) + z @ rng.standard_normal((factors, d))
-    on = data.nonempty(rng, rng.random((K, factors)) < 0.25)
-    Y = z @ (rng.standard_normal((K, factors)) * on).T
-    Y += 0.1 * Y.std(axis=0) * rng.standard_normal((N, K))
-    Y[rng.random((N, K)) < missing] = np.nan
-    return x, Y, z
+LINEAR = ["--encoder", "linear", *FAST]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def result():
@@ -39,196 +27,179 @@ def result():
     return json.loads(path.read_text()), path.parent
 
 
-@pytest.mark.slow
-def test_sparse_fits_find_the_factors_of_a_table(folder, capsys):
-    x, Y, z = table(np.random.default_rng(0))
-    np.savez("table.npz", x=x, Y=Y, factors=z)
-    words = ["tasks", "table.npz", "--features", "5", "--steps", "300", *FAST]
-    assert run.main(words) == 0
+def lines_of(path):
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def write_planted(**more):
+    X, Y, z = planted(0)
+    np.savez("table.npz", x=X, Y=Y, factors=z, **more)
+    return X, Y, z
+
+
+def test_a_table_becomes_a_report(capsys):
+    write_planted()
+    assert run.main(["tasks", "table.npz", *LINEAR]) == 0
     out = capsys.readouterr().out
-    told, run_folder = result()
-    assert told["mcc"] > 0.97 and 0.7 < told["chance"] < 0.9
-    assert told["score_all"] > 0.9 and {"score_10", "ridge_50", "raw_20"} <= told.keys()
-    assert 0.1 < told["zero"] < 0.9 and told["targets"] == 40 and told["test_rows"] == 300
-    assert "MCC" in out and "a target uses" in out
-    files = {path.name for path in run_folder.iterdir()}
-    assert {"weights.png", "training.png", "features.npz", "checkpoint.npz"} <= files
-    with np.load(run_folder / "features.npz") as file:
-        F, W = file["F"], file["W"]
-    assert F.shape == (1500, 5) and W.shape == (40, 5)
-    checkpoint = str(run_folder / "checkpoint.npz")
-    assert run.main(["encode", checkpoint, "table.npz", "--out", "F.npz"]) == 0
-    with np.load("F.npz") as file:
-        again = file["F"]
-    np.testing.assert_allclose(again, F, atol=1e-4)
-    assert run.main(words) == 0 and "already there" in capsys.readouterr().out
-    assert run.main([*words, "--head", "inner-ridge"]) == 0
-    (ridge,) = (json.loads(p.read_text()) for p in Path("results").glob("tasks/*/result.json")
-                if p.parent != run_folder)
-    assert ridge["mcc"] < told["mcc"] - 0.02
+    told, folder = result()
+    assert told["mcc"] > 0.99 and 0.7 < told["chance"] < 0.9 and told["features"] == 5
+    assert len(told["targets"]) == 40 and told["test_rows"] == 200 and 0.1 < told["zero"] < 0.9
+    assert all(len(values) == 40 for values in told["scores"].values())
+    assert min(told["score"], told["raw"], told["pls"]) > 0.9
+    assert "(28 more: targets.csv)" in out and "MCC 0.99" in out and "feature4" in out
+    assert out.splitlines()[-1].startswith("The features predict as well as the raw input")
+    files = {path.name for path in folder.iterdir()}
+    assert files >= {"report.html", "weights.png", "features.npz", "checkpoint.npz"}
+    weights = lines_of(folder / "weights.csv")
+    assert weights[0] == ["target", *(f"feature{j}" for j in range(5))] and len(weights) == 41
+    W = np.array(weights[1:])[:, 1:].astype(float)
+    assert (W < 0).any() and (W == 0).mean() == pytest.approx(told["zero"])
+    assert len(lines_of(folder / "features.csv")) == 6
+    with np.load(folder / "features.npz") as file:
+        F, W, b, test = (file[name] for name in ("F", "W", "b", "test"))
+    Y = np.load("table.npz")["Y"]
+    on = test & np.isfinite(Y[:, 3])
+    found = r2_score(Y[on, 3], F[on] @ W[3] + b[3])
+    assert told["scores"]["score"][3] == pytest.approx(found)
+    assert run.main(["encode", str(folder / "checkpoint.npz"), "table.npz", "--out", "F.npz"]) == 0
+    np.testing.assert_allclose(np.load("F.npz")["F"], F, atol=1e-8)
+    capsys.readouterr()
+    assert run.main(["tasks", "table.npz", *LINEAR]) == 0
+    again = capsys.readouterr().out
+    assert "already there" in again and again.splitlines()[2:] == out.splitlines()[1:]
 
 
-def blobs(rng, N, side):
-    """Images (N, side, side + 1) with a blob whose place and brightness are the factors."""
-    z = rng.uniform(-1, 1, (N, 3))
-    rows = np.exp(-(np.arange(side) - side / 2 - side / 4 * z[:, :1]) ** 2 / side)
-    columns = np.exp(-(np.arange(side + 1) - side / 2 - side / 4 * z[:, 1:2]) ** 2 / side)
-    return (1.5 + z[:, 2])[:, None, None] * rows[:, :, None] * columns[:, None, :] / 2.5, z
+def test_targets_that_the_encoder_never_saw_are_learned_from_few_labels(capsys):
+    X, Y, _ = write_planted()
+    assert run.main(["tasks", "table.npz", "--new-targets", "0.25", *LINEAR]) == 0
+    told, _ = result()
+    assert len(told["targets"]) == 30 and told["new"]["count"] == 10
+    assert list(told["new"]["scores"]) == ["10", "20", "50", "all"]
+    ten = told["new"]["scores"]["10"]
+    assert ten[0] > 0.9 > ten[2] + 0.05  # few labels: the features are better than the raw input
+    assert "10 targets that the encoder never saw" in capsys.readouterr().out
+    Y = np.where(np.isin(np.arange(40), [int(n.split()[1]) for n in told["targets"]]), Y, 99.0)
+    np.savez("other.npz", x=X, Y=Y + np.arange(1000)[:, None], factors=X)  # the new ones are others
+    config = tasks.TableTasks(data="table.npz", new_targets=0.25)
+    new = tasks.new_targets(config, tables.read_rows(config))
+    assert new.sum() == 10 and (Y[0, new] == 99).all()
+    assert run.main(["tasks", "table.npz", "--new-targets", "0.001", *LINEAR]) == 2
+    assert "--new-targets 0.001: none of 40" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("side, kind", [(8, "u1"), (13, "f4"), (28, "u1")])
-def test_images_of_any_size_and_classes(folder, side, kind):
-    rng = np.random.default_rng(side)
-    x, z = blobs(rng, 120, side)
-    x = (255 * x).astype(np.uint8) if kind == "u1" else x.astype(kind)
-    Y = (z @ rng.standard_normal((3, 2)) > 0).astype(int)
-    Y[rng.random(Y.shape) < 0.1] = -1
-    np.savez("images.npz", x=x, Y=Y, factors=z, test=np.arange(120) % 4 == 0)
-    words = ["--likelihood", "categorical", "--features", "3", "--steps", "3", "--samples", "12"]
-    assert run.main(["tasks", "images.npz", *words, *FAST]) == 0
-    told, run_folder = result()
-    assert told["likelihood"] == "categorical" and 0 <= told["score_10"] <= 1
-    assert told["test_rows"] == 30 and {"raw_all", "mcc"} <= told.keys()
-    assert run.main(["encode", str(run_folder / "checkpoint.npz"), "images.npz"]) == 0
+def test_the_last_line_says_where_the_raw_input_predicts_better(capsys):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 6))
+    np.savez("table.npz", x=x, Y=x @ np.linalg.qr(rng.standard_normal((6, 6)))[0])
+    assert run.main(["tasks", "table.npz", "--features", "2", *LINEAR]) == 0  # too few
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("The raw input predicts better (R^2 0.")
+    assert out.splitlines()[-1].endswith("to predict, take ridge.")
+    assert "note: not identified" in out
 
 
-def write_csv(rows, path="table.csv"):
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows(rows)
+def test_ridge_of_the_raw_input_is_on_the_rows_with_labels():
+    x, Y = linear_table(missing=0.3)
+    rows = tables.checked({"x": x * 3 + 5, "Y": Y}, False, 0)
+    found = tasks.peers(tasks.raw_input(rows), rows, np.arange(3), False)
+    for k in range(3):
+        on = ~rows.test & np.isfinite(Y[:, k])
+        own = Ridge(1e-3).fit(x[on], Y[on, k]).predict(x[rows.test])
+        np.testing.assert_allclose(found["raw"][:, k], own, atol=0.1)
+    assert found["pls"].shape == found["raw"].shape
+    assert tasks.score_of(rows, 0, found["pls"][:, 0], False) > 0.95
 
 
-def test_a_csv_file_gives_the_same_as_its_arrays(folder):
-    x, Y, _ = table(np.random.default_rng(0), N=80, d=6, K=4)
-    names = [*(f"x{i}" for i in range(6)), *(f"y{k}" for k in range(4))]
-    empty = np.where(np.isnan(Y), "", Y.astype(str))
-    write_csv([names, *np.concatenate([x.astype(str), empty], axis=1)])
-    np.savez("table.npz", x=x, Y=Y)
-    words = ["--steps", "4", "--samples", "10", *FAST]
-    assert run.main(["tasks", "table.csv", "--targets", "y0,y1,y2,y3", *words]) == 0
-    told, run_folder = result()
-    run_folder.rename("from_csv")
-    assert run.main(["tasks", "table.npz", *words]) == 0
-    again, _ = result()
-    assert {**told, "seconds": 0} == {**again, "seconds": 0}
-    assert told["targets"] == 4 and "mcc" not in told and "score_50" not in told
-
-
-def test_an_interrupted_run_goes_on_to_the_same_bits(folder, monkeypatch):
-    x, Y, _ = table(np.random.default_rng(0), N=80, d=6, K=4)
-    np.savez("table.npz", x=x, Y=Y)
-    words = ["tasks", "table.npz", "--steps", "30", "--samples", "10", *FAST]
-    assert run.main(words) == 0
-    whole, run_folder = result()
-    run_folder.rename("whole")
-    plain = estimator.adam
-
-    def stop_at_20(params, grads, opt, lr, **betas):
-        if opt and opt.step == 20:
-            raise KeyboardInterrupt
-        return plain(params, grads, opt, lr, **betas)
-
-    monkeypatch.setattr(estimator, "adam", stop_at_20)
-    assert run.main(words) == 130
-    monkeypatch.setattr(estimator, "adam", plain)
-    assert run.main(words) == 0
-    again, _ = result()
-    assert {**whole, "seconds": 0} == {**again, "seconds": 0}
-
-
-BAD = {  # what is wrong with the arrays: how the line begins to say so
-    "x": (lambda x, Y: {"Y": Y}, "expected x and Y"),
-    "Y rows": (lambda x, Y: {"x": x, "Y": Y[:-1]}, "Y: found"),
-    "a NaN": (lambda x, Y: {"x": np.where(np.arange(6) == 2, np.nan, x), "Y": Y}, "column 2"),
-    "no labels": (lambda x, Y: {"x": x, "Y": Y * [1, 1, np.nan, 1]}, "target 2"),
-    "texts": (lambda x, Y: {"x": x.astype(str), "Y": Y}, "x: found"),
-    "factors": (lambda x, Y: {"x": x, "Y": Y, "factors": x[:5]}, "factors: found"),
-    "factors of text": (lambda x, Y: {"x": x, "Y": Y, "factors": x.astype(str)}, "factors: found"),
-    "infinity": (lambda x, Y: {"x": x, "Y": np.where(Y > 1, np.inf, Y)}, "Y: found"),
-    "test": (lambda x, Y: {"x": x, "Y": Y, "test": np.ones(80)}, "test: found"),
-    "tiny images": (lambda x, Y: {"x": np.ones((80, 7, 9)) * x[:, :1, None], "Y": Y}, "X: found"),
-}
-
-
-@pytest.mark.parametrize("arrays, told", BAD.values(), ids=BAD)
-def test_what_does_not_fit_is_one_line(folder, capsys, arrays, told):
-    x, Y, _ = table(np.random.default_rng(0), N=80, d=6, K=4, missing=0)
-    np.savez("bad.npz", **arrays(x, Y))
-    assert run.main(["tasks", "bad.npz", *FAST]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and told in err
-
-
-@pytest.mark.parametrize(
-    "cell, flags, told",
-    [
-        ("seven", ["--targets", "y"], "column a, line 3: found 'seven'"),
-        ("", ["--targets", "y"], "column a, line 3"),
-        ("7", ["--targets", "z"], "no column z"),
-        ("7", [], "--targets is needed"),
-        ("7", ["--targets", "a,y"], "none is left"),
-        ("inf", ["--targets", "y"], "column a, line 3"),
-        ("7,1", ["--targets", "y"], "line 3: found 3 cells"),
-    ],
-)
-def test_a_csv_file_that_does_not_fit_is_one_line(folder, capsys, cell, flags, told):
-    Path("table.csv").write_text(f"a, y\n1,2\n{cell},3\n\n")  # and a blank line
-    assert run.main(["tasks", "table.csv", *flags]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and told in err
-
-
-def test_columns_of_one_name_are_refused(folder, capsys):
-    write_csv([["a", "a", "y"], ["1", "2", "3"]])
-    assert run.main(["tasks", "table.csv", "--targets", "y"]) == 2
-    assert "two columns 'a'" in capsys.readouterr().err
-
-
-def test_new_rows_of_a_csv_file_are_encoded(folder):
-    x, Y, _ = table(np.random.default_rng(0), N=60, d=3, K=1, missing=0)
-    write_csv([["a", "b", "c", '"y, 1"'], *np.concatenate([x, Y], axis=1).astype(str)])
-    write_csv([["a", "b", "c", "y, 1"], *np.concatenate([x, Y], axis=1).astype(str)])
-    words = ["--targets", '"y, 1"', "--steps", "3", "--features", "2", *FAST]
+def test_a_csv_file_with_awkward_names(capsys):
+    x, Y = linear_table()
+    names = ["a", "b", "<c>", "price_$", "CA$_$ x", "$$", "y, 2"]
+    write_csv([["", *names], *np.c_[np.arange(80), x, Y].tolist()], delimiter=";")
+    words = ["--targets", "CA$_$ x", "$$", '"y, 2"', "--features", "2", *LINEAR]
     assert run.main(["tasks", "table.csv", *words]) == 0
-    _, run_folder = result()
-    write_csv([["a", "b", "c"], *x.astype(str)], "new.csv")
-    checkpoint = str(run_folder / "checkpoint.npz")
+    out = capsys.readouterr().out
+    assert "left out: column 1, which has no name" in out and "<c> " in out
+    told, folder = result()
+    assert told["targets"] == ["CA$_$ x", "$$", "y, 2"]
+    page = (folder / "report.html").read_text()
+    assert "&lt;c&gt;" in page and "<c>" not in page and "data:image/png;base64" in page
+    assert "http" not in page
+    header = lines_of(folder / "features.csv")[0]
+    assert header == ["feature", "stability", "identified", "a", "b", "<c>", "price_$"]
+    swapped = np.stack([x[:, 3], x[:, 2], Y[:, 0], x[:, 1], x[:, 0]], axis=1)
+    write_csv([["price_$", "<c>", "more", "b", "a"], *swapped.tolist()], "new.csv")
+    checkpoint = str(folder / "checkpoint.npz")
     assert run.main(["encode", checkpoint, "new.csv", "--out", "F.npz"]) == 0
-    with np.load("F.npz") as new, np.load(run_folder / "features.npz") as old:
-        np.testing.assert_allclose(new["F"], old["F"], atol=1e-4)
+    assert "left out: more" in capsys.readouterr().out
+    found, expected = (np.load(path)["F"] for path in ("F.npz", folder / "features.npz"))
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+    write_csv([["price_$", "b", "a"], *x[:, [3, 1, 0]].tolist()], "short.csv")
+    assert run.main(["encode", checkpoint, "short.csv"]) == 2
+    assert "no column <c>" in capsys.readouterr().err
+    np.savez("wrong.npz", x=x[:, :3])
+    assert run.main(["encode", checkpoint, "wrong.npz"]) == 2
 
 
-def test_one_target_is_a_column(folder):
-    x, Y, _ = table(np.random.default_rng(0), N=60, d=3, K=1, missing=0)
-    words = ["--steps", "2", "--features", "2", *FAST]
-    for y in (Y, Y[:, 0]):
-        np.savez("one.npz", x=x, Y=y)
-        assert run.main(["tasks", "one.npz", *words]) == 0
-    told, _ = result()  # the same rows, the same result
-    assert told["targets"] == 1
+def test_classes_of_a_csv_file(capsys):
+    x, Y = linear_table(N=300)
+    words = np.where(Y[:, :2] > 0, "yes", "no").astype(object)
+    words[::9, 0] = ""
+    write_csv([["a", "b", "c", "d", "one", "two"], *np.c_[x.astype(object), words].tolist()])
+    flags = ["--targets", "one", "two", "--likelihood", "categorical", "--features", "2", *LINEAR]
+    assert run.main(["tasks", "table.csv", *flags, "--new-targets", "0.5"]) == 0
+    out = capsys.readouterr().out
+    told, folder = result()
+    assert told["score"] > 0.85 and told["raw"] > 0.85 and "pls" not in told
+    assert "logistic, raw" in out and "accuracy on 60 rows" in out
+    names = [line[0] for line in lines_of(folder / "weights.csv")[1:]]
+    assert [name.split(": ")[1] for name in names] == ["no", "yes"]
+    assert len(told["new"]["scores"]["50"]) == 2
 
 
-def test_shapes_are_part_of_a_results_name():
-    x = np.arange(2 * 8 * 8.0).reshape(2, 8, 8)
-    rows = tasks.Rows(x, np.ones((2, 1)), None, np.array([True, False]), ["y"])
-    flat = rows._replace(x=x.reshape(2, 64))
-    assert rows.fingerprint() != flat.fingerprint()
-    assert rows.fingerprint() != rows._replace(factors=np.ones((2, 1))).fingerprint()
+@pytest.mark.parametrize("encoder", ["linear", "convnet"])
+def test_images_become_a_report(encoder):
+    rng = np.random.default_rng(0)
+    place = rng.integers(2, 8, size=(200, 2))
+    x = np.exp(-((np.indices((10, 10)) - place[..., None, None]) ** 2).sum(axis=1) / 4)
+    Y = place @ rng.standard_normal((2, 5))
+    np.savez("images.npz", x=(255 * x).astype(np.uint8), Y=Y, factors=place)
+    words = ["--encoder", encoder, "--features", "2", "--steps", "5", *FAST]
+    assert run.main(["tasks", "images.npz", *words]) == 0
+    told, folder = result()
+    assert told["encoder"] == encoder and (folder / "maps.png").exists()
+    assert (folder / "training.png").exists() == (encoder == "convnet")
+    checkpoint = str(folder / "checkpoint.npz")
+    assert run.main(["encode", checkpoint, "images.npz", "--out", "F.npz"]) == 0
+    np.testing.assert_allclose(
+        np.load("F.npz")["F"], np.load(folder / "features.npz")["F"], atol=1e-4)
+    assert run.main(["encode", checkpoint, "table.csv"]) == 2
 
 
-def test_classes_have_no_ridge_head(folder, capsys):
-    x, Y, _ = table(np.random.default_rng(0), N=80, d=6, K=4, missing=0)
+@pytest.mark.parametrize("K", [1, 3])
+def test_few_targets_are_drawn_whole(K, monkeypatch):
+    """The picture is wide enough for its texts, and signed."""
+    x, Y = linear_table(K=K)
+    np.savez("few.npz", x=x, Y=Y[:, 0] if K == 1 else Y)
+    drawn = []
+    monkeypatch.setattr(report.plots, "save", lambda fig, path: drawn.append(fig))
+    monkeypatch.setattr(report.results, "write_text", lambda *_: None)
+    assert run.main(["tasks", "few.npz", "--features", "1", *LINEAR]) == 0
+    fig, = drawn
+    fig.canvas.draw()
+    box = fig.get_tightbbox()
+    assert box.x0 > -0.05 and box.x1 < fig.get_figwidth() + 0.05
+    assert fig.axes[0].images[0].get_clim() == (-1, 1)
+
+
+def test_settings_that_do_not_fit_are_one_line(capsys):
+    x, Y = linear_table()
     np.savez("table.npz", x=x, Y=(Y > 0).astype(int))
-    words = ["--likelihood", "categorical", "--head", "inner-ridge", *FAST]
-    assert run.main(["tasks", "table.npz", *words]) == 2
-    assert "head: found inner-ridge" in capsys.readouterr().err
-
-
-def test_few_labels_leave_out_the_sizes_that_they_do_not_reach():
-    x, Y, z = table(np.random.default_rng(1), N=60, d=6, K=3, missing=0)
-    config = tasks.TableTasks(data="-", features=5, steps=2)
-    rows = tasks.checked({"x": x, "Y": Y}, ["a", "b", "c"], config)
-    model = SparseTasks(n_components=5, steps=2)
-    raw = metrics.standardise(x)
-    assert tasks.scores_of_size(model, rows, z, raw, 50, config) == {}
-    told = tasks.scores_of_size(model, rows, z, raw, 20, config)
-    assert told["score_20"] > 0.9 and told["ridge_20"] > 0.9  # z are the factors themselves
+    for words, told in (
+            (["--likelihood", "categorical", "--head", "inner-ridge"], "head: found 'inner-ridge'"),
+            (["--features", "many"], "--features: found many"),
+            (["--features", "0"], "--features: found 0"),
+            (["--features", "5", "--encoder", "linear"], "at most the rank of X, 4"),
+            (["--encoder", "convnet"], "encoder: found 'convnet'")):
+        assert run.main(["tasks", "table.npz", *words, *FAST]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and told in err

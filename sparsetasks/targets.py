@@ -1,0 +1,105 @@
+"""targets.py -- targets Y (N, K) of rows, some missing: as given, as numbers, as heads take them.
+
+    N, K        rows, targets            k        classes, the most that a target has
+    known       (N, K)  no gap           codes    (N, K) which of its classes a row is, -1 in gaps
+    columns     (N, C)  of mean 0 and variance 1, NaN in gaps: real targets, C = K; or one for each
+                        class of each target that has two rows or more
+    labels      (N, K), columns with 0 in gaps, or (N, K, k), one-hot: what a head is fitted to
+"""
+import numpy as np
+
+FEW = 5  # rows of a class from where on it is fitted
+
+
+class Targets:
+    """The targets of fit; classes: what predict tells of each target, None where it is real.
+
+    Raises ValueError where Y is none.
+    """
+
+    def __init__(self, Y, likelihood="gaussian", least=2):
+        Y = np.ma.filled(Y.astype(float), np.nan) if np.ma.isMaskedArray(Y) else np.asarray(Y)
+        self.one = Y.ndim == 1
+        Y = Y[:, None] if self.one else Y
+        if Y.ndim != 2 or Y.shape[1] == 0:
+            raise ValueError(f"Y: found {Y.shape}, expected (N, K) or (N,)")
+        self.Y, self.classes = Y, None
+        if likelihood == "categorical":
+            self.classes, self.codes = coded(Y)
+            self.known = self.codes >= 0
+        else:
+            self.Y = checked_numbers(Y)
+            self.known = np.isfinite(self.Y)
+        poor = np.flatnonzero(self.known.sum(axis=0) < least)
+        if len(poor):
+            raise ValueError(f"Y: column {poor[0]} has fewer than {least} labels")
+
+    @property
+    def columns(self):
+        if self.classes is None:
+            return standardised(self.Y)
+        found = []
+        for k, names in enumerate(self.classes):
+            code, on = self.codes[:, k], self.known[:, k]
+            found += [np.where(on, code == c, np.nan) for c in range(len(names))
+                      if np.sum(code == c) > 1]
+        return standardised(np.stack(found, axis=1))
+
+    @property
+    def labels(self):
+        if self.classes is None:
+            return np.nan_to_num(standardised(self.Y))
+        most = max(2, *map(len, self.classes))
+        return np.eye(most)[np.maximum(self.codes, 0)]
+
+
+def checked_numbers(Y):
+    """Y (N, K) as floating point numbers, NaN where missing."""
+    try:
+        Y = Y.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"Y: found {Y.dtype}, expected numbers (classes: likelihood='categorical')"
+                         ) from None
+    if np.isinf(Y).any():
+        raise ValueError("Y: found infinity")
+    return Y
+
+
+def coded(Y):
+    """The classes of each target, sorted, and codes (N, K); missing are negative numbers, NaN,
+    None and empty texts."""
+    if Y.dtype.kind in "fc" and np.any(Y[np.isfinite(Y)] % 1):
+        raise ValueError("Y: found numbers that are no classes 0, 1, ...")
+    classes, codes = [], np.full(Y.shape, -1)
+    for k, column in enumerate(Y.T):
+        there = np.flatnonzero([is_class(value) for value in column.tolist()])
+        names, codes[there, k] = np.unique(column[there], return_inverse=True)
+        classes.append(names)
+    return classes, codes
+
+
+def is_class(value):
+    """Whether a value names a class, and is not missing."""
+    if isinstance(value, str):
+        return value != ""
+    return value is not None and value >= 0                         # NaN is not
+
+
+def standardised(Y):
+    """Columns of mean 0 and variance 1 over what is known; constant ones 0."""
+    with np.errstate(all="ignore"):
+        mean, scale = mean_and_scale(Y)
+    return (Y - mean) / scale
+
+
+def mean_and_scale(X):
+    """Mean and deviation, NaN left out, of each column or channel; 1 for the deviation of a
+    constant one."""
+    axes = tuple(range(X.ndim - 1))
+    known = np.isfinite(X)
+    n = np.maximum(known.sum(axis=axes), 1)
+    filled = np.where(known, X, 0).astype(np.float64)
+    mean = filled.sum(axis=axes) / n
+    scale = np.sqrt((np.where(known, filled - mean, 0) ** 2).sum(axis=axes) / n)
+    size = np.abs(filled).max(axis=axes, initial=0)
+    return mean, np.where(scale > 1e-13 * size, scale, 1)

@@ -1,0 +1,73 @@
+"""Targets of SparseTasks: gaps, classes, units."""
+
+import numpy as np
+import pytest
+
+from sparsetasks.targets import FEW, Targets, mean_and_scale
+
+
+def test_what_stands_in_a_gap_is_never_seen():
+    rng = np.random.default_rng(1)
+    Y, gaps = rng.standard_normal((40, 4)), rng.random((40, 4)) < 0.3
+    targets = Targets(np.where(gaps, np.nan, Y))
+    assert (targets.known == ~gaps).all() and not targets.labels[gaps].any()
+    assert np.isnan(targets.columns[gaps]).all()
+    np.testing.assert_allclose(targets.labels[~gaps[:, 0], 0].std(), 1)
+    masked = Targets(np.ma.masked_array(np.where(gaps, 1e9, Y), gaps))
+    np.testing.assert_array_equal(masked.labels, targets.labels)
+
+
+def test_a_target_without_labels_leaves_the_labels_of_others():
+    Y = np.random.default_rng(0).standard_normal((20, 2))
+    with_gap = np.stack([Y[:, 0], np.full(20, np.nan)], axis=1)
+    labels = Targets(with_gap, least=0).labels
+    np.testing.assert_allclose(labels[:, 0], Targets(Y).labels[:, 0])
+    assert not labels[:, 1].any()
+
+
+@pytest.mark.parametrize(
+    "missing, Y",
+    [
+        (-1, np.array([[2, 0], [2, -1], [7, 1], [7, 1]])),
+        (np.nan, np.array([[2, 0], [2, np.nan], [7, 1], [7, 1]])),
+        ("", np.array([["2", "0"], ["2", ""], ["7", "1"], ["7", "1"]])),
+        (None, np.array([["2", "0"], ["2", None], ["7", "1"], ["7", "1"]], object)),
+    ],
+    ids=["negative", "NaN", "empty", "None"],
+)
+def test_classes_are_what_they_are_called(missing, Y):
+    targets = Targets(Y, "categorical")
+    assert [[int(c) for c in names] for names in targets.classes] == [[2, 7], [0, 1]]
+    assert targets.codes.tolist() == [[0, 0], [0, -1], [1, 1], [1, 1]]
+    assert targets.labels.shape == (4, 2, 2) and not targets.known[1, 1]
+
+
+def test_a_class_of_one_row_is_no_column():
+    targets = Targets(np.array([0, 0, 1, 1, 2]), "categorical")
+    assert targets.one and targets.columns.shape == (5, 2) and FEW > 2
+
+
+@pytest.mark.parametrize(
+    "Y, told",
+    [
+        (np.ones((2, 2, 2)), "Y: found"),
+        (np.ones((5, 0)), "Y: found"),
+        (np.array([["a"], ["b"]]), "classes: likelihood"),
+        (np.array([[1.0], [np.inf]]), "infinity"),
+        (np.array([[1.0, np.nan], [2.0, np.nan]]), "column 1 has fewer than 2"),
+    ],
+)
+def test_what_are_no_targets_is_refused(Y, told):
+    with pytest.raises(ValueError, match=told):
+        Targets(Y)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-9, 1.0, 1e30])
+def test_a_column_is_constant_in_all_units_or_in_none(unit):
+    rng = np.random.default_rng(0)
+    X = np.c_[rng.standard_normal(50), np.full(50, 0.1), 1e6 + rng.standard_normal(50)] * unit
+    _, scale = mean_and_scale(X)
+    np.testing.assert_allclose(scale[[0, 2]], X[:, [0, 2]].std(axis=0), rtol=1e-6)
+    assert scale[1] == 1
+    mean, scale = mean_and_scale(np.full((3_000_000, 1), 0.1, np.float32))
+    assert abs(mean[0] - 0.1) < 1e-6 and scale[0] == 1
