@@ -24,6 +24,18 @@ def test_the_penalty_is_that_of_the_least_leave_one_out_error():
     np.testing.assert_allclose(linear.ridge(X, Y, by.alpha_), by.coef_.T, rtol=1e-8)
 
 
+def test_leave_one_out_is_that_of_fits_without_the_row():
+    """On few rows, where the mean is a good part of a row's leverage."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((7, 4))
+    Y = X @ rng.standard_normal((4, 60)) + 1.5 * rng.standard_normal((7, 60))
+    errors = np.zeros((len(PENALTIES), 60))
+    for p, i in np.ndindex(len(PENALTIES), 7):
+        on = np.arange(7) != i
+        errors[p] += (Ridge(PENALTIES[p]).fit(X[on], Y[on]).predict(X[i:i + 1])[0] - Y[i]) ** 2
+    np.testing.assert_allclose(linear.penalties(X, Y), PENALTIES[errors.argmin(axis=0)])
+
+
 def test_ridge_is_on_the_rows_that_have_a_label():
     X, Y = low_rank()
     Y[:50, :6], Y[::3, 7] = np.nan, np.nan
