@@ -22,6 +22,7 @@ from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, v
 
 from sparsedis import convnet, cpu_threads, mlp
 from sparsetasks import linear, network, predictors
+from sparsetasks.choice import as_good
 from sparsetasks.rotation import STABLE, unmix
 from sparsetasks.targets import Targets, mean_and_scale, standardised
 
@@ -146,8 +147,9 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         columns, tried = targets.columns, self.encoders_to_try(X)
         rng = np.random.default_rng(self.seed())
         held = HeldOut(columns, self.validation, rng)
-        ridge = linear.ReducedRankRidge(self.flattened(X), columns)
-        self.n_components_ = self.n_components
+        ridge, self.n_components_ = None, self.n_components
+        if "linear" in tried or self.n_components == "auto":
+            ridge = linear.ReducedRankRidge(self.flattened(X), columns)
         if self.n_components == "auto":
             self.n_components_, best = ridge.rank_by_held_out(rng)
             if self.n_components_ < best:
@@ -374,12 +376,8 @@ class HeldOut:
 def simplest(errors):
     """Of encoders, the simplest first, with their errors on the same rows: the name of the best, or
     of the first where the gain is within a standard error of it."""
-    first, *others = errors
-    for other in others:
-        gain = errors[first] - errors[other]
-        if len(gain) and gain.mean() > gain.std() / len(gain) ** 0.5:
-            first = other
-    return first
+    losses = np.stack(list(errors.values()))
+    return list(errors)[as_good(losses).argmax() if losses.size else 0]
 
 
 def check_parameter(field, value):

@@ -11,6 +11,9 @@ import functools
 import numpy as np
 from sklearn.decomposition import PCA
 
+from sparsetasks.choice import as_good
+from sparsetasks.targets import mean_and_scale
+
 PENALTIES = np.logspace(-3, 5, 17)
 MOST = 20  # features that n_components="auto" considers
 WIDE = 500  # columns, from which on X stands for its so many largest principal components
@@ -49,9 +52,7 @@ class ReducedRankRidge:
         if not losses.size:
             return 1, 1
         best = int(losses.mean(axis=1).argmin())
-        more = losses - losses[best]
-        error = np.maximum(more.std(axis=1) / more.shape[1] ** 0.5, SLIGHT)
-        return 1 + int(np.argmax(more.mean(axis=1) <= error)), 1 + best
+        return 1 + int(as_good(losses, SLIGHT).argmax()), 1 + best
 
 
 def leading_directions(X, Y, penalty, m):
@@ -73,16 +74,10 @@ def losses_of_ranks(X, Y, penalty, held, most):
     train, mean = X[~held], X[~held].mean(axis=0)
     B = ridge(train, Y[~held], penalty)
     V, P = leading_of(train - mean, B), (X[held] - mean) @ B
-    y = Y[held] - means(Y[~held])
+    y = Y[held] - mean_and_scale(Y[~held])[0]
     known = np.isfinite(y).sum(axis=1)
     left = (y - P @ V[:, :m] @ V[:, :m].T for m in range(1, most + 1))
     return np.stack([np.nansum(e * e, axis=1) for e in left]) / np.where(known, known, np.nan)
-
-
-def means(Y):
-    """Of what is known of each column; 0 where nothing is."""
-    known = np.isfinite(Y)
-    return np.where(known, Y, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
 
 
 def leading_of(X, B):

@@ -16,12 +16,15 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_sco
 
 import solvers
 from sparsedis import logistic_lambda_max
+from sparsetasks.choice import as_good
 from sparsetasks.targets import FEW
 
 FOLDS = 5
-SHARES = np.logspace(-4, 0, 17)  # of lambda_max
+SHARES = np.logspace(0, -4, 17)  # of lambda_max
 GROUP_SHARES = (0.5, 0.2, 0.1, 0.05, 0.02)  # of that of a classifier
 LOG_LOSS = "neg_log_loss"
+LASSO = (lambda F, y, lam: solvers.lasso(F, y, lam)[0]), solvers.lasso_lambda_max
+RIDGE = solvers.ridge, solvers.ridge_lambda_max
 
 
 def of_numbers(F, Y, head):
@@ -30,9 +33,7 @@ def of_numbers(F, Y, head):
     The penalty of each target is the largest whose error in cross-validation is within a standard
     error, paired over folds, of the least.                  [Hastie et al. 2009, Sec. 7.10]
     """
-    by, largest = (
-        (solvers.lasso, solvers.lasso_lambda_max) if head.endswith("lasso")
-        else (solvers.ridge, solvers.ridge_lambda_max))
+    by, largest = LASSO if head.endswith("lasso") else RIDGE
     sums = fold_sums(F, Y)
     total = [a.sum(axis=0) for a in sums]
     errors = np.zeros((len(SHARES), FOLDS, Y.shape[1]))
@@ -41,11 +42,8 @@ def of_numbers(F, Y, head):
         others = [a - its for a, its in zip(total, held, strict=True)]
         for s, share in enumerate(SHARES):
             errors[s, f] = squared_error(*fit(by, largest, share, *others), *held)
-    least = errors.mean(axis=1).argmin(axis=0)
-    more = errors - errors[least, :, np.arange(Y.shape[1])].T
-    within = more.mean(axis=1) <= more.std(axis=1) / FOLDS ** 0.5
-    last = len(SHARES) - 1 - within[::-1].argmax(axis=0)
-    return fit(by, largest, SHARES[last], *total)
+    first = as_good(errors).argmax(axis=0)                          # of shares, the largest first
+    return fit(by, largest, SHARES[first], *total)
 
 
 def fold_sums(F, Y):
@@ -78,7 +76,6 @@ def fit(by, lambda_max, share, AA, Ay, yy):
     L = np.linalg.cholesky(G + jitter * np.eye(m))
     F, y = m ** 0.5 * L.mT, m ** 0.5 * np.linalg.solve(L, c[..., None])[..., 0]
     W = by(F, y, share * lambda_max(F, y))
-    W = W[0] if isinstance(W, tuple) else W
     return W, y_mean[:, 0] - np.vecdot(W, mean)
 
 
@@ -123,8 +120,7 @@ def logistic(F, code):
         losses = np.stack([
             -cross_val_score(LogisticRegression(), F[:, on], code, cv=folds, scoring=LOG_LOSS)
             for on in sets])
-        more = losses - losses[losses.mean(axis=1).argmin()]
-        on = sets[np.argmax(more.mean(axis=1) <= more.std(axis=1) / FOLDS ** 0.5)]
+        on = sets[as_good(losses).argmax()]
         search = GridSearchCV(
             LogisticRegression(), {"C": np.logspace(-2, 3, 6)}, cv=folds, scoring=LOG_LOSS)
         found = search.fit(F[:, on], code).best_estimator_

@@ -6,6 +6,8 @@
                         class of each target that has two rows or more
     labels      (N, K), columns with 0 in gaps, or (N, K, k), one-hot: what a head is fitted to
 """
+import functools
+
 import numpy as np
 
 FEW = 5  # rows of a class from where on it is fitted
@@ -18,7 +20,10 @@ class Targets:
     """
 
     def __init__(self, Y, likelihood="gaussian", least=2):
-        Y = np.ma.filled(Y.astype(float), np.nan) if np.ma.isMaskedArray(Y) else np.asarray(Y)
+        if np.ma.isMaskedArray(Y):
+            nothing = None if Y.dtype.kind in "USO" else np.nan
+            Y = np.where(np.ma.getmaskarray(Y), nothing, Y.data)
+        Y = np.asarray(Y)
         self.one = Y.ndim == 1
         Y = Y[:, None] if self.one else Y
         if Y.ndim != 2 or Y.shape[1] == 0:
@@ -34,7 +39,7 @@ class Targets:
         if len(poor):
             raise ValueError(f"Y: column {poor[0]} has fewer than {least} labels")
 
-    @property
+    @functools.cached_property
     def columns(self):
         if self.classes is None:
             return standardised(self.Y)
@@ -43,6 +48,8 @@ class Targets:
             code, on = self.codes[:, k], self.known[:, k]
             found += [np.where(on, code == c, np.nan) for c in range(len(names))
                       if np.sum(code == c) > 1]
+        if not found:
+            raise ValueError("Y: no class has two rows")
         return standardised(np.stack(found, axis=1))
 
     @property

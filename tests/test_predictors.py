@@ -23,8 +23,8 @@ def features(seed=0, N=120, m=4, K=6):
 def test_a_fit_from_sums_is_the_fit_on_the_rows(share):
     F, Y, _ = features()
     total = [a.sum(axis=0) for a in predictors.fold_sums(F, Y)]
-    W, b = predictors.fit(solvers.lasso, solvers.lasso_lambda_max, share, *total)
-    W2, b2 = predictors.fit(solvers.ridge, solvers.ridge_lambda_max, share, *total)
+    W, b = predictors.fit(*predictors.LASSO, share, *total)
+    W2, b2 = predictors.fit(*predictors.RIDGE, share, *total)
     for k, y in enumerate(Y.T):
         on = np.isfinite(y)
         X, y = F[on] - F[on].mean(axis=0), y[on]
@@ -33,8 +33,7 @@ def test_a_fit_from_sums_is_the_fit_on_the_rows(share):
         np.testing.assert_allclose(W[k], own.coef_, atol=1e-6)
         np.testing.assert_allclose(b[k], own.intercept_, atol=1e-5)
         lam2 = share * solvers.ridge_lambda_max(X[None], (y - y.mean())[None])
-        w2 = solvers.ridge(X[None], (y - y.mean())[None], lam2)
-        w2 = (w2[0] if isinstance(w2, tuple) else w2)[0]
+        w2 = solvers.ridge(X[None], (y - y.mean())[None], lam2)[0]
         np.testing.assert_allclose(W2[k], w2, atol=1e-6)
 
 

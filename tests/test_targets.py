@@ -42,6 +42,17 @@ def test_classes_are_what_they_are_called(missing, Y):
     assert targets.labels.shape == (4, 2, 2) and not targets.known[1, 1]
 
 
+def test_masked_texts_are_missing_classes():
+    Y = np.ma.masked_array(["a", "b", "a", "b", "x"], [0, 0, 0, 0, 1])
+    targets = Targets(Y, "categorical")
+    assert list(targets.classes[0]) == ["a", "b"] and targets.known[:, 0].tolist()[-2:] == [1, 0]
+
+
+def test_classes_of_one_row_each_are_refused():
+    with pytest.raises(ValueError, match="no class has two rows"):
+        _ = Targets(np.arange(5), "categorical").columns
+
+
 def test_a_class_of_one_row_is_no_column():
     targets = Targets(np.array([0, 0, 1, 1, 2]), "categorical")
     assert targets.one and targets.columns.shape == (5, 2) and FEW > 2
