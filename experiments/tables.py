@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsetasks.targets import Targets
+
 DELIMITERS = ",;\t|"
 SHOWN = 8  # names in a message
 
@@ -23,6 +25,7 @@ class Rows(NamedTuple):
 
     x: np.ndarray
     Y: np.ndarray
+    known: np.ndarray                                               # (N, K), where Y has labels
     factors: np.ndarray | None
     test: np.ndarray
     names: list                                                     # of targets
@@ -88,12 +91,9 @@ def checked(found, classes, seed):
     bad = np.argwhere(~np.isfinite(x))
     if len(bad):
         raise ValueError(f"x: row {bad[0][0]}, column {bad[0][1]} is not finite")
-    texts = classes and Y.dtype.kind == "U"
-    if Y.ndim != 2 or len(Y) != N or not (Y.dtype.kind in "biuf" or texts):
+    if Y.ndim != 2 or len(Y) != N or Y.dtype.kind not in "biufU":
         raise ValueError(f"Y: found {Y.shape} {Y.dtype}, expected numbers ({N}, K)")
-    if not texts and np.isinf(Y).any():
-        raise ValueError("Y: found infinity")
-    known = Y != "" if texts else Y >= 0 if classes else ~np.isnan(Y)
+    known = Targets(Y, "categorical" if classes else "gaussian", least=0).known
     factors, test = checked_factors(found.get("factors"), N), checked_test(found, N, seed)
     names = found.get("names") or [f"target {k}" for k in range(Y.shape[1])]
     for k, name in enumerate(names):
@@ -102,7 +102,7 @@ def checked(found, classes, seed):
             raise ValueError(
                 f"{name}: {counts[0]} labels to train on and {counts[1]} held out, "
                 "expected 2 or more")
-    return Rows(x, Y, factors, test, list(names), list(found.get("inputs", ())))
+    return Rows(x, Y, known, factors, test, list(names), list(found.get("inputs", ())))
 
 
 def checked_factors(factors, N):

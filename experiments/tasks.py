@@ -204,16 +204,8 @@ def chance(z, m, draws=100):
 
 def score_of(rows, k, found, classes):
     """R^2, or the accuracy, of what was found of target k in the rows held out."""
-    y = rows.Y[rows.test, k]
-    on = known(y, classes)
+    y, on = rows.Y[rows.test, k], rows.known[rows.test, k]
     return float(np.mean(y[on] == found[on]) if classes else r2_score(y[on], found[on]))
-
-
-def known(y, classes):
-    """Where a target has labels."""
-    if y.dtype.kind == "U":
-        return y != ""
-    return y >= 0 if classes else np.isfinite(y)
 
 
 def raw_input(rows):
@@ -231,8 +223,10 @@ def peers(X, rows, targets, classes):
     of classes logistic regression."""
     train, test = ~rows.test, rows.test
     if classes:
-        return {"raw": np.stack([
-            classified(X[train], rows.Y[train, k], X[test]) for k in targets], axis=1)}
+        labelled = [np.flatnonzero(train & rows.known[:, k]) for k in targets]
+        found = [classified(X[on], rows.Y[on, k], X[test])
+                 for k, on in zip(targets, labelled, strict=True)]
+        return {"raw": np.stack(found, axis=1)}
     Y = rows.Y[np.ix_(train, targets)]
     mean, scale = mean_and_scale(Y)
     ridge = ridge_on(X[train], (Y - mean) / scale, X)
@@ -243,11 +237,9 @@ def peers(X, rows, targets, classes):
 
 def ridge_on(X, Y, X_new):
     """Predictions (., K) of ridge, a penalty a target, each on its own rows."""
-    on = np.isfinite(Y)
-    n = np.maximum(on.sum(axis=0), 1)[:, None]
     B = linear.ridge(X, Y, linear.penalties(X, Y))
-    b = (np.where(on, Y, 0).sum(axis=0)[:, None] - np.vecdot(on.T @ X, B.T)[:, None]) / n
-    return X_new @ B + b[:, 0]
+    left, _ = mean_and_scale(Y - X @ B)                             # the intercepts
+    return X_new @ B + left
 
 
 def fitted_pls(X, Y):
@@ -260,23 +252,21 @@ def fitted_pls(X, Y):
 
 
 def classified(X, y, X_new):
-    """Classes (.,) by logistic regression on the rows that have a label."""
-    on = known(y, classes=True)
-    names, count = np.unique(y[on], return_counts=True)
+    """Classes (.,) of new rows by logistic regression."""
+    names, count = np.unique(y, return_counts=True)
     if len(names) == 1:
         return np.full(len(X_new), names[0])
     model = LogisticRegression(max_iter=1000)
     if count.min() >= 5:
         model = GridSearchCV(model, {"C": np.logspace(-3, 1, 5)}, cv=5, scoring="neg_log_loss")
-    return model.fit(X[on], y[on]).predict(X_new)
+    return model.fit(X, y).predict(X_new)
 
 
 def scores_of_new(rows, F, raw, new, config):
     """Labelled rows -> mean scores of targets that the encoder never saw, each fitted on so many:
     on the features, by ridge on them, and on the raw input."""
     classes, table = config.likelihood == "categorical", {}
-    labelled = {k: np.flatnonzero(known(rows.Y[:, k], classes) & ~rows.test)
-                for k in np.flatnonzero(new)}
+    labelled = {k: np.flatnonzero(rows.known[:, k] & ~rows.test) for k in np.flatnonzero(new)}
     for size in (*FEW, "all"):
         if size != "all" and min(map(len, labelled.values())) < size:
             continue

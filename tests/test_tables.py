@@ -146,7 +146,8 @@ def test_classes_are_texts_where_one_is():
 
 def test_content_is_part_of_a_results_name():
     x = np.arange(2 * 8 * 8.0).reshape(2, 8, 8)
-    rows = tables.Rows(x, np.ones((2, 1)), None, np.array([True, False]), ["y"], [])
+    Y, test = np.ones((2, 1)), np.array([True, False])
+    rows = tables.Rows(x, Y, Y == 1, None, test, ["y"], [])
     other = [
         rows._replace(x=x.reshape(2, 64)), rows._replace(factors=np.ones((2, 1))),
         rows._replace(names=["z"]), rows._replace(inputs=["a"])]
