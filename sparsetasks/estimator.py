@@ -266,7 +266,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         self.stability_, self.identified_ = found.stability, found.identified
         stable = found.stability >= STABLE
         doubtful = [
-            f"feature{j} (" + ("no target tells it apart" if stable[j] else
+            f"feature{j} (" + ("too few targets tell it apart" if stable[j] else
                                f"stability {found.stability[j]:.2f}") + ")"
             for j in np.flatnonzero(~found.identified)]
         if doubtful:

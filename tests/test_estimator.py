@@ -362,7 +362,7 @@ def test_features_that_are_not_identified_are_named():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((300, 4))
     Y = X @ rng.standard_normal((4, 30))  # dense: any rotation is as good
-    with pytest.warns(UserWarning, match="not identified: .*no target tells it apart") as told:
+    with pytest.warns(UserWarning, match="not identified: .*too few targets tell it apart") as told:
         model = SparseTasks(n_components=4, encoder="linear").fit(X, Y)
     assert not model.identified_.all() and told[0].filename == __file__
     one = SparseTasks(n_components=1, encoder="linear")
