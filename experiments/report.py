@@ -191,7 +191,8 @@ def draw_weights(W, names, path):
     order = np.lexsort(((W == 0).sum(axis=1), np.abs(W).argmax(axis=1)))
     K, m = W.shape
     longest = max(map(len, names)) if K <= MANY else 0
-    size = (min(14, max(4.5, 3 + 0.2 * K)), 1.6 + 0.3 * m + 0.06 * min(longest, 40))
+    height = max(2.8, 1.6 + 0.3 * m) + 0.06 * min(longest, 40)
+    size = min(14, max(4.5, 3 + 0.2 * K)), height
     fig, ax = plots.subplots(1, 1, size)
     image = ax.imshow(share[order].T, aspect="auto", cmap="RdBu_r", vmin=-1, vmax=1)
     ax.set(xlabel="target, sorted by the feature that it uses most", xticks=[])

@@ -188,6 +188,7 @@ def test_few_targets_are_drawn_whole(K, monkeypatch):
     fig.canvas.draw()
     box = fig.get_tightbbox()
     assert box.x0 > -0.05 and box.x1 < fig.get_figwidth() + 0.05
+    assert box.y0 > -0.05 and box.y1 < fig.get_figheight() + 0.05
     assert fig.axes[0].images[0].get_clim() == (-1, 1)
 
 
