@@ -24,7 +24,6 @@ import math
 import os
 import shutil
 import tempfile
-import threading
 import zlib
 from collections import namedtuple
 from pathlib import Path
@@ -127,8 +126,8 @@ def parse_kind(kind, d):
     if kind in ("bernoulli-gauss", "sphere"):
         return kind, None
     name, _, number = kind.rpartition("-")
-    size = int(number) if number.isdigit() else 0
-    most = {"finite": size, "fixed": d, "blocks": d}.get(name, 0)
+    size = int(number) if number.isdigit() and len(number) < 20 else 0
+    most = {"finite": 1_000_000, "fixed": d, "blocks": d}.get(name, 0)
     if not 1 <= size <= most or (name == "blocks" and d % size):
         raise ValueError(
             f"--tasks: found {kind}, expected one of {TASK_KINDS} (B a divisor of {d}, K from 1)")
@@ -300,7 +299,7 @@ def open_hdf5(path):
 
 
 def check_layout(path, file):
-    """Refuse a file whose images and labels have other shapes or dtypes."""
+    """Refuse a file whose images and labels have other shapes or dtypes, or are not all in it."""
     arrays = {name: file.get(name) for name in ("images", "labels")}
     found = {name: (getattr(a, "shape", None), str(getattr(a, "dtype", None)))
              for name, a in arrays.items()}
@@ -310,6 +309,16 @@ def check_layout(path, file):
         raise ValueError(
             f"{path}: expected images (N, 64, 64, 3) uint8 and labels (N, 6) float64, "
             f"found {found}")
+    for name, a in arrays.items():
+        if a.is_virtual or a.external or a.file.filename != file.filename:
+            raise ValueError(f"{path}: its {name} lie in other files; copy them into this one")
+        if stored_chunks(a) < np.prod(-(-np.array(a.shape) // (a.chunks or a.shape))):
+            raise ValueError(f"{path}: some of its {name} were never written")
+
+
+def stored_chunks(a):
+    """How many chunks of an HDF5 data set are there; one that is not chunked counts as one."""
+    return a.id.get_num_chunks() if a.chunks else int(a.id.get_storage_size() > 0)
 
 
 def factors_of_labels(path, labels):
@@ -340,18 +349,19 @@ def row_blocks(images, rows=2048):
 class StoredImages:
     """Images (N, ...) uint8 of a PATH.images.npy, read row by row; `digest` names their content.
 
-    Read, not mapped: of a mapped file every row ever read counts as memory.
+    Read, not mapped: of a mapped file every row ever read counts as memory. Opened anew for every
+    batch: threads, forks and copies in other processes share no place in an open file.
     """
 
     def __init__(self, cache, made_from):
         with np.load(cache.with_suffix(".npz"), allow_pickle=False) as file:
             recorded, self.digest, self.checksums = (
                 file[name] for name in ("made_from", "digest", "checksums"))
-        self.path, self.digest = cache, str(self.digest)
-        self.lock, self.file = threading.Lock(), open(cache, "rb")
-        np.lib.format.read_magic(self.file)
-        self.shape, _, dtype = np.lib.format.read_array_header_1_0(self.file)
-        self.start, self.row = self.file.tell(), math.prod(self.shape[1:])
+        self.path, self.digest = cache.absolute(), str(self.digest)
+        with open(cache, "rb") as file:
+            np.lib.format.read_magic(file)
+            self.shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            self.start, self.row = file.tell(), math.prod(self.shape[1:])
         size = self.start + self.shape[0] * self.row
         if str(recorded) != made_from or dtype != np.uint8 or cache.stat().st_size != size:
             raise ValueError(f"{cache}: damaged, or made from another file")
@@ -359,12 +369,14 @@ class StoredImages:
     def read(self, rows):
         """The images of row numbers (B,); ValueError where one is not what was written."""
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for row, image in zip(rows, out, strict=True):
-            with self.lock:
-                self.file.seek(self.start + int(row) * self.row)
-                self.file.readinto(image)
-            if zlib.crc32(image) != self.checksums[row]:
-                raise ValueError(f"{self.path}: row {row} is damaged; remove the file")
+        with open(self.path, "rb", buffering=0) as file:
+            for row, image in zip(rows, out, strict=True):
+                file.seek(self.start + int(row) * self.row)
+                file.readinto(image)
+                if zlib.crc32(image) != self.checksums[row]:
+                    raise ValueError(
+                        f"{self.path}: row {row} is damaged, or the file was written anew; remove "
+                        "the file, or start again")
         return out
 
 

@@ -15,6 +15,7 @@ import itertools
 import warnings
 
 import numpy as np
+from array_api_compat import is_cupy_array, is_torch_array
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from sklearn.decomposition import FastICA
@@ -22,13 +23,13 @@ from sklearn.linear_model import LinearRegression
 
 
 def to_numpy(a):
-    """A NumPy array from any library's array, on whatever device it lies; ValueError where values
-    are masked."""
+    """A NumPy array from any library's array or table, on whatever device it lies; ValueError where
+    values are masked."""
     if np.ma.is_masked(a):
         raise ValueError("found masked values: fill them, or leave their rows out")
-    if hasattr(a, "get"):                                               # CuPy
-        return np.asarray(a.get())
-    if hasattr(a, "detach"):                                            # PyTorch
+    if is_cupy_array(a):
+        return a.get()
+    if is_torch_array(a):
         a = a.detach().cpu()
         return np.asarray(a.float() if str(a.dtype) == "torch.bfloat16" else a)
     return np.asarray(a)
@@ -41,20 +42,26 @@ def to_samples(*arrays):
     if any(len(shape) != 2 for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
         raise ValueError(f"expected samples (N, d) of one N, found {', '.join(map(str, shapes))}")
     for a in arrays:
-        if a.dtype.kind not in "biuf" or not np.isfinite(a).all():
+        if a.dtype.kind not in "biuf" or not np.isfinite(a.astype(np.float64)).all():
             raise ValueError(f"expected finite real numbers, found {a.dtype} or NaN or infinity")
     return [a.astype(np.float64) for a in arrays]
+
+
+def moments(a):
+    """Mean and standard deviation of each column of a (N, d); of a constant one, whose largest and
+    smallest values are equal, its value and 1. Values are brought to [0, 1] first: no unit is too
+    small or too large."""
+    low, high = a.min(axis=0).astype(np.float64), a.max(axis=0)
+    width = np.where(high > low, high - low, 1)
+    share = (a - low) / width
+    return low + width * share.mean(axis=0), np.where(high > low, width * share.std(axis=0), 1)
 
 
 def standardise(a):
     """Columns (N, d) of mean 0 and variance 1; a constant column becomes 0."""
     a, = to_samples(a)
-    a = a - a.mean(axis=0)
-    size = np.abs(a).max(axis=0)
-    a = a / np.where(size > 0, size, 1)                                 # no overflow in std
-    deviation = a.std(axis=0)
-    varies = deviation > 1e-12
-    return np.where(varies, a / np.where(varies, deviation, 1), 0)
+    mean, deviation = moments(a)
+    return (a - mean) / deviation
 
 
 def coefficients(x, y):
@@ -158,7 +165,7 @@ def ica(z_hat, fit_on=None):
     """
     z_hat, = to_samples(z_hat)
     fit_on = z_hat if fit_on is None else to_samples(fit_on)[0]
-    mean, scale = fit_on.mean(axis=0), np.maximum(fit_on.std(axis=0), 1e-12)
+    mean, scale = moments(fit_on)
     X, Y = (fit_on - mean) / scale, (z_hat - mean) / scale
     rank = np.linalg.matrix_rank(X, tol=1e-4 * len(X) ** 0.5)
     if rank == 0:
@@ -231,6 +238,8 @@ def assumptions(F, W, likelihood="gaussian"):
     (F,), m = to_samples(F), np.shape(W)[-1]
     rows, = to_samples(to_numpy(W).reshape(-1, m))                  # (T k, m)
     W = rows.reshape(len(W), -1, m)
+    F, rows = of_unit_columns(F), of_unit_columns(rows)             # ranks of any units
+    W = rows.reshape(W.shape)
     rank_F, rank_W = np.linalg.matrix_rank(F), np.linalg.matrix_rank(rows)
     poor = support_of_low_rank(W)
     why_5 = "full rank on every support seen"
@@ -246,6 +255,12 @@ def assumptions(F, W, likelihood="gaussian"):
         "3.4": (rank_W == m, f"coefficients of rank {rank_W} of {m}"),
         "3.5": (poor is None, why_5),
         "3.6": (apart, why_6)}
+
+
+def of_unit_columns(A):
+    """A (N, d) with each column over its largest |value|."""
+    size = np.abs(A).max(axis=0, initial=0)
+    return A / np.where(size > 0, size, 1)
 
 
 def support_of_low_rank(W, draws=20):

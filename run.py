@@ -87,18 +87,24 @@ def main(argv):
         return 2
     parser, settings_class, function = parser_of(name)
     args = parser.parse_args(rest)
+    config = None
     try:
         config = settings.read(settings_class, args)
         return function(config) or 0
     except (ValueError, OSError) as error:
         print(f"run.py {name}: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"run.py {name}: out of memory, {error}; {settings.largest(config)} may be too much",
+              file=sys.stderr)
+        return 2
     except FloatingPointError as error:
         print(f"run.py {name}: {error}; the last checkpoint is kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        told = "interrupted; the same command goes on from the last checkpoint, if there is one"
-        print(f"\n{told}", file=sys.stderr)
+        goes_on = name == "sweep" or issubclass(settings_class, settings.RunSettings)
+        told = "; the same command goes on from the last checkpoint, if there is one"
+        print(f"\ninterrupted{told if goes_on else ''}", file=sys.stderr)
         return 130
 
 

@@ -22,14 +22,15 @@ Derivations: docs/derivations.md.
 """
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import threading
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 from array_api_compat import array_namespace, device, is_numpy_array
-from numpy.random import default_rng
 from threadpoolctl import ThreadpoolController
 
 # ------------------------------------------------------------------------------ Lasso
@@ -37,7 +38,7 @@ from threadpoolctl import ThreadpoolController
 
 def lasso_lambda_max(F, y):
     """||F'y||_inf / n, (T,): from this lam on, the Lasso solution is w = 0.   [L23, App. D.2.3]"""
-    y, = check_shapes(F, y)
+    F, y = check_shapes(F, y)
     xp = array_namespace(F)
     return xp.max(xp.abs(correlations(F, y)), axis=1)
 
@@ -56,7 +57,7 @@ def lasso(F, y, lam, max_iter=None):
     unique (lam = 0 with n < m, equal columns) one of them is returned. Columns are expected to be
     of similar scale, as normalised features are. Raises ValueError as check_problem does.
     """
-    y, lam = check_problem(F, y, lam)
+    F, y, lam = check_problem(F, y, lam)
     xp = array_namespace(F)
     G, c = gram(F), correlations(F, y)
     unit = safe_divisor(xp.max(xp.abs(c), axis=1))                  # lasso_lambda_max
@@ -129,7 +130,7 @@ def lasso_vjp(F, y, lam, w, dw):
     dlam (T,), at lam = 0 the derivative from above, where no w_j is 0. Valid where S does not
     change; where F_S'F_S is singular, u is of least norm.
     """
-    y, lam = check_shapes(F, y, lam)
+    F, y, lam = check_shapes(F, y, lam)
     xp = array_namespace(F)
     S = (w != 0) | (lam == 0)[:, None]                              # (T, m)
     # 1 curvature
@@ -170,7 +171,7 @@ def ridge(F, y, lam):
     with singular F'F, the least-norm solution. (The paper says "an L2 norm"; half its square is our
     reading.) Raises ValueError as check_problem does.
     """
-    y, lam = check_problem(F, y, lam)
+    F, y, lam = check_problem(F, y, lam)
     w, _ = solve_psd(ridge_curvature(F, lam), correlations(F, y))
     return w
 
@@ -178,7 +179,7 @@ def ridge(F, y, lam):
 def ridge_residual(F, y, lam, w):
     """The certificate of ridge, (T,): max_j |c - A w|_j/sqrt(A_jj) over its value at w = 0, with
     A = F'F/n + lam I. At lam = 0 the root makes it independent of the columns' units."""
-    y, lam = check_shapes(F, y, lam)
+    F, y, lam = check_shapes(F, y, lam)
     xp = array_namespace(F)
     A, c = ridge_curvature(F, lam), correlations(F, y)
     scale = xp.sqrt(safe_divisor(xp.linalg.diagonal(A)))
@@ -201,7 +202,7 @@ def ridge_vjp(F, y, lam, w, dw):
 
     Shapes as of lasso_vjp. At lam = 0 with singular F'F, u is of least norm.
     """
-    y, lam = check_shapes(F, y, lam)
+    F, y, lam = check_shapes(F, y, lam)
     # 1 curvature
     A = ridge_curvature(F, lam)                                     # (T, m, m)
     # 2 adjoint
@@ -260,7 +261,7 @@ def softmax(Z):
 
 def group_lasso_lambda_max(F, Y, loss="squared"):
     """max_j ||F_j' R(0)||, (T,): from this lam on, W = 0.      [docs/derivations.md, 4]"""
-    Y, = check_shapes(F, Y)
+    F, Y = check_shapes(F, Y)
     check_labels(Y, loss)
     R, _ = loss_gradient(0 * Y, Y, loss)
     return array_namespace(F).max(column_norms(R.mT @ F), axis=1)
@@ -275,7 +276,7 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     it helps. Raises ValueError as check_problem and check_labels do.
                                             [L23, Problem (6), inner; Yuan and Lin 2006]
     """
-    Y, lam = check_problem(F, Y, lam)
+    F, Y, lam = check_problem(F, Y, lam)
     xp = array_namespace(F)
     unit = safe_divisor(group_lasso_lambda_max(F, Y, loss))
     start = xp.zeros((F.shape[0], Y.shape[2], F.shape[2]), dtype=F.dtype, device=device(F))
@@ -368,7 +369,7 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
     F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the
     support does not change; at lam = 0 it is all features, and dlam the derivative from above.
     """
-    Y, lam = check_shapes(F, Y, lam)
+    F, Y, lam = check_shapes(F, Y, lam)
     xp = array_namespace(F)
     S = xp.any(W != 0, axis=1) | (lam == 0)[:, None]                # (T, m)
     # 1 curvature
@@ -438,7 +439,7 @@ def svm_lambda_max(F, Y):
 
     [docs/derivations.md, 5]
     """
-    Y, = check_shapes(F, Y)
+    F, Y = check_shapes(F, Y)
     check_labels(Y, "hinge")
     V = (Y - (1 - Y) / (Y.shape[2] - 1)).mT @ F                     # Lam even over other classes
     return array_namespace(F).max(column_norms(V), axis=1)
@@ -460,7 +461,7 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     epochs). n_iter counts these. W is unique, Lam need not be.
     Raises ValueError as check_problem does, and for labels that are not one-hot or lam2 = 0.
     """
-    Y, lam1, lam2 = check_problem(F, Y, lam1, lam2)
+    F, Y, lam1, lam2 = check_problem(F, Y, lam1, lam2)
     check_labels(Y, "hinge")
     xp = array_namespace(F)
     if not bool(xp.all(lam2 > 0)):
@@ -684,7 +685,7 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
     F (T, n, m), Y and Lam (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam1, dlam2 (T,).
     Valid where neither the set of active features nor the zeros of Lam change.
     """
-    Y, lam1, lam2 = check_shapes(F, Y, lam1, lam2)
+    F, Y, lam1, lam2 = check_shapes(F, Y, lam1, lam2)
     xp, svm = array_namespace(F), svm_problem(F, Y, lam1, lam2)
     V, _, _ = svm_primal(svm, Lam)
     # 0 directly
@@ -728,7 +729,7 @@ def svm_pbcd(svm, tol, max_iter):
     for n_iter in range(max_iter + 1):
         V, _, grad_D = svm_primal(svm, Lam)
         if n_iter == max_iter or bool(xp.all(svm_gap(svm, Lam) <= tol)):
-            Lam = svm_crossover(svm, Lam, slacks(grad_D))
+            Lam = svm_crossover(svm, Lam, in_units_of_Lam(svm, slacks(grad_D)))
             return Lam, svm_certificate(svm, Lam, tol), n_iter
         for i in range(F.shape[1]):
             grad_i = Y[:, i, :] - matvec(primal_of(V, lam1, lam2), F[:, i, :])
@@ -750,6 +751,13 @@ def svm_crossover(svm, Lam, slack, steps=3):
         change, _ = newton_on_face(svm, Lam, free)
         t = xp.minimum(longest_step(Lam, change), 1)[:, None, None]
         Lam = xp.maximum(Lam + t * change, 0)
+
+
+def in_units_of_Lam(svm, slack):
+    """Slacks where these are the larger numbers: a Lam of 1 moves slacks by ||F_i||^2/lam2."""
+    xp = array_namespace(slack)
+    unit = xp.sum(svm.F * svm.F, axis=2) / svm.lam2[:, None]        # (T, n)
+    return slack / xp.maximum(unit, xp.ones_like(unit))[..., None]
 
 
 def longest_step(x, dx):
@@ -802,18 +810,21 @@ def svm_interior_point(svm, tol, max_iter):
         settled = xp.all(face == before, axis=(1, 2)) & (left <= 1e-4)
         near = settled | (left <= max(1e-7, tol)) | (mu <= 1e-12) | ~going
         if bool(xp.all(near)):
-            Lam = svm_crossover(svm, at.Lam, at.slack)
-            new = svm_certificate(svm, Lam, tol)
-            best, certificate = better_dual(best, certificate, Lam, new)
+            best, certificate = crossed_over(svm, at.Lam, at.slack, tol, best, certificate)
             going = going & ~certificate.converged
         if not bool(xp.any(going)):
+            if not bool(xp.all(certificate.converged)):             # Lam may be far below its slack
+                slack = in_units_of_Lam(svm, at.slack)
+                best, certificate = crossed_over(svm, at.Lam, slack, tol, best, certificate)
             return best, certificate, n_iter
         at = mehrotra_step(svm, at, going, careful=n_iter >= 30)
 
 
-def better_dual(best, certificate, Lam, new):
-    """Of two duals, for each task, that which is converged, or has the smaller gap."""
-    xp = array_namespace(Lam)
+def crossed_over(svm, Lam, slack, tol, best, certificate):
+    """For each task the best dual so far or svm_crossover's: that which is converged, or has the
+    smaller gap; and its Certificate."""
+    xp, Lam = array_namespace(Lam), svm_crossover(svm, Lam, slack)
+    new = svm_certificate(svm, Lam, tol)
     same = certificate.converged == new.converged
     take = xp.where(same, new.gap < certificate.gap, new.converged)
     pairs = zip(new, certificate, strict=True)
@@ -1068,7 +1079,7 @@ def check_tasks(W, C, errors, starts):
 def random_bases(x, starts, seed):
     """Random rotations of the basis in which the x_k are white."""
     xp, (T, m) = array_namespace(x), x.shape
-    random = default_rng(seed).standard_normal((starts, m, m))
+    random = numpy.random.default_rng(seed).standard_normal((starts, m, m))
     Q, _ = xp.linalg.qr(xp.asarray(random, dtype=x.dtype, device=device(x)))
     _, singular, Vt = xp.linalg.svd(x, full_matrices=False)
     half = 0.5 * xp.ones((starts, m, 1), dtype=x.dtype, device=device(x))
@@ -1352,25 +1363,30 @@ def regularised(A):
 
 
 def check_problem(F, Y, *lams):
-    """Refuse what is no problem: as check_shapes, and values that are not finite, or too large to
-    be squared."""
+    """Refuse what is no problem: as check_shapes, and values that are not finite, too large to be
+    squared, or (all of a task's) too small to be."""
     xp = array_namespace(F)
-    Y, *lams = check_shapes(F, Y, *lams)
-    if not bool(xp.isfinite(xp.sum(F * F) + xp.sum(Y * Y))):
+    F, Y, *lams = check_shapes(F, Y, *lams)
+    squares = xp.sum(F * F, axis=(1, 2))
+    if not bool(xp.isfinite(xp.sum(squares) + xp.sum(Y * Y))):
         raise ValueError("F or y holds values that are not finite (or too large to multiply)")
-    return Y, *lams
+    least = xp.finfo(F.dtype).smallest_normal / xp.finfo(F.dtype).eps
+    if bool(xp.any((squares < least) & xp.any(F != 0, axis=(1, 2)))):
+        raise ValueError(f"F: found a task of values too small to multiply in {F.dtype}")
+    return F, Y, *lams
 
 
 def check_shapes(F, Y, *lams):
-    """Refuse other shapes and dtypes, and negative penalties.
+    """Refuse other shapes and dtypes, masked values, and negative penalties.
 
-    F (T, n, m) real floating point and Y (T, n) or (T, n, k) of the same dtype (integers and bools
-    are converted); each of lams a number or (T,)  ->  Y and each of lams (T,), of F's dtype.
+    F (T, n, m) float64 or float32 and Y (T, n) or (T, n, k) of the same dtype (integers and bools
+    are converted); each of lams a number or (T,)  ->  F, Y and each of lams (T,), of F's dtype.
     Raises ValueError.
     """
+    F, Y = as_plain_array("F", F), as_plain_array("Y", Y)
     xp = array_namespace(F, Y)
-    if not xp.isdtype(F.dtype, "real floating"):
-        raise ValueError(f"F: found {F.dtype}, expected real floating point")
+    if F.dtype not in (xp.float64, xp.float32):
+        raise ValueError(f"F: found {F.dtype}, expected float64 or float32")
     if xp.isdtype(Y.dtype, ("bool", "integral")):
         Y = xp.astype(Y, F.dtype)
     if F.ndim != 3 or Y.ndim not in (2, 3) or Y.shape[:2] != F.shape[:2] or Y.dtype != F.dtype:
@@ -1379,7 +1395,16 @@ def check_shapes(F, Y, *lams):
             f"expected F (T, n, m) and y (T, n) or Y (T, n, k) of one dtype, found {found}")
     if 0 in F.shape or 0 in Y.shape:
         raise ValueError(f"found no samples, features or tasks: F {tuple(F.shape)}")
-    return Y, *(per_task(lam, F) for lam in lams)
+    return F, Y, *(per_task(lam, F) for lam in lams)
+
+
+def as_plain_array(name, a):
+    """NumPy's arrays in this machine's byte order, and not masked; others as they are."""
+    if not is_numpy_array(a):
+        return a
+    if numpy.ma.is_masked(a):
+        raise ValueError(f"{name}: found masked values: fill them, or leave their samples out")
+    return numpy.asarray(a, dtype=a.dtype.newbyteorder("="))
 
 
 def per_task(lam, F):
@@ -1413,8 +1438,9 @@ def check_labels(Y, loss):
 
 # ------------------------------------------------------------------------------ made of: threads
 # Within `with cpu_threads(n)` blocks of work run on n threads, and BLAS, whose own threads would
-# wait for the same cores, has one. Elsewhere all is serial, and BLAS is the caller's. Work is cut
-# by its shapes alone, so that no sum depends on n.
+# wait for the same cores, has one. Elsewhere all is serial; BLAS has one thread in an encoder, and
+# the caller's in the solvers. Work is cut by its shapes alone, so that no sum depends on n.
+# A process must not fork while another of its threads is in a BLAS of several threads: it hangs.
 
 # Of the innermost cpu_threads that this thread is in: its pool, n, how deep, and the process.
 Threads = namedtuple("Threads", "pool n depth process")
@@ -1429,6 +1455,7 @@ def cpu_threads(n=None):
     """Blocks on n threads, one a core where none is told, and BLAS on one, in all that is called
     within."""
     n = n or os.cpu_count() or 1
+    blas_libraries.cache_clear()                                    # more may be loaded by now
     with one_blas_thread(), ThreadPoolExecutor(n) as pool:
         entered = _threads.set(Threads(pool, n, _threads.get().depth + 1, os.getpid()))
         try:
@@ -1449,7 +1476,7 @@ def on_threads(f, *blocks):
     out = [None] * len(blocks[0])
     left = iter(enumerate(zip(*blocks, strict=True)))
 
-    def work(_):
+    def work():
         for i, block in left:                                       # one at a time, under the GIL
             try:
                 out[i] = f(*block)
@@ -1457,7 +1484,14 @@ def on_threads(f, *blocks):
                 list(left)                                          # the others begin no more
                 raise
 
-    list(pool.map(work, range(n)))
+    jobs = []
+    try:
+        for _ in range(n):
+            jobs.append(pool.submit(work))
+    except RuntimeError:                                            # the main thread has ended:
+        work()                                                      # no new one may begin
+    for job in jobs:
+        job.result()
     return out
 
 
@@ -1494,7 +1528,7 @@ def set_blas_threads(counts=None):
     threadpoolctl >= 3.7: the thread that was the first to set it is the only one that may, until
     that is cleared.
     """
-    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    libraries = blas_libraries()
     had = [library.num_threads for library in libraries]
     for library, count in zip(libraries, counts or [1] * len(libraries), strict=False):
         clear = getattr(library, "clear_controlling_thread", lambda force: None)
@@ -1502,6 +1536,12 @@ def set_blas_threads(counts=None):
         library.set_num_threads(count)
         clear(force=True)
     return had
+
+
+@functools.cache
+def blas_libraries():
+    """threadpoolctl's hold on each BLAS library; to look for them takes 4 ms."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def renew_after_fork():

@@ -47,7 +47,7 @@ from array_api_compat import array_namespace, device, is_numpy_array
 
 import solvers
 from solvers import cpu_threads as cpu_threads  # sparsedis.cpu_threads, for those who train
-from solvers import matvec, on_threads, outer_product
+from solvers import matvec, on_threads, one_blas_thread, outer_product
 
 # ------------------------------------------------------------------------------ one bilevel problem
 # A head is a function of features, labels and penalty:
@@ -74,19 +74,31 @@ def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
     fit(F, y, lam) -> w, info                          the inner problem
     fit_vjp(F, y, lam, w, dw, info) -> dF, dparams     its adjoint (None: the returned dF is None)
     outer_loss(F, y, w) -> Outer                                [L23, Problems (6), (7)]
+
+    info counts the tasks whose fit is "unsolved", which have no gradient.
     """
     fit_on, score_on = split_samples(n_support, F.shape[1])
     F_fit, y_fit = F[:, fit_on, :], y[:, fit_on, ...]
     w, info = fit(F_fit, y_fit, lam)
     out = outer_loss(F[:, score_on, :], y[:, score_on, ...], w)
-    info = {"w": w, "scores": out.Z, **info}
+    xp, solved = array_namespace(F), solved_tasks(info, F)
+    unsolved = xp.sum(xp.astype(~solved, xp.int64))
+    info = {"w": w, "scores": out.Z, "unsolved": unsolved, **info}
     if fit_vjp is None:
         return out.loss, None, {}, info
     dF_fit, dparams = fit_vjp(F_fit, y_fit, lam, w, out.dw, info)
-    dF = array_namespace(F).zeros_like(F)
+    dF = xp.zeros_like(F)
     dF[:, score_on, :] += out.dF                                    # at fixed w
     dF[:, fit_on, :] += dF_fit                                      # through w(F)
+    dF = xp.where(solved[:, None, None], dF, 0)                     # w(F) is not known elsewhere
     return out.loss, dF, {**out.dparams, **dparams}, info
+
+
+def solved_tasks(info, F):
+    """Which tasks (T,) a solver calls converged; all or none where they have one fit together."""
+    xp = array_namespace(F)
+    told = xp.asarray(info.get("converged", True), device=device(F))
+    return xp.broadcast_to(told, F.shape[:1])
 
 
 def features_only(vjp):
@@ -350,7 +362,8 @@ def inner_ridge(F, y, lam, n_support=None, params=None):
 def fit_ridge(F, y, lam):
     """w (T, m), and its certificate."""
     w = solvers.ridge(F, y, lam)
-    return w, {"gap": solvers.ridge_residual(F, y, lam, w)}
+    gap = solvers.ridge_residual(F, y, lam, w)
+    return w, {"gap": gap, "converged": gap <= array_namespace(F).finfo(F.dtype).eps ** 0.5}
 
 
 def outer_lasso(F, y, lam, n_support=None, params=None):
@@ -799,10 +812,12 @@ class Encoder:
             state[name] = xp.asarray(a, dtype=a_dtype, device=device)
         return params, state
 
+    @one_blas_thread()
     def forward(self, params, state, x, train=True):
         """x (N, H, W, C) or (N, d)  ->  features (N, m), cache, state."""
         return self.layer.forward(params, state, x, train)
 
+    @one_blas_thread()
     def backward(self, cache, dF):
         """dF (N, m)  ->  gradients, with the keys and shapes of params; none of the images."""
         _, grads = self.layer.backward(dF, cache)

@@ -89,25 +89,37 @@ class Real:
     """A trained encoder on real images beside renders of the same factors."""
 
     checkpoint: str = option(None, "checkpoint.npz of a run on 3D Shapes", positional=True)
-    images: str = option(None, "an npz file with images and factors (N, 6)", positional=True)
+    images: str = option(
+        None, "an npz file with images and factors (N, 6), or an HDF5 file like 3dshapes.h5",
+        positional=True)
     out: str = option("", OUT)
     results: str = option("results", "folder of the results")
 
 
 def real(config):
     """Draw the features of real images against those of renders, in standard deviations."""
-    x, factors = read_images(config.images, "factors")
-    check_factors(config.images, factors, len(x))
+    x, factors = read_labelled(Path(config.images))
     shapes = data.Shapes3D()
     rendered = shapes.images(np.ravel_multi_index(factors.T.astype(int), data.LEVELS))
     some = np.random.default_rng(0).integers(len(shapes), size=2000)
     everywhere = encode_images(config.checkpoint, shapes.images(some))
-    mean, deviation = everywhere.mean(axis=0), everywhere.std(axis=0)
+    mean, deviation = metrics.moments(everywhere)
     F_real = (encode_images(config.checkpoint, x) - mean) / deviation
     F = (encode_images(config.checkpoint, rendered) - mean) / deviation
     path = out_path(config, "real.png")
     draw_real(F_real, F, np.concatenate([x[0], rendered[0]]), path)
     print(path)
+
+
+def read_labelled(path, most=2000):
+    """Images (N, H, W, C) and their factors (N, 6); of an HDF5 file some, drawn at random."""
+    if path.suffix in (".h5", ".hdf5"):
+        shapes = data.Shapes3D(path)
+        rows = np.random.default_rng(0).permutation(len(shapes))[:most]
+        return shapes.images(rows), shapes.factors[rows]
+    x, factors = read_images(path, "factors")
+    check_factors(path, factors, len(x))
+    return x, factors
 
 
 def check_factors(path, factors, N):
@@ -122,12 +134,12 @@ def check_factors(path, factors, N):
 def draw_real(F_real, F, pair, path):
     """A pair of images, and a panel for each feature, real (N, m) against rendered (N, m); prints
     how they agree."""
-    m = F.shape[1]
+    m, standard_real, standard = F.shape[1], metrics.standardise(F_real), metrics.standardise(F)
     fig, axes = plots.subplots(1, m + 1, (2 * m + 2, 2.5))
     axes[0].imshow(pair)
     axes[0].set(title="real, rendered", xticks=[], yticks=[])
     for j, ax in enumerate(axes[1:]):
-        agreement = np.corrcoef(F_real[:, j], F[:, j])[0, 1]
+        agreement = np.mean(standard_real[:, j] * standard[:, j])   # 0 where one is constant
         difference = np.sqrt(np.mean((F_real[:, j] - F[:, j]) ** 2))
         print(
             f"feature {j}: correlation of real and rendered {agreement:.3f}, "
@@ -163,7 +175,8 @@ def curves(config):
     for (label, _, _), (content, rows) in zip(words, runs, strict=True):
         settings = ", ".join(f"{key.replace('_', ' ')} {content[key]}" for key in differ)
         x = [row["step"] if config.against == "step" else row["seconds"] / 60 for row in rows]
-        ax.plot(x, [row["mcc"] for row in rows], "o-", ms=3, label=label or settings)
+        told = (label or settings).replace("$", r"\$")               # no formula of TeX
+        ax.plot(x, [row["mcc"] for row in rows], "o-", ms=3, label=told)
     chance = metrics.chance(len(data.FACTORS), contents[0].get("features", len(data.FACTORS)))
     ax.axhline(chance, **plots.CHANCE)
     ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))

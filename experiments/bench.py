@@ -47,7 +47,7 @@ class Bench:
 
     out: str = option("", f"growth curves, the rows as CSV beside them: {OUT}")
     results: str = option("results", "folder of the results")
-    threads: int = option(os.cpu_count() or 1, "CPU threads", 1)
+    threads: int = option(os.cpu_count() or 1, "CPU threads", 1, 1024)
 
 
 def bench(config):

@@ -31,6 +31,7 @@ WARMUP = "share of the steps over which eps rises from 0 (ours); 0: constant eps
 SPLIT = "fit on this many samples and score on the others, Problem (7); 0: both on all, Problem (6)"
 NORM = "features are normalised over a set's samples, or each sample's to a sum of 0"
 FLAT = "share of the steps at the full learning rate, before half a cosine to 0; 1: constant"
+IMAGE_BYTES = 200_000  # at least, in training: the pixels, the first layer's outputs
 SHIFT = "how far a set's images are tilted towards its tasks' factors: p(x | W) differs by set"
 
 
@@ -52,7 +53,7 @@ class Disentangle(settings.RunSettings):
     eps: float = option(0.3, EPS, 0, 1)
     warmup: float = option(0.5, WARMUP, 0, 1)
     steps: int = option(800, "outer steps", 1)
-    lr: float = option(8e-3, "Adam's learning rate at the start (the paper's code: 1e-3)", 1e-12)
+    lr: float = option(8e-3, "Adam's learning rate at the start (the paper's: 1e-3)", 1e-12, 1000)
     flat: float = option(0.3, FLAT, 0, 1)
     beta1: float = option(0.85, "Adam's decay of the mean (the usual: 0.9)", 0, 0.9999)
     beta2: float = option(0.99, "Adam's decay of the square (the usual: 0.999)", 0, 0.99999)
@@ -79,7 +80,7 @@ def command(config):
 def tell_scores(result):
     """The scores of a run's features, as they are and unmixed afterwards, in two or three lines."""
     scores = "   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items())
-    print(f"{scores}      {result['steps']} steps in {result['seconds']:.0f} s")
+    print(f"{scores}      {result['steps']} steps, {result['seconds']:.0f} s of training")
     if "mcc_rotated" in result:
         print(f"after a rotation: MCC {result['mcc_rotated']:.4f}, {result['identified']} of its "
               f"{result['features']} features identified   after ICA: MCC {result['mcc_ica']:.4f}")
@@ -139,6 +140,10 @@ def check(config):
     if config.norm == "layer" and config.features == 1:
         raise ValueError("--features: found 1, expected at least 2 with --norm layer")
     head_of(config)
+    images = config.image_sets * config.samples                     # of a step
+    numbers = images * config.tasks_per_set * (config.features + config.outputs)
+    numbers += config.eval_images * config.features + 4000 * config.outputs
+    settings.check_memory(config, IMAGE_BYTES * images + 1000 * config.features + 24 * numbers)
 
 
 def check_images(config, p):

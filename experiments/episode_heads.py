@@ -63,12 +63,19 @@ def ridge_episode(F, Y, lam, n_support, params, smoothing=0.0, fit_only=False):
 
 
 def ridge_classes(F, Y, lam):
-    """argmin_W (1/n) sum_i 1/2 ||W F_i - Y_i||^2 + lam/2 ||W||^2, lam > 0, from its dual.
+    """argmin_W (1/n) sum_i 1/2 ||W F_i - Y_i||^2 + lam/2 ||W||^2, lam > 0.
 
-    W = a'F with (F F'/n + lam I) a = Y/n: for few samples and many features.
-    F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m).     [docs/derivations.md, 3]
+    Of n <= m samples from its dual, W = a'F with (F F'/n + lam I) a = Y/n; of more, where F F' is
+    singular, class by class as solvers.ridge. F (T, n, m), Y (T, n, k), lam a number or (T,)  ->
+    W (T, k, m). Raises ValueError as check_problem does, and for lam = 0.
+                                                                     [docs/derivations.md, 3]
     """
-    Y, lam = solvers.check_problem(F, Y, lam)
+    F, Y, lam = solvers.check_problem(F, Y, lam)
+    xp, (_, n, m) = array_namespace(F), F.shape
+    if not bool(xp.all(lam > 0)):
+        raise ValueError("lam: found 0, expected a positive number")
+    if n > m:
+        return xp.stack([solvers.ridge(F, y, lam) for y in xp.unstack(Y, axis=2)], axis=1)
     a = ridge_dual(F, lam, Y / F.shape[1])
     return a.mT @ F
 
@@ -83,6 +90,7 @@ def ridge_dual(F, lam, rhs):
 def ridge_classes_vjp(F, Y, lam, W, dW):
     """Pull dW back through W = a'F, with B a = Y/n, B = F F'/n + lam I.  [docs/derivations.md, 3]
 
+    (Of n > m samples class by class, as solvers.ridge_vjp.)
       0. directly    dF = a dW
       1. curvature   B
       2. adjoint     B u = F dW'
@@ -90,8 +98,12 @@ def ridge_classes_vjp(F, Y, lam, W, dW):
 
     Returns (dF,).
     """
-    Y, lam = solvers.check_shapes(F, Y, lam)
-    n = F.shape[1]
+    F, Y, lam = solvers.check_shapes(F, Y, lam)
+    _, n, m = F.shape
+    if n > m:
+        parts = [solvers.ridge_vjp(F, Y[..., l], lam, W[:, l, :], dW[:, l, :])[0]
+                 for l in range(Y.shape[2])]
+        return (sum(parts),)
     # 0 directly
     a = ridge_dual(F, lam, Y / n)                                   # (T, n, k)
     dF = a @ dW

@@ -45,6 +45,9 @@ class ImageEpisodes:
         rows = [rng.choice(members[c], shot + query, replace=False) for c in picked]
         return support_first(np.stack(rows), shot)
 
+    def check(self, split, way, shot, query):
+        self.sample(np.random.default_rng(0), split, way, shot, query)
+
     def images(self, split, index, xp=array_api_compat.numpy, device=None, rng=None):
         x = self.x[split][index]
         if rng is not None:
@@ -299,7 +302,11 @@ def load_splits(folder):
                              f"{' or '.join(patterns)}{of_pickles(folder)}")
         x, labels = load_split(files[0])
         splits[split] = x, np.char.add(f"{split}/", labels.astype(str))  # each counts from 0
-    return splits
+    apart = without_repeats(splits)
+    for split, (x, _) in splits.items():
+        if len(apart[split][0]) < 0.99 * len(x):
+            raise ValueError(f"{folder}: images of the {split} split are those of another, too")
+    return apart
 
 
 def of_pickles(folder):
@@ -330,19 +337,32 @@ class ShapesEpisodes:
         self.members = {"train": train, "val": val, "test": test}
 
     def sample(self, rng, split, way, shot, query):
-        size = shot + query
-        for _ in range(100):                                        # until every class has enough
-            on = rng.choice(6, rng.integers(1, 4), replace=False)
-            drawn = rng.choice(self.members[split], 6 * way * size)
-            W = rng.standard_normal((len(on), way))                     # column l is W_l
-            label = (self.z[drawn][:, on] @ W).argmax(axis=1)
-            classes = [np.unique(drawn[label == c]) for c in range(way)]
-            if min(map(len, classes)) >= size:
-                rows = [rng.permutation(members)[:size] for members in classes]
+        for _ in range(20_000):                                     # 0.3 ms each
+            classes = self.draw(rng, split, way, shot + query)
+            if classes:
+                rows = [rng.permutation(members)[:shot + query] for members in classes]
                 return support_first(np.stack(rows), shot)
+        self.refuse(way, shot, query)
+
+    def draw(self, rng, split, way, size):
+        """The rows of each class of some images; None where a class has fewer than `size`."""
+        on = rng.choice(6, rng.integers(1, 4), replace=False)
+        drawn = rng.choice(self.members[split], 6 * way * size)
+        W = rng.standard_normal((len(on), way))                     # column l is W_l
+        label = (self.z[drawn][:, on] @ W).argmax(axis=1)
+        classes = [np.unique(drawn[label == c]) for c in range(way)]
+        return classes if min(map(len, classes)) >= size else None
+
+    def check(self, split, way, shot, query):
+        rng = np.random.default_rng(0)
+        found = sum(self.draw(rng, split, way, shot + query) is not None for _ in range(500))
+        if found < 3:                                               # sample may fail, at some step
+            self.refuse(way, shot, query)
+
+    def refuse(self, way, shot, query):
         raise ValueError(
-            f"--way, --shot, --query: {way} linear classes with {shot} + {query} images each were "
-            "not found in 100 draws; 2 or 3 ways are easy")
+            f"--way, --shot, --query: {way} linear classes with {shot} + {query} images each are "
+            "found in fewer than 3 of 500 draws; 2 or 3 ways are easy")
 
     def images(self, split, index, xp=array_api_compat.numpy, device=None, rng=None):
         return self.shapes.images(index, xp, device)

@@ -23,7 +23,7 @@ import metrics
 import solvers
 import sparsedis
 from experiments import episode_networks, episodes, plots, results, settings
-from experiments.disentangle import SCORES
+from experiments.disentangle import IMAGE_BYTES, SCORES
 from experiments.episode_heads import EPISODE_HEADS, episode_objective, head_params
 from experiments.episode_networks import OPTIMISERS
 from experiments.settings import ELSEWHERE, option
@@ -51,8 +51,8 @@ class FewShot(settings.RunSettings):
     head: str = option(
         "svm", "how an episode's classifier is fitted", choices=tuple(EPISODE_HEADS))
     eps: float = option(0.02, EPS, 0, 1)
-    lam1: float = option(0.0, "svm: a number to add to that lam1", 0)
-    lam2: float = option(1.0, "svm and ridge: weight of ||W||^2/2", 1e-3)
+    lam1: float = option(0.0, "svm: a number to add to that lam1", 0, 1e9)
+    lam2: float = option(1.0, "svm and ridge: weight of ||W||^2/2", 1e-3, 1e9)
     learn_lams: bool = option(False, "svm: learn factors of lam1 and lam2 by their hypergradients")
     way: int = option(5, "classes of an episode", 2)
     shot: int = option(5, "support samples of a class in evaluation", 1)
@@ -62,7 +62,7 @@ class FewShot(settings.RunSettings):
     episodes: int = option(8, "episodes per step", 1)
     steps: int = option(500, "outer steps", 1)
     optimiser: str = option("adam", OPTIMISER, choices=tuple(OPTIMISERS))
-    lr: float = option(1e-2, "learning rate at the start", 1e-12)
+    lr: float = option(1e-2, "learning rate at the start", 1e-12, 1000)
     smoothing: float = option(0.1, "of the labels of the query loss, in training", 0, 0.99)
     test_episodes: int = option(1000, "episodes of the evaluation", 2)
     data: str = option("", DATA, **ELSEWHERE)
@@ -75,7 +75,9 @@ def command(config):
     print(
         f"accuracy {in_percent(result, 'accuracy')} on {config.test_episodes} test episodes; "
         f"{100 * result['off']:.1f} % of features off, {100 * result['dead']:.1f} % dead"
-        f"      {result['steps']} steps in {result['seconds']:.0f} s")
+        f"      {result['steps']} steps, {result['seconds']:.0f} s of training")
+    if result["unsolved"]:
+        print(f"warning: the fits of {result['unsolved']} test episodes were not solved")
     if "gain_over_dense" in result:
         gain = f"{100 * result['gain_over_dense']:+.2f} +- {100 * result['gain_over_dense_ci']:.2f}"
         print(f"over the dense SVM on the same features and episodes: {gain} points")
@@ -184,10 +186,14 @@ def encoder_of(config, image_shape):
 
 
 def check_sizes(config, source, train_size):
-    """Draw an episode of each split, which refuses the impossible now."""
-    rng, size = np.random.default_rng(0), Size(config.way, config.shot, config.query)
+    """Refuse episodes that memory does not hold, that a split does not have, or may fail to give
+    at some step."""
+    own = train_size.way * (train_size.shot + train_size.query)
+    tested = config.test_episodes * config.way * (config.shot + config.query)
+    settings.check_memory(config, IMAGE_BYTES * own * config.episodes + 24 * tested)
+    size = Size(config.way, config.shot, config.query)
     for split, own in (("train", train_size), ("val", size), ("test", size)):
-        source.sample(rng, split, *own)
+        source.check(split, *own)
 
 
 def draw_episodes(rng, source, split, size, count):

@@ -366,7 +366,7 @@ class Figure:
     noise: str = option(
         "absolute", "fig1: a variance of 0.04, or of 0.04 of the signal's",
         choices=("absolute", "relative"))
-    jobs: int = option(os.cpu_count() or 1, "fig1: processes", 1)
+    jobs: int = option(os.cpu_count() or 1, "fig1: processes", 1, 1024)
     scale: str = option("quick", "of the sweep", choices=tuple(SCALES))
     out: str = option("", "the file to write; in the folder of results when not given")
     results: str = option("results", "folder of the results")
@@ -374,7 +374,9 @@ class Figure:
 
 def figure(config):
     """Draw it, and print where it is."""
-    name, folder = config.name, Path(config.results)
+    name, tables = config.name, Path(config.results)
+    of_tables = name in FIGURES and not any(tables.glob("*/*/config.json"))
+    folder = Path("results") if of_tables else tables               # docs/ holds tables alone
     folder.mkdir(parents=True, exist_ok=True)
     if name == "fig1":
         path = Path(config.out or folder / f"fig1-{config.cov}-{config.noise}.png")
@@ -385,8 +387,8 @@ def figure(config):
     else:
         path = Path(config.out or folder / f"{name}-{config.scale}.png")
         rows = finished_rows(config)
-        tables = {"rotation": [folder / f"rotation-points-{config.scale}.csv"]}
-        FIGURES[name](rows, path, *tables.get(name, ()))
+        more = [tables / f"rotation-points-{config.scale}.csv"] if name == "rotation" else []
+        FIGURES[name](rows, path, *more)
         if name == "methods":                                       # a table, which is printed
             path = f"{len(rows)} runs"
     print(path)

@@ -93,7 +93,8 @@ def render(trained, source):
         "code": code_links(source)}
     tell_apart(content["runs"])
     template = Path(__file__).with_name("page.html").read_text()
-    return template.replace("{{CONTENT}}", json.dumps(content).replace("<", "\\u003c"))
+    packed = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+    return template.replace("{{CONTENT}}", packed)
 
 
 def tell_apart(runs):
@@ -195,13 +196,15 @@ def pack_run(run, shapes, z, drawn):
     """All that the page needs of a run. Features are shown in the place of the factor they go with,
     with its sign; then those that go with none."""
     F = features_on_page(run, run.params, shapes, drawn)
+    if not np.isfinite(F).all():
+        raise ValueError(f"the run {settings_in_words(run)}: its features are not finite")
     params, dtype = fit_to_page(run, F, shapes, drawn)
     uniform, own = F[:UNIFORM], z[drawn[:UNIFORM]]
     C = metrics.correlation(own, uniform)
     factors, matched = (a.tolist() for a in metrics.match(C))
     spare = [j for j in range(F.shape[1]) if j not in matched]
-    signs = [np.sign(np.corrcoef(own[:, k], uniform[:, j])[0, 1])
-             for k, j in zip(factors, matched, strict=True)]
+    signed = metrics.standardise(own).T @ metrics.standardise(uniform)          # 0 if constant
+    signs = [-1.0 if signed[k, j] < 0 else 1.0 for k, j in zip(factors, matched, strict=True)]
     head = run.config["head"].replace("lasso", "Lasso").removeprefix("inner-")
     return {
         "title": head, "settings": settings_in_words(run), "mcc": run.result["mcc"],
@@ -222,8 +225,7 @@ def settings_in_words(run):
 
 def deviation_of(F):
     """The standard deviation of each feature; 1 for one that is constant."""
-    deviation = F.std(axis=0)
-    return np.where(deviation > 0, deviation, 1)
+    return metrics.moments(F)[1]
 
 
 def features_on_page(run, params, shapes, index):

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot
 
+import metrics
 from experiments.results import write_atomically
 
 CHANCE = {"color": "grey", "ls": ":", "label": "random mixing"}
@@ -83,7 +84,7 @@ def draw_responses(features, shapes, F, matched, path, title=""):
     """
     order, names = [int(j) for j in matched[1]], shapes.names
     some = np.random.default_rng(0).integers(len(shapes), size=len(names))
-    mean, deviation = F.mean(axis=0), np.maximum(F.std(axis=0), 1e-12)
+    mean, deviation = metrics.moments(F)
     rows_of = Grid(shapes.factors)
     fig, axes = subplots(len(order) + 1, len(names), (10, 1.35 * len(order) + 2.1))
     for ax, image, color in zip(axes[0], shapes.images(some), COLORS, strict=False):
@@ -119,20 +120,20 @@ def show_framed(ax, image, color):
 
 
 class Grid:
-    """Which row of factors (N, d) holds a combination; a data file may have gaps."""
+    """Which row of factors (N, d) holds a combination; a data file may have gaps, and any order."""
 
     def __init__(self, factors):
         self.levels = factors.max(axis=0).astype(int) + 1
-        self.rows = None
-        if len(factors) < self.levels.prod():
-            self.rows = {tuple(row): i for i, row in enumerate(factors.tolist())}
+        self.rows = np.full(self.levels.prod(), -1)
+        self.rows[self.numbers(factors)] = np.arange(len(factors))
+
+    def numbers(self, factors):
+        """The numbers of combinations, the last factor running fastest."""
+        return np.ravel_multi_index(factors.T.astype(int), self.levels)
 
     def varied(self, base, k):
         """The levels of factor k that exist with base's other factors, and their rows."""
-        combinations = np.repeat(base[None].astype(int), self.levels[k], axis=0)
+        combinations = np.repeat(base[None], self.levels[k], axis=0)
         combinations[:, k] = np.arange(self.levels[k])
-        if self.rows is None:
-            return combinations[:, k], np.ravel_multi_index(combinations.T, self.levels)
-        found = [self.rows.get(tuple(row), -1) for row in combinations.tolist()]
-        levels = [level for level, row in enumerate(found) if row >= 0]
-        return levels, np.asarray(found)[levels]
+        rows = self.rows[self.numbers(combinations)]
+        return combinations[rows >= 0, k], rows[rows >= 0]

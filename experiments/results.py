@@ -1,7 +1,7 @@
 """results.py -- the folder of a run, RESULTS/<experiment>/<name>/.
 
     config.json       the settings, and a digest of the code that made the result
-    metrics.jsonl     at least 25 lines: step, loss, nonzero, scores, seconds, unsolved tasks
+    metrics.jsonl     at least 25 lines: step, loss, nonzero, scores, seconds, unsolved
     checkpoint.npz    parameters, state, optimiser, step, seed, and how to build the encoder
     *.png, *.npz      figures and arrays of the experiment
     result.json       last: the scores; a run that has one is not run again
@@ -282,6 +282,11 @@ class Run:
 
     def __exit__(self, *error):
         self.lock.release()
+        if any(error) and not any(self.folder.rglob("checkpoint.npz")):
+            shutil.rmtree(self.folder, ignore_errors=True)          # nothing is lost
+            for folder in (self.folder.parent, self.folder.parent.parent):
+                with contextlib.suppress(OSError):                  # not empty
+                    folder.rmdir()
 
     def empty(self):
         """Remove what an earlier run left, but for the lock."""
@@ -305,6 +310,7 @@ class Run:
         log = Log(folder, training, measure, start, self.config.seed)
         with log.bar:
             end = sparsedis.train(training, start, log.report)
+        tell_unsolved(np.mean([row.get("unsolved", 0) for row in log.rows]))
         return end, log.rows
 
     def start(self, folder, training, xp, device, extra):
@@ -340,6 +346,12 @@ def layout(arrays):
     return {name: (tuple(a.shape), str(a.dtype)) for name, a in arrays.items()}
 
 
+def tell_unsolved(share):
+    """Say which share of the fits of a run was not solved, if any."""
+    if share:
+        print(f"warning: {100 * share:.2g} % of the fits were not solved, and had no gradient")
+
+
 class Log:
     """At least 25 lines of metrics.jsonl and checkpoints, evenly spaced, and a progress bar."""
 
@@ -353,7 +365,7 @@ class Log:
         write_text(folder / "metrics.jsonl", text)
         spent = self.rows[-1]["seconds"] if self.rows else 0
         self.began = time.perf_counter() - spent
-        self.losses = []
+        self.losses, self.unsolved = [], []
         self.bar = progress(range(training.steps), "training")
         self.bar.update(start.step)
 
@@ -361,11 +373,13 @@ class Log:
         """Hear of a step: sparsedis.train calls this with its Snapshot, loss and info."""
         self.bar.update()
         self.losses.append(loss)
+        self.unsolved.append(int(info.get("unsolved", 0)) / len(info["w"]) if "w" in info else 0)
         every = max(1, self.training.steps // LINES)
         if now.step % every and now.step != self.training.steps:
             return
         row = self.line(now, info)
         self.losses.clear()
+        self.unsolved.clear()
         self.rows.append(row)
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
@@ -380,6 +394,5 @@ class Log:
             row["nonzero"] = float(np.mean(metrics.to_numpy(info["w"] != 0)))
         row |= self.measure(now.params, now.state, info)
         row["seconds"] = round(time.perf_counter() - self.began, 2)
-        if "converged" in info:
-            row["unsolved"] = int(np.sum(~np.asarray(metrics.to_numpy(info["converged"]), bool)))
+        row["unsolved"] = float(np.mean(self.unsolved))             # the share of all fits
         return row

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ class RunSettings:
     numbers: ClassVar[tuple] = ("steps", "seconds")
     seed: int = option(0, "seed of parameters, images and tasks", 0)
     device: str = option("cpu", "where to compute", choices=("cpu", "gpu"), **ELSEWHERE)
-    threads: int = option(0, "CPU threads; 0: one per core", 0, **ELSEWHERE)
+    threads: int = option(0, "CPU threads; 0: one per core", 0, 1024, **ELSEWHERE)
     results: str = option("results", "folder of the results", **ELSEWHERE)
     force: bool = option(False, "run again even if the result exists", **ELSEWHERE)
 
@@ -153,14 +154,16 @@ def check_out(path):
         raise ValueError(f"--out {path}: cannot be written")
 
 
+MOST = 2 ** 32  # of a number without an upper bound of its own
+
+
 def check_bounds(field, value):
     """Refuse a number outside the bounds of its field, and NaN."""
     low, high = field.metadata["low"], field.metadata["high"]
     if low is None or value is None:
         return
-    top = float("inf") if high is None else high
-    if not low <= value <= top:
-        expected = f"at least {low}" if high is None else f"{low} to {high}"
+    if not low <= value <= (high or MOST):
+        expected = f"at least {low}" if high is None and value < low else f"{low} to {high or MOST}"
         raise ValueError(f"{flag_of(field.name)}: found {value}, expected {expected}")
 
 
@@ -177,6 +180,38 @@ def announce(config):
     values = dataclasses.asdict(config)
     words = [f"{name}={value}" for name, value in values.items() if value not in ("", ())]
     print(experiment_of(config), *words)
+
+
+# ------------------------------------------------------------------------------ memory
+
+
+def check_memory(config, needed):
+    """Refuse settings that need more bytes than this machine has, by the name of the flag that is
+    most above its default."""
+    have = memory()
+    if needed > have:
+        raise ValueError(f"{largest(config)} needs about {needed / 1e9:,.0f} GB of memory, of "
+                         f"which this machine has {have / 1e9:.0f}")
+
+
+def memory():
+    """Bytes of memory that this process may take."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return pages if limit == resource.RLIM_INFINITY else min(limit, pages)
+
+
+def largest(config):
+    """The flag of the number that is most above its default, and its value."""
+    sizes = [field for field in dataclasses.fields(config) if field.type is int]
+    above = {field.name: getattr(config, field.name) / max(field.default, 1) for field in sizes
+             if field.name != "seed"}
+    name = max(above, key=above.get)
+    return f"{flag_of(name)} {getattr(config, name)}"
 
 
 # ------------------------------------------------------------------------------ naming a result

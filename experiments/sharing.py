@@ -23,7 +23,14 @@ import metrics
 import solvers
 import sparsedis
 from experiments import plots, results, settings
-from experiments.disentangle import SCORES, draw_training, features_of, score_features, tell_scores
+from experiments.disentangle import (
+    IMAGE_BYTES,
+    SCORES,
+    draw_training,
+    features_of,
+    score_features,
+    tell_scores,
+)
 from experiments.episode_heads import sharing_episode
 from experiments.settings import ELSEWHERE, option
 from experiments.sharing_data import BinaryTasks, DSprites
@@ -62,12 +69,12 @@ class Sharing(settings.RunSettings):
     tasks: int = option(8, "tasks per step", 1)
     shot: int = option(13, "support samples of each class", 2)
     query: int = option(13, "query samples of each class, in training", 1)
-    pool: int = option(40, "tasks to train on", 1)
-    test_tasks: int = option(40, "unseen tasks to test on", 2)
+    pool: int = option(40, "tasks to train on", 1, 5000)
+    test_tasks: int = option(40, "unseen tasks to test on", 2, 5000)
     features: int = option(10, "features of the encoder, m", 2, name="m")
     rho: float = option(0.0, "correlation of the factors in training", 0, 0.9999)
     steps: int = option(800, "outer steps", 1)
-    lr: float = option(5e-3, "Adam's learning rate at the start of its cosine decay", 1e-12)
+    lr: float = option(5e-3, "Adam's learning rate at the start of its cosine decay", 1e-12, 1000)
     eval_images: int = option(10_000, "images of the final scores, drawn uniformly", 2)
 
 
@@ -92,6 +99,7 @@ def tell_images(config):
 
 def sharing(config):
     """Train, score, test on unseen tasks and the other data set, draw  ->  result, results.Run."""
+    check_memory(config, IMAGE_BYTES)
     xp, device = settings.device_of(config.device)
     grid = GRIDS[config.source](config.data or None)
     run = results.Run(config, grid.fingerprint() if config.data else "rendered")
@@ -100,6 +108,7 @@ def sharing(config):
         return kept, run
     z, p = data.latents(grid, 1.0, config.rho)
     tasks = BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
+    elsewhere = tasks_elsewhere(config)                             # refused now, or never
     encoder = sparsedis.cnn(config.features)
     objective = Timed(objective_of(config, config.method))
     encode = functools.partial(features_of, encoder, xp=xp, device=device, norm="batch")
@@ -128,13 +137,20 @@ def sharing(config):
         here = functools.partial(trained, grid)
         result = score_features(here, grid, z, p, config.eval_images, run)
         result |= score_heads(config, here, grid, tasks, run)
-        result |= transfer(config, trained)
+        result |= transfer(config, *elsewhere, trained)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
         result["inner_ms"] = float(np.mean([row["inner_ms"] for row in rows]))
         result["signatures"] = signatures(result, config.features)
         result["seconds"] = rows[-1]["seconds"]
         keys = ("steps", "seed", "source", "method", "alpha", "beta", "rho", "factors")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
+
+
+def check_memory(config, row_bytes):
+    """Refuse sizes that this machine's memory does not hold, of rows of so many bytes a sample."""
+    rows = 2 * (config.shot + max(config.query, 50)) * config.tasks
+    numbers = (rows + config.eval_images + 256) * config.features
+    settings.check_memory(config, row_bytes * rows + 24 * numbers)
 
 
 def head_start(config):
@@ -272,16 +288,19 @@ def features_per_head(phi):
     return float(np.exp(entropy[alive]).mean()) if alive.any() else 0.0
 
 
-def transfer(config, features):
-    """Scores of features(grid, index) on the data set that was not trained on, and the accuracy of
-    at most 40 tasks there."""
-    grid, count = GRIDS[OTHER_GRID[config.source]](), min(config.test_tasks, 40)
+def tasks_elsewhere(config):
+    """The data set that is not trained on, and at most 40 tasks on it."""
+    grid = GRIDS[OTHER_GRID[config.source]]()
     N, k = len(grid), min(config.factors, len(grid.names))
+    return grid, BinaryTasks(grid.factors, np.full(N, 1 / N), k, min(config.test_tasks, 40))
+
+
+def transfer(config, grid, tasks, features):
+    """Scores of features(grid, index) on the other data set, and the accuracy of its tasks."""
     there = functools.partial(features, grid)
-    index = np.random.default_rng(20_000).integers(N, size=5000)
+    index = np.random.default_rng(20_000).integers(len(grid), size=5000)
     scores = metrics.scores(grid.factors[index].astype(float), there(index))
-    tasks = BinaryTasks(grid.factors, np.full(N, 1 / N), k, count)
-    accuracy, _ = accuracies(config, there, tasks, np.arange(count))
+    accuracy, _ = accuracies(config, there, tasks, np.arange(len(tasks.tasks)))
     scores["accuracy"] = float(accuracy.mean())
     return {f"transfer_{key}": value for key, value in scores.items()}
 
@@ -336,6 +355,8 @@ def draw_sharing(rows, path):
     """DCI-D of runs of `sweep sharing`: against alpha and beta; against the entropy H of the
     importances; against the factors of a task, with MCC and accuracy; and what a step costs."""
     ours = [row for row in rows if row["method"] == "sharing" and row["rho"] == 0]
+    if not ours:
+        raise ValueError("sharing: no run of method sharing at rho 0 is finished")
     grid = [row for row in ours if row["factors"] == 2 and row["seed"] == 0]
     betas = sorted({row["beta"] for row in grid})
     fig, axes = plots.subplots(1, 4, (15, 3.4))

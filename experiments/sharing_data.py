@@ -75,9 +75,15 @@ class BinaryTasks:
         drawn = draw_index(rng, self.cumulative, 100 * (shot + query))
         positive = self.labels(task, drawn)
         parts = [first_occurrences(drawn[positive == side]) for side in (False, True)]
-        if not min(map(len, parts)):
-            raise ValueError(f"task {task} found images of one class only")
+        parts = [part if len(part) else self.draw_side(rng, task, side, len(drawn))
+                 for part, side in zip(parts, (False, True), strict=True)]
         return support_first(np.stack([np.resize(part, shot + query) for part in parts]), shot)
+
+    def draw_side(self, rng, task, side, size):
+        """Images of a class so rare that none was drawn, by their probabilities."""
+        own = np.flatnonzero(self.labels(task, slice(None)) == side)
+        p = np.diff(self.cumulative, prepend=0)[own]
+        return first_occurrences(own[draw_index(rng, np.cumsum(p), size)])
 
 
 def draw_binary_task(rng, levels, varying, k):

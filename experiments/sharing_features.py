@@ -108,9 +108,6 @@ class FeatureTasks:
         for c in np.unique(y[rows]):
             own = rows[y[rows] == c]
             self.cells[c] = {e: own[place[own] == e] for e in np.unique(place[own])}
-        if len(self.cells) < 2:
-            raise ValueError(
-                f"only {len(self.cells)} class is left to train on, expected at least 2")
 
     def sample(self, rng, T, shot, query):
         """index (T, n) and Y (T, n, 1) of `shot` support rows of each class, first, and `query`
@@ -188,6 +185,9 @@ def sharing_on_features(config):
     """Train and score each method on every domain left out, or on the test rows -> result, Run."""
     check(config)
     features = load_features(config.data)
+    for i in range(len(features.places)):
+        check_rows(config, features, i)
+    sharing.check_memory(config, 8 * (features.x.shape[1] + 64 + features.k))
     keys = [f"{method}_{key}" for method in TRAINED for key in FEATURE_SCORES]
     run = results.Run(config, features.fingerprint(), __file__, ("steps", *keys))
     kept = run.kept()
@@ -213,6 +213,22 @@ def check(config):
     for field in dataclasses.fields(Sharing):
         if field.name in IMAGES_ONLY and getattr(config, field.name) != field.default:
             raise ValueError(f"{settings.flag_of(field.name)}: does not apply to --source features")
+
+
+def check_rows(config, features, i):
+    """Refuse a run that leaves too few rows to train on, or to fit heads and score them."""
+    held = features.held_out(i)
+    _, counts = np.unique(features.y[held], return_counts=True)
+    if counts.sum() == support_counts(config, counts).sum():
+        raise ValueError(
+            f"{config.data}: only {counts.sum()} rows are held out, too few to fit and score")
+    if len(np.unique(features.y[~held])) < 2:
+        raise ValueError(f"{config.data}: only 1 class is left to train on, expected at least 2")
+
+
+def support_counts(config, counts):
+    """How many of so many rows of each class heads are fitted on."""
+    return np.maximum(1, np.minimum(config.shot, np.asarray(counts) // 2))
 
 
 def features_run(config, features, i, method, run):
@@ -292,11 +308,8 @@ def few_shot(config, F, y, k, rows):
     for _ in range(20):
         order = rng.permutation(rows)
         own = [order[y[order] == c] for c in np.unique(y[rows])]
-        counts = [max(1, min(config.shot, len(members) // 2)) for members in own]
+        counts = support_counts(config, [len(members) for members in own])
         support = np.concatenate([a[:n] for a, n in zip(own, counts, strict=True)])
         rest = np.setdiff1d(rows, support)
-        if len(rest) == 0:
-            raise ValueError(
-                f"{config.data}: only {len(rows)} rows are held out, too few to fit and score")
         accuracy.append((predict(F, y, k, support, rest) == y[rest]).mean())
     return float(np.mean(accuracy))

@@ -126,7 +126,7 @@ def sparse_sharing(F, Y, alpha, beta, start=None, stages=5, max_iter=1000):
     logistic Lasso), or takes a Newton step of J on the entries that are not 0, where that halves
     the gap. Raises ValueError as check_problem does.             [F23, our reading]
     """
-    Y = check_sharing(F, Y, alpha, beta)
+    F, Y = check_sharing(F, Y, alpha, beta)
     xp = array_namespace(F)
     zero = xp.zeros((F.shape[0], 1, F.shape[2]), dtype=F.dtype, device=device(F))
     phi = zero if start is None else start + 0
@@ -149,16 +149,16 @@ def sparse_sharing(F, Y, alpha, beta, start=None, stages=5, max_iter=1000):
 
 
 def check_sharing(F, Y, alpha, beta):
-    """Refuse other shapes, labels and penalties, which are alpha > 0 and beta >= 0; returns Y."""
+    """Refuse other shapes, labels and penalties, which are alpha > 0 and beta >= 0; F, Y."""
     if not (0 < alpha < float("inf") and 0 <= beta < float("inf")):
         raise ValueError(
             f"alpha and beta: found {alpha} and {beta}, expected a positive number and one that "
             "is not negative")
-    Y, = check_problem(F, Y)
+    F, Y = check_problem(F, Y)
     if Y.ndim != 3 or Y.shape[2] != 1:
         raise ValueError(f"Y: found {tuple(Y.shape)}, expected one column of 0 and 1 a task")
     check_labels(Y, "logistic")
-    return Y
+    return F, Y
 
 
 def sharing_step(F, Y, alpha, beta, phi):
@@ -230,7 +230,7 @@ def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, one_step=False):
     F (T, n, m), phi and dphi (T, 1, m)  ->  dF (T, n, m), dalpha, dbeta. Valid where S does not
     change.
     """
-    Y, = check_shapes(F, Y)
+    F, Y = check_shapes(F, Y)
     xp = array_namespace(F)
     T, n, _ = F.shape
     S = phi != 0

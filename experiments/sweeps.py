@@ -179,7 +179,7 @@ class Sweep:
     scale: str = option(
         "quick", "quick: minutes a run; paper: the paper's steps and seeds; tiny: seconds, a trial",
         choices=tuple(SCALES))
-    jobs: int = option(1, "processes; 1: one, with all cores", 1)
+    jobs: int = option(1, "processes; 1: one, with all cores", 1, 1024)
     dask: str = option("", "address of a Dask scheduler, tcp://HOST:PORT; workers see this folder")
     index: int = option(-1, "only this run of the sweep, for SLURM arrays; -1: all", -1)
     results: str = option("results", "folder of the results")
@@ -193,18 +193,24 @@ def sweep(config):
         raise ValueError(f"--index: found {config.index}, expected -1 to {len(configs) - 1}")
     chosen = configs if config.index < 0 else [configs[config.index]]
     runs = {run.name: run.config for run in map(run_of, chosen)}
-    table = partial(read_table, name, config.scale, config.results)
+    table = partial(read_table, name, config.scale, config.results, refuse_damaged=False)
     there = runs.keys() & {row["run"] for row in table()}
     missing = [own for run, own in runs.items() if run not in there]
     print(f"sweep {name}, {config.scale}: {len(runs)} runs, {len(there)} there already", flush=True)
 
     path = table_of(name, config.scale, config.results)
-    for _ in run_all(missing, config, f"sweep {name}"):
+    failed = []
+    for error in run_all(missing, config, f"sweep {name}"):
+        failed += [error] if error else []
         write_table(table(), path, type(configs[0]))                # kept, whatever comes
     rows = table()
     if rows:
         write_table(rows, path, type(configs[0]))
         print(path)
+    if failed:
+        told = f"run.py sweep: {len(failed)} of {len(missing)} runs failed: {'; '.join(failed)}"
+        print(told, file=sys.stderr)
+        return 1
 
 
 def run_of(config):
@@ -215,28 +221,30 @@ def run_of(config):
 
 
 def run_all(configs, config, what):
-    """Run settings side by side, on all cores together; yields whenever one is done.
+    """Run settings side by side, on all cores together; yields, whenever one is done, what went
+    wrong with it, or nothing.
 
     A worker gets plain values and a local function, which joblib sends as code: a machine of a
     cluster need not know where this project lies before that function tells it.
     """
     root = str(settings.ROOT)
-    threads = max(1, os.cpu_count() // config.jobs)
+    jobs = max(1, min(config.jobs, len(configs)))
+    threads = max(1, os.cpu_count() // jobs)
     elsewhere = {"threads": threads, "results": str(Path(config.results).resolve())}
 
-    of_ours = config.jobs > 1 and not config.dask
+    of_ours = jobs > 1 and not config.dask
 
     def run_there(experiment, values):
         sys.path.insert(0, root)
         from experiments.sweeps import run_quietly
 
-        run_quietly(experiment, values, of_ours)
+        return run_quietly(experiment, values, of_ours)
 
     one = joblib.delayed(run_there)
     tasks = [one(type(own).__name__, dataclasses.asdict(own) | elsewhere) for own in configs]
     try:
         with backend_of(config.dask):
-            parallel = joblib.Parallel(n_jobs=config.jobs, return_as="generator_unordered")
+            parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
             yield from results.progress(parallel(tasks), what, len(tasks))
     except joblib.externals.loky.process_executor.TerminatedWorkerError:
         raise ValueError(
@@ -260,7 +268,8 @@ EXPERIMENTS = {"Disentangle": disentangle, "FewShot": fewshot, "Sharing": sharin
 
 
 def run_quietly(experiment, values, of_ours=False):
-    """A run of the experiment whose settings class has that name; what it prints is dropped.
+    """A run of the experiment whose settings class has that name; what it prints is dropped, and
+    what ends it is told in one line.
 
     of_ours: in a process of this sweep's, which ends with it.
     """
@@ -270,7 +279,11 @@ def run_quietly(experiment, values, of_ours=False):
     config = getattr(module, experiment)(**values)
     run = getattr(module, settings.experiment_of(config))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        run(config)
+        try:
+            run(config)
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+            folder, told = str(run_of(config).folder), str(error) or repr(error)
+            return told if folder in told else f"{folder}: {told}"
 
 
 # ------------------------------------------------------------------------------ the table
@@ -286,10 +299,17 @@ def table_of(name, scale, folder):
     return Path(folder) / f"{name}-{scale}.csv"
 
 
-def read_table(name, scale, folder):
-    """The rows of a sweep's finished runs; of some only the table there tells, see ROWS_ONLY."""
+def read_table(name, scale, folder, refuse_damaged=True):
+    """The rows of a sweep's finished runs; of some only the table there tells, see ROWS_ONLY.
+    ValueError names a damaged result, which is left out where it is not refused."""
     by_name = read_told(table_of(name, scale, folder)) if name in ROWS_ONLY else {}
-    rows = [read_row(config, by_name) for config in sweep_configs(name, scale, folder)]
+    rows = []
+    for config in sweep_configs(name, scale, folder):
+        try:
+            rows.append(read_row(config, by_name))
+        except ValueError:
+            if refuse_damaged:
+                raise
     return [row for row in rows if row]
 
 
@@ -367,10 +387,9 @@ def choose_eps(config):
     index = np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
     images = data.Shapes3D().images(index)
 
-    def features(row):
-        return apply.encode_images(Path(row["folder"]) / "checkpoint.npz", images)
-
-    tell_agreement(rows, features)
+    F = {row["run"]: apply.encode_images(Path(row["folder"]) / "checkpoint.npz", images)
+         for row in results.progress(rows, "encoding")}
+    tell_agreement(rows, lambda row: F[row["run"]])
 
 
 # How well the runs of one eps, a seed each, agree by UDR, and their mean MCC.

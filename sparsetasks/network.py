@@ -7,6 +7,7 @@ The method is sparsedis.task_objective; a step draws sets of rows, and targets f
 """
 import functools
 import time
+import warnings
 
 import numpy as np
 
@@ -31,6 +32,8 @@ def fit(encoder, rows, known, labels, errors, settings, seed, xp):
                 Snapshot(params, state, None, 0), watch.report)
     except StopIteration:                                           # no better for long
         pass
+    if watch.unsolved:
+        warnings.warn(f"{watch.unsolved} fits of the training were not solved", stacklevel=2)
     return watch.best, watch.losses
 
 
@@ -40,11 +43,13 @@ class Watch:
     def __init__(self, errors, settings):
         self.errors, self.settings = errors, settings
         self.losses, self.best, self.least, self.waited = [], None, np.inf, 0
+        self.unsolved = 0
         self.told = time.monotonic()
 
     def report(self, now, loss, info):
         """sparsedis.train calls this; StopIteration ends it."""
         self.losses.append(loss)
+        self.unsolved += int(info["unsolved"])
         steps = self.settings.steps
         if now.step % max(1, steps // LOOKS) and now.step != steps:
             return

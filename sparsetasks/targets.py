@@ -100,13 +100,16 @@ def standardised(Y):
 
 
 def mean_and_scale(X):
-    """Mean and deviation, NaN left out, of each column or channel; 1 for the deviation of a
-    constant one."""
-    axes = tuple(range(X.ndim - 1))
+    """Mean and deviation, NaN left out, of each column or channel; of a constant one, whose largest
+    and smallest values are equal, its value and 1. As metrics.moments, in any units."""
+    X, axes = X.astype(np.float64), tuple(range(X.ndim - 1))
     known = np.isfinite(X)
+    low = np.min(X, axis=axes, where=known, initial=np.inf)
+    high = np.max(X, axis=axes, where=known, initial=-np.inf)
+    varies = low < high
+    low, width = np.where(low < np.inf, low, 0), np.where(varies, high - low, 1)
+    share = np.where(known, (X - low) / width, 0)
     n = np.maximum(known.sum(axis=axes), 1)
-    filled = np.where(known, X, 0).astype(np.float64)
-    mean = filled.sum(axis=axes) / n
-    scale = np.sqrt((np.where(known, filled - mean, 0) ** 2).sum(axis=axes) / n)
-    size = np.abs(filled).max(axis=axes, initial=0)
-    return mean, np.where(scale > 1e-13 * size, scale, 1)
+    mean = share.sum(axis=axes) / n
+    deviation = np.sqrt((np.where(known, share - mean, 0) ** 2).sum(axis=axes) / n)
+    return low + width * mean, np.where(varies, width * deviation, 1)

@@ -3,27 +3,68 @@
     loss, w = LassoHead(eps=0.3)(F, y)      sparse predictors of T tasks, and their loss
 
     F (T, n, m)  features, y (T, n) labels, w (T, m) predictors; Y (T, n, k) and W (T, k, m) of k
-    classes. Give them double precision: the solver's accuracy is the gradient's.
+    classes; lam (T,) or a number, a share eps of its largest, a constant, where it is not given.
+
+Give them double precision: the solver's accuracy is the gradient's. They leave autocast, whose
+products are of half precision, and run uncompiled within torch.compile. Other shapes and dtypes are
+a ValueError; fits that are not solved, a warning.
 """
+import functools
+import warnings
+
 import torch
 from torch.autograd.function import once_differentiable
 
 import solvers
 
 
+def exactly(method):
+    """A method of tensors, out of autocast and uncompiled."""
+    @torch.compiler.disable
+    @functools.wraps(method)
+    def out_of_autocast(*args, **kwargs):
+        kind = next(a.device.type for a in args if isinstance(a, torch.Tensor))
+        with torch.autocast(kind, enabled=False):
+            return method(*args, **kwargs)
+
+    return out_of_autocast
+
+
+def check_features(F):
+    """Refuse features of another shape, or of half precision."""
+    if F.ndim != 3 or F.dtype not in (torch.float64, torch.float32):
+        raise ValueError(f"F: found {tuple(F.shape)} {F.dtype}, expected features (T, n, m) of T "
+                         "tasks in single or double precision: F.double()")
+
+
+def per_task(lam, F):
+    """A penalty, (T,)."""
+    return torch.as_tensor(lam, dtype=F.dtype, device=F.device).expand(len(F))
+
+
+def warn_of_unsolved(info):
+    """Warn of fits that are not solved: their gradients are wrong."""
+    unsolved = int((~info["converged"]).sum())
+    if unsolved:
+        warnings.warn(f"{unsolved} of {len(info['converged'])} fits are not solved", stacklevel=3)
+
+
 class LassoSolution(torch.autograd.Function):
     """w (T, m), the Lasso solution of every task; F (T, n, m), y (T, n), lam (T,)."""
 
     @staticmethod
+    @exactly
     def forward(ctx, F, y, lam):
-        w, _ = solvers.lasso(F.detach(), y.detach(), lam.detach())
+        w, info = solvers.lasso(F.detach(), y.detach(), lam.detach())
+        warn_of_unsolved(info)
         ctx.save_for_backward(F, y, lam, w)
         return w
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx, dw):
-        return solvers.lasso_vjp(*ctx.saved_tensors, dw)
+        return solvers.lasso_vjp(*(a.detach() for a in ctx.saved_tensors), dw)
 
 
 class LassoHead(torch.nn.Module):
@@ -38,18 +79,23 @@ class LassoHead(torch.nn.Module):
         super().__init__()
         self.eps, self.n_support, self.intercept = eps, n_support, intercept
 
-    def fit(self, F, y):
-        lam = self.eps * solvers.lasso_lambda_max(F.detach(), y.detach())
-        return LassoSolution.apply(F, y, lam)
+    @exactly
+    def fit(self, F, y, lam=None):
+        check_features(F)
+        if lam is None:
+            lam = self.eps * solvers.lasso_lambda_max(F.detach(), y.detach())
+        return LassoSolution.apply(F, y, per_task(lam, F))
 
-    def forward(self, F, y):
+    @exactly
+    def forward(self, F, y, lam=None):
+        check_features(F)
         F_fit, y_fit = F[:, :self.n_support], y[:, :self.n_support]
         F_score, y_score = F[:, self.n_support or 0:], y[:, self.n_support or 0:]
         if self.intercept:
             F_mean, y_mean = F_fit.mean(1, keepdim=True), y_fit.mean(1, keepdim=True)
             F_fit, y_fit = F_fit - F_mean, y_fit - y_mean
             F_score, y_score = F_score - F_mean, y_score - y_mean       # b = y_mean - w.F_mean
-        w = self.fit(F_fit, y_fit)
+        w = self.fit(F_fit, y_fit, lam)
         r = y_score - (F_score @ w[..., None])[..., 0]
         return (r ** 2).mean() / 2, w
 
@@ -57,9 +103,12 @@ class LassoHead(torch.nn.Module):
 class RidgeHead(LassoHead):
     """The dense baseline, with a ridge in place of the Lasso; PyTorch differentiates it."""
 
-    def fit(self, F, y):
-        A = F.mT @ F / F.shape[1]
-        lam = self.eps * solvers.ridge_lambda_max(F.detach())
+    @exactly
+    def fit(self, F, y, lam=None):
+        check_features(F)
+        if lam is None:
+            lam = self.eps * solvers.ridge_lambda_max(F.detach())
+        A, lam = F.mT @ F / F.shape[1], per_task(lam, F)
         A = A + lam[:, None, None] * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
         return torch.linalg.solve(A, (F.mT @ y[..., None])[..., 0] / F.shape[1])
 
@@ -68,13 +117,16 @@ class SVMSolution(torch.autograd.Function):
     """W (T, k, m) of the group-Lasso multiclass SVM; F (T, n, m), Y (T, n, k) one-hot."""
 
     @staticmethod
+    @exactly
     def forward(ctx, F, Y, lam1, lam2):
-        W, Lam, _ = solvers.group_svm(F.detach(), Y, lam1.detach(), lam2.detach())
+        W, Lam, info = solvers.group_svm(F.detach(), Y, lam1.detach(), lam2.detach())
+        warn_of_unsolved(info)
         ctx.save_for_backward(F, Y, lam1, lam2, W, Lam)
         return W
 
     @staticmethod
     @once_differentiable
+    @exactly
     def backward(ctx, dW):
         dF, dlam1, dlam2 = solvers.group_svm_vjp(*ctx.saved_tensors, dW)
         return dF, None, dlam1, dlam2
@@ -92,9 +144,13 @@ class SVMHead(torch.nn.Module):
         self.n_support, self.eps, self.lam2 = n_support, eps, lam2
         self.scale = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
 
-    def forward(self, F, Y):
+    @exactly
+    def forward(self, F, Y, lam1=None):
+        check_features(F)
         F_fit, Y_fit = F[:, :self.n_support], Y[:, :self.n_support]
-        lam1 = self.eps * solvers.svm_lambda_max(F_fit.detach(), Y_fit)
+        if lam1 is None:
+            lam1 = self.eps * solvers.svm_lambda_max(F_fit.detach(), Y_fit)
+        lam1 = per_task(lam1, F)
         W = SVMSolution.apply(F_fit, Y_fit, lam1, torch.full_like(lam1, self.lam2))
         logits = self.scale * F[:, self.n_support:] @ W.mT
         return -(Y[:, self.n_support:] * logits.log_softmax(2)).sum(2).mean(), W

@@ -17,6 +17,19 @@ def test_ridge_of_classes_is_ridge_of_each_class():
         )
 
 
+def test_ridge_of_classes_is_exact_for_more_samples_than_features():
+    F, Y = svm_problem(2, 30, 4, 3)
+    right = np.stack([np.linalg.lstsq(f, y)[0].T for f, y in zip(F, Y, strict=True)])
+    np.testing.assert_allclose(episode_heads.ridge_classes(F, Y, 1e-14), right, rtol=1e-9)
+    dW = np.random.default_rng(0).standard_normal(right.shape)
+    (dF,) = episode_heads.ridge_classes_vjp(F, Y, 0.1, episode_heads.ridge_classes(F, Y, 0.1), dW)
+    step = np.random.default_rng(1).standard_normal(F.shape)
+    up, down = (episode_heads.ridge_classes(F + h * step, Y, 0.1) for h in (1e-6, -1e-6))
+    assert np.sum(dF * step) == pytest.approx(np.sum(dW * (up - down)) / 2e-6, rel=1e-6)
+    with pytest.raises(ValueError, match="positive"):
+        episode_heads.ridge_classes(F, Y, 0.0)
+
+
 def test_labels_that_are_not_finite_are_refused():
     F, Y = svm_problem(2, 8, 15, 3)
     with pytest.raises(ValueError, match="finite"):

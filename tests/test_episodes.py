@@ -186,7 +186,7 @@ def test_a_hostile_or_damaged_npz_is_refused(arrays, said, tmp_path, monkeypatch
 def test_a_pickle_is_not_read_and_the_error_says_how_to_convert_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val", "test"):
-        content = {"data": X, "labels": Hostile() if split == "val" else [0, 1]}
+        content = {"data": X + len(split), "labels": Hostile() if split == "val" else [0, 1]}
         (tmp_path / f"X_{split}.pickle").write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match="no train split.*numpy.savez") as error:
         episodes.load_splits(".")

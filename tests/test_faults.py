@@ -25,9 +25,9 @@ EXPERIMENTS = {  # arguments of a tiny run of each
     "disentangle": TINY,
     "fewshot": "fewshot --way 2 --shot 2 --query 3 --episodes 2 --steps 12 "
     "--test-episodes 4".split(),
-    "sharing": "sharing --tasks 2 --shot 3 --query 3 --pool 3 --test-tasks 2 --m 4 --steps 12 "
-    "--eval-images 60".split(),
-    "features": "sharing --features FILE --m 3 --tasks 2 --steps 40".split(),
+    "sharing": "sharing --tasks 2 --shot 3 --query 3 --pool 3 --test-tasks 2 --features 4 "
+    "--steps 12 --eval-images 60".split(),
+    "features": "sharing --source features --data FILE --features 3 --tasks 2 --steps 40".split(),
 }
 KILLED = EXPERIMENTS if "SPARSEDIS_KILLS" in os.environ else ["disentangle"]
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

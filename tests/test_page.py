@@ -97,6 +97,20 @@ def test_weights_are_halved_only_where_no_feature_changes(folders):
         assert all(np.array_equal(kept[name], params[name]) for name in params)
 
 
+def test_features_that_are_constant_are_drawn_and_numbers_that_are_none_are_refused(folders):
+    trained, shapes = page.read_run(folders["lasso"]), data.Shapes3D()
+    z, p = data.latents(shapes)
+    drawn = page.draw_images(shapes, p)
+    dead = trained.params["linear2.W"] * (np.arange(6) != 2)
+    params = trained.params | {"linear2.W": dead}
+    own = page.pack_run(dataclasses.replace(trained, params=params), shapes, z, drawn)
+    json.dumps(own, allow_nan=False)
+    assert set(own["sign"]) <= {-1.0, 1.0} and own["deviation"][2] == 1
+    huge = trained.params | {"linear2.b": np.full(6, np.inf, np.float32)}
+    with pytest.raises(ValueError, match="not finite"):
+        page.pack_run(dataclasses.replace(trained, params=huge), shapes, z, drawn)
+
+
 def test_the_links_lead_to_the_functions():
     for name, link in page.code_links("SOURCE").items():
         path, line = link.removeprefix("SOURCE/").split("#L")
@@ -174,6 +188,24 @@ def wait(tab, condition):
             return
         time.sleep(0.05)
     raise AssertionError(condition)
+
+
+@in_browser
+@pytest.mark.parametrize("script", [False, True])
+def test_a_browser_that_cannot_unpack_the_page_is_told(browser, two, script):
+    tab = browser.new_page(java_script_enabled=script)
+    tab.add_init_script("delete window.DecompressionStream")
+    tab.goto(two.as_uri())
+    told = "DecompressionStream is not defined" if script else "too old"
+    tab.wait_for_selector(f"#trouble:has-text('{told}')")
+
+
+@in_browser
+def test_a_constant_feature_has_no_weight(tab):
+    rows = np.random.default_rng(0).standard_normal((12, 3)) * [1, 0, 1]
+    for solve in ("lasso", "ridge"):
+        w = tab.evaluate(f"F => {solve}(F, F.map(f => f[0]), .1)", rows.tolist())
+        assert np.isfinite(w).all() and w[1] == 0 and w[0] > 0.5
 
 
 @pytest.fixture(scope="module")

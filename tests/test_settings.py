@@ -84,4 +84,6 @@ def test_a_bound_is_told_as_a_number():
     field = next(f for f in dataclasses.fields(disentangle.Disentangle) if f.name == "steps")
     with pytest.raises(ValueError, match="--steps: found 0, expected at least 1"):
         settings.check_bounds(field, 0)
-    settings.check_bounds(field, math.inf)
+    for beyond in (math.inf, 10**11, math.nan):
+        with pytest.raises(ValueError, match="--steps: found"):
+            settings.check_bounds(field, beyond)

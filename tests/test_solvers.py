@@ -499,7 +499,7 @@ def episode(seed, noise):
 def test_a_gap_is_not_enough_for_an_svm_to_converge():
     F, Y = episode(0, 1.0)
     lam1 = 0.1 * solvers.svm_lambda_max(F, Y)
-    Y, lam1, lam2 = solvers.check_problem(F, Y, lam1, 10.0)
+    F, Y, lam1, lam2 = solvers.check_problem(F, Y, lam1, 10.0)
     _, Lam, _ = solvers.group_svm(F, Y, lam1, 10.0)
     svm = solvers.svm_problem(F, Y, lam1, lam2)
     near = (Lam + 1e-10) / (Lam + 1e-10).sum(axis=2, keepdims=True)     # no exact zeros
@@ -917,7 +917,7 @@ def test_integer_labels_are_converted_and_integer_features_refused(dtype):
         lambda: solvers.svm_lambda_max(F_int, Y),
         lambda: solvers.group_svm(F_int, Y, 0.1, 1.0),
     ):
-        with pytest.raises(ValueError, match="real floating"):
+        with pytest.raises(ValueError, match="float64 or float32"):
             refused()
 
 

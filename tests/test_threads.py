@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import solvers
@@ -129,6 +132,42 @@ def test_child_processes_get_the_same_bits(how, where):
             leave.set()
             thread.join()
             assert same and (how == "spawn" or 2 in after)
+
+
+FORKS = """
+import multiprocessing, os, sys, threading
+import numpy as np
+import sparsedis
+rng = np.random.default_rng(0)
+encoder, x = sparsedis.cnn(6), rng.random((40, 64, 64, 3)).astype(np.float32)
+params, state = encoder.init(rng)
+def features():
+    return encoder.forward(params, state, x)[0]
+def child(queue):
+    queue.put(np.array_equal(features(), right))
+def busy():
+    while True:
+        features()
+right, context = features(), multiprocessing.get_context("fork")
+threading.Thread(target=busy, daemon=True).start()
+for fork in range(int(sys.argv[1])):
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    assert queue.get(timeout=30), fork
+    process.join()
+print("good", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("forks", [8, pytest.param(150, marks=pytest.mark.slow)])
+def test_no_fork_hangs_while_a_thread_is_in_an_encoder(forks):
+    """In a process of its own, outside cpu_threads, where BLAS has all its threads."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(forks)], cwd=ROOT, capture_output=True, timeout=300)
+    assert done.stdout == b"good\n"
 
 
 def test_outside_all_is_serial_and_nested_blocks_are_too():
