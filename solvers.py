@@ -1009,7 +1009,7 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
     Raises NotIdentified where W has no more than m tasks, each of which could be a factor, or spans
     fewer than m dimensions; ValueError where F does, and as check_tasks does.
     """
-    check_tasks(W, C, errors, starts)
+    W, C, errors = check_tasks(W, C, errors, starts)
     xp = array_namespace(W)
     x, noise, whitening = white_tasks(W, C, errors)
     bases = random_bases(x, starts, seed)
@@ -1057,15 +1057,18 @@ def white_tasks(W, C, errors):
 
 
 def check_tasks(W, C, errors, starts):
-    """Refuse shapes that do not fit, values that are not finite, and tasks without weights."""
+    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, and tasks
+    without weights; W, C and errors."""
+    W, C = as_plain_array("W", W), as_plain_array("C", C)
+    errors = None if errors is None else as_plain_array("errors", errors)
     xp = array_namespace(W, C)
     shapes = [None if a is None else tuple(a.shape) for a in (W, C, errors)]
     T, m = shapes[0] if W.ndim == 2 else (0, 0)
     fits = T * m > 0 and shapes[1] == (m, m) and shapes[2] in (None, (T,), (T, m, m))
-    if not fits or not xp.isdtype(W.dtype, "real floating"):
+    if not fits or W.dtype not in (xp.float64, xp.float32):
         raise ValueError(
-            f"expected W (T, m), C (m, m), errors (T,) or (T, m, m) or None, real floating, found "
-            f"{', '.join(map(str, shapes))}, {W.dtype}")
+            f"expected W (T, m), C (m, m), errors (T,) or (T, m, m) or None, float64 or float32, "
+            f"found {', '.join(map(str, shapes))}, {W.dtype}")
     given = (W, C) if errors is None else (W, C, errors)
     if not all(bool(xp.all(xp.isfinite(a))) for a in given):
         raise ValueError("W, C or errors hold values that are not finite")
@@ -1074,6 +1077,7 @@ def check_tasks(W, C, errors, starts):
         raise ValueError(f"W: {empty} of {T} tasks have no weights: leave them out")
     if starts < 1:
         raise ValueError(f"starts: found {starts}, expected 1 or more")
+    return W, C, errors
 
 
 def random_bases(x, starts, seed):

@@ -78,7 +78,11 @@ def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
 
 def checked(F, Y, index):
     """The Sample, F of mean 0; ValueError where shapes do not fit or values are not finite."""
-    F, Y = (np.asarray(a, dtype=np.float64) for a in (F, Y))
+    if np.ma.is_masked(F):
+        raise ValueError("F: found masked values: leave their rows out")
+    F = np.asarray(F, dtype=np.float64)
+    Y = np.ma.filled(np.ma.asarray(Y, dtype=np.float64), np.nan) if np.ma.is_masked(Y) else Y
+    Y = np.asarray(Y, dtype=np.float64)
     index = None if index is None else np.asarray(index)
     shape = None if index is None else index.shape
     rows = F.shape[:1] if index is None else index.shape

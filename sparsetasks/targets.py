@@ -20,6 +20,8 @@ class Targets:
     """
 
     def __init__(self, Y, likelihood="gaussian", least=2):
+        if hasattr(Y, "isna") and np.asarray(Y).dtype == object:    # pandas has many kinds of gaps
+            Y = Y.astype(object).where(Y.notna(), np.nan)
         if np.ma.isMaskedArray(Y):
             nothing = None if Y.dtype.kind in "USO" else np.nan
             Y = np.where(np.ma.getmaskarray(Y), nothing, Y.data)
@@ -62,6 +64,8 @@ class Targets:
 
 def checked_numbers(Y):
     """Y (N, K) as floating point numbers, NaN where missing."""
+    if Y.dtype.kind == "c":
+        raise ValueError(f"Y: found {Y.dtype}, expected real numbers")
     try:
         Y = Y.astype(np.float64)
     except (TypeError, ValueError):

@@ -20,6 +20,8 @@ import sparsedis
 from experiments import apply, episodes, results, settings, sharing_data, sharing_features
 from experiments.disentangle import Disentangle
 from experiments.plots import Grid
+from sparsetasks.rotation import unmix
+from sparsetasks.targets import Targets
 
 RNG = np.random.default_rng(0)
 Z = RNG.standard_normal((400, 4))
@@ -111,6 +113,44 @@ def test_masked_values_are_refused(problem):
     for call in calls(*problem):
         with pytest.raises(ValueError, match="masked"):
             call(lambda a: np.ma.masked_array(a, a == a.flat[0]))
+
+
+def sparse_tasks():
+    W = RNG.standard_normal((40, 3)) * (RNG.random((40, 3)) < 0.5)
+    return W[W.any(axis=1)]
+
+
+def test_the_rotation_takes_what_the_solvers_take():
+    W, C = sparse_tasks(), np.eye(3)
+    right, _ = solvers.sparse_rotation(W, C)
+    np.testing.assert_array_equal(solvers.sparse_rotation(W.astype(">f8"), C)[0], right)
+    for bad in (W.astype(np.float16), W.astype(np.longdouble), np.ma.masked_array(W, W > 1)):
+        with pytest.raises(ValueError, match="float64 or float32|masked"):
+            solvers.sparse_rotation(bad, C)
+
+
+def test_masked_targets_of_the_rotation_are_missing_ones():
+    F = RNG.standard_normal((300, 3))
+    Y = F @ sparse_tasks().T + 0.1 * RNG.standard_normal((300, 1))
+    hidden = np.ma.masked_array(np.where(Y > 2, -999, Y), Y > 2)
+    np.testing.assert_array_equal(unmix(F, hidden).M, unmix(F, np.where(Y > 2, np.nan, Y)).M)
+    with pytest.raises(ValueError, match="masked"):
+        unmix(np.ma.masked_array(F, F > 1), Y)
+
+
+@pytest.mark.parametrize("kind", ["Float64", object])
+def test_gaps_of_a_frame_are_gaps(kind):
+    pandas = pytest.importorskip("pandas")
+    Y = np.where(Z > 1, np.nan, Z)
+    frame = pandas.DataFrame(Z).astype(kind).mask(pandas.DataFrame(Z > 1))
+    np.testing.assert_array_equal(Targets(frame).Y, Y)
+    texts = pandas.DataFrame(np.where(Z > 0, "a", "b")).astype("string")
+    texts = texts.mask(pandas.DataFrame(Z > 1))
+    found = Targets(texts, "categorical")
+    np.testing.assert_array_equal(found.known, np.isfinite(Y))
+    assert [list(names) for names in found.classes] == [["a", "b"]] * 4
+    with pytest.raises(ValueError, match="real"):
+        Targets(Z + 0j)
 
 
 @pytest.mark.parametrize("dtype, size", [(np.float32, 1e-25), (np.float64, 1e-170)])
@@ -368,7 +408,7 @@ def test_too_few_rows_are_refused_before_training(what, tmp_path, monkeypatch, c
 
 
 def test_a_label_may_be_any_text(finished, tmp_path):
-    folder = next(finished[0].glob("disentangle/*"))
+    folder = next(finished[0].rglob("metrics.jsonl")).parent
     for label in ("cost $$ \\frac{", "a $x$ $", "$\\frac{$"):
         line = ["curves", f"{label}={folder}", "--out", str(tmp_path / "c.png")]
         assert run.main(line) == 0 and (tmp_path / "c.png").exists()
