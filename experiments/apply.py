@@ -200,4 +200,4 @@ def read_run(folder):
 def differs(key, contents):
     """Whether a setting differs between runs, and tells something of them."""
     values = {str(content.get(key)) for content in contents}
-    return len(values) > 1 and key not in ("code", "device")
+    return len(values) > 1 and key not in ("code", "device", "kernel")

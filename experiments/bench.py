@@ -25,14 +25,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import LogFormatter
 from sklearn.linear_model import Lasso
-from threadpoolctl import threadpool_info
 
 import data
 import solvers
 import sparsedis
 from experiments import plots, results
 from experiments.episode_networks import conv4
-from experiments.settings import OUT, option, out_path
+from experiments.settings import OUT, blas_kernels, option, out_path
 
 # The CNN's convolutions, of stride 2: channels in and out, side of the kernel, padding.
 CONVOLUTIONS = [(3, 32, 4, 1), (32, 32, 4, 1), (32, 64, 2, 0), (64, 64, 2, 0)]
@@ -68,11 +67,9 @@ def bench(config):
 def machine(threads):
     """The processor, the BLAS kernels and the number of threads, in a line; in a second one, what
     keeps OpenBLAS from the processor's own kernels and so makes every product of ours slower."""
-    blas = [info for info in threadpool_info() if info["user_api"] == "blas"]
-    kernels = {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in blas}
     forced = {name: value for name, value in os.environ.items() if name.startswith("OPENBLAS_")}
     warning = f"\nset by the environment: {forced}" if forced else ""
-    return f"{processor()}; BLAS: {', '.join(sorted(kernels))}; {threads} threads{warning}"
+    return f"{processor()}; BLAS: {blas_kernels()}; {threads} threads{warning}"
 
 
 def processor():

@@ -81,7 +81,7 @@ def tell_scores(result):
     """The scores of a run's features, as they are and unmixed afterwards, in two or three lines."""
     scores = "   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items())
     print(f"{scores}      {result['steps']} steps, {result['seconds']:.0f} s of training")
-    if "mcc_rotated" in result:
+    if result.keys() >= {*AFTERWARDS, "identified", "features"}:    # not in older results
         print(f"after a rotation: MCC {result['mcc_rotated']:.4f}, {result['identified']} of its "
               f"{result['features']} features identified   after ICA: MCC {result['mcc_ica']:.4f}")
     matched = [key for key in result if key.startswith("mcc_") and key not in AFTERWARDS]

@@ -264,7 +264,8 @@ class Run:
             self.empty()
         for left_by_a_kill in self.folder.rglob(".*.new"):
             left_by_a_kill.unlink()
-        made_by = {"version": self.config.version, "device": self.config.device, "code": self.code}
+        made_by = {"version": self.config.version, "device": self.config.device,
+                   "code": self.code, "kernel": settings.blas_kernels()}
         before = self.codes_before()
         if before:
             print("going on from a checkpoint that was made by other code")

@@ -14,12 +14,16 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
 import os
 import sys
+import tokenize
 from pathlib import Path
 from typing import ClassVar
+
+from threadpoolctl import threadpool_info
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {"in_hash": False}  # marks settings that do not change the result
@@ -231,12 +235,16 @@ def identify(config, **more):
     return content, hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+NO_NUMBERS = ("plots", "results", "process")  # of experiments/: how a run is kept, told and drawn
+
+
 def sources(path):
-    """The files of ours that a file imports, directly or not, itself included."""
+    """The files of ours that a file imports, directly or not, itself included; but for those that
+    change no number."""
     found, left = set(), [path]
     while left:
         path = left.pop()
-        if path in found:
+        if path in found or (path.parent.name == "experiments" and path.stem in NO_NUMBERS):
             continue
         found.add(path)
         names = imported_names(ast.parse(path.read_text()))
@@ -260,13 +268,35 @@ def imported_names(tree):
 @functools.cache
 def code_digest(settings, file=None):
     """A digest of the code of an experiment, that of its settings class or a file, and of all that
-    it imports, so that a result made by other code can be told."""
+    it imports and that can change a number, so that a result made by other code can be told."""
     path = Path(file or sys.modules[settings.__module__].__file__).resolve()
-    code = b"".join(source.read_bytes() for source in sources(path))
-    return hashlib.sha256(code).hexdigest()[:16]
+    code = "\n".join(without_words(source.read_text()) for source in sources(path))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def without_words(text):
+    """Python code without comments, docstrings and empty lines."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(text)):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node):
+            doc = node.body[0]
+            lines[doc.lineno - 1:doc.end_lineno] = [""] * (doc.end_lineno - doc.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 # ------------------------------------------------------------------------------ the device
+
+
+def blas_kernels():
+    """The BLAS libraries of this process and their kernels, on which the last bits depend."""
+    found = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    names = {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in found}
+    return ", ".join(sorted(names))
 
 
 def device_of(name):

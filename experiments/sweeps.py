@@ -45,8 +45,8 @@ PAPER = {"steps": 20_000, "image_sets": 8, "samples": 50, "tasks_per_set": 1, "w
 SCALES = {"tiny": TINY, "quick": QUICK, "paper": PAPER}             # tiny: to try how sweeps run
 
 EPS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
-OUTER_EPS = (1e-4, 1e-3, 0.01, 0.1, 0.3)
-BEST = (0.0, 0.1, 0.3)                                              # of which curves take the best
+OUTER_EPS = (0.0, 1e-4, 1e-3, 0.01, 0.1, 0.3)                       # ours
+BEST = (0.0, 0.1, 0.3)                                              # of which Fig. 9's curves take
 
 CORNERS = [{"rho": 0.0}, {"rho": 0.9}, {"rho": 0.9, "alpha": 0.0}]  # as bars, over eps
 BETWEEN = [{"rho": rho} for rho in (0.5, 0.8, 0.95, 0.99)]          # on the curves only
@@ -91,14 +91,14 @@ RESPONSES = [shown("inner-lasso", 0.3, 0.0), shown("inner-ridge", 0.0, 0.0),
 # The sweeps of Disentangle: their parts at quick and at paper scale.
 SWEEPS = {
     "main": {
-        "quick": [Part(CORNERS, INNER, EPS, 3), Part(BETWEEN, INNER, BEST, 2)],
+        "quick": [Part(CORNERS, INNER, EPS, 5), Part(BETWEEN, INNER, EPS, 3)],
         "paper": [Part(CORNERS + BETWEEN, INNER, EPS, 10)]},
-    "blocks": {"quick": [Part(BLOCKS, INNER, EPS, 2)], "paper": [Part(BLOCKS, INNER, EPS, 10)]},
+    "blocks": {"quick": [Part(BLOCKS, INNER, EPS, 3)], "paper": [Part(BLOCKS, INNER, EPS, 10)]},
     "outer": {
-        "quick": [Part([{"rho": 0.9}], OUTER, OUTER_EPS, 2)],
+        "quick": [Part([{"rho": 0.9}], OUTER, OUTER_EPS, 3)],
         "paper": [Part([{"rho": 0.9}], OUTER, OUTER_EPS, 10)]},
     "laplace": {
-        "quick": [Part(laplace(CORNERS), INNER, EPS, 2)],
+        "quick": [Part(laplace(CORNERS), INNER, EPS, 3), Part(laplace(BETWEEN), INNER, BEST, 3)],
         "paper": [Part(laplace(CORNERS + BETWEEN), INNER, EPS, 10)]},
     "responses": {"quick": RESPONSES, "paper": RESPONSES},
     "rotation": {
@@ -215,8 +215,8 @@ def sweep(config):
 
 def run_of(config):
     """The Run of settings; at eps = 0 Lasso and ridge are one problem, which is run once."""
-    if config.eps == 0 and getattr(config, "head", None) == "inner-ridge":
-        config = dataclasses.replace(config, head="inner-lasso")
+    if config.eps == 0 and getattr(config, "head", "").endswith("-ridge"):
+        config = dataclasses.replace(config, head=config.head.replace("ridge", "lasso"))
     return results.Run(config)
 
 
@@ -319,7 +319,9 @@ def read_row(config, by_name):
     run = run_of(config)
     scores = run.result()
     if scores is not None:
-        scores |= {"code": run.made_by()["code"], "folder": str(run.folder)}
+        made_by = run.made_by()
+        scores |= {"code": made_by["code"], "kernel": made_by.get("kernel", "")}
+        scores |= {"folder": str(run.folder)}
     elif run.name in by_name:
         scores = by_name[run.name] | {"folder": None}
     else:
@@ -341,9 +343,11 @@ def read_told(path):
 
 def read_cells(row):
     """The scores of a row, numbers and lists; a digest, which may look like a number, as it is."""
-    code = row.pop("code")
+    texts = {key: row.pop(key, "") for key in ("code", "kernel")}
+    if not texts["code"]:
+        raise KeyError("code")
     scores = {k: json.loads(text) for k, text in row.items() if text and k not in TOLD}
-    return scores | {"code": code}
+    return scores | texts
 
 
 def where(rows, cell):

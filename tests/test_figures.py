@@ -119,10 +119,12 @@ def test_the_best_eps_is_one_that_every_level_has():
         row("inner-ridge", 0.3, 0, rho=0.9, mcc=0.8, mcc_ica=0.3),  # of one seed the best,
         row("inner-ridge", 0.3, 1, rho=0.9, mcc=0.3, mcc_ica=0.4),  # not on average
     ]
-    best = figures.best_runs(rows, "rho", figures.RIDGE)
-    assert [[r["mcc"] for r in best[level]] for level in (0.0, 0.9)] == [[0.7], [0.6, 0.6]]
-    best = figures.best_runs(rows, "rho", figures.RIDGE_ICA)
-    assert [[r["mcc_ica"] for r in best[level]] for level in (0.0, 0.9)] == [[0.9], [0.3, 0.4]]
+    uniform, correlated = figures.searched_alike(rows, "rho").values()
+    assert {r["eps"] for r in uniform} == {0.1, 0.3}
+    assert [r["mcc"] for r in figures.best_eps(correlated, "mcc")] == [0.6, 0.6]
+    assert [r["mcc_ica"] for r in figures.best_eps(correlated, "mcc_ica")] == [0.3, 0.4]
+    assert figures.best_of_seeds(correlated, "mcc") == [0.8, 0.6]  # of each seed its own
+    assert figures.best_of_seeds(uniform, "mcc_ica") == [0.9]
 
 
 def test_a_curve_needs_levels_in_between(drawn):

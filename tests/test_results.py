@@ -172,6 +172,13 @@ def test_a_damaged_file_of_a_result_is_named_with_its_remedy(content, name, copi
     assert run.main([*args, "--force"]) == 0
 
 
+def test_a_result_of_before_the_rotation_is_still_told(copied, capsys):
+    args, folder = copied
+    told = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({k: told[k] for k in told if k != "identified"}))
+    assert run.main(args) == 0 and "after a rotation" not in capsys.readouterr().out
+
+
 def spoil(arrays, how):
     """The arrays of a checkpoint with one of them missing, of another shape, or not finite."""
     name = "params/conv2.W"

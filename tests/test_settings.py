@@ -64,13 +64,40 @@ def test_a_name_depends_on_what_determines_the_result_alone():
 def test_the_digest_is_of_the_code_behind_an_experiment():
     files = settings.sources(settings.ROOT / "experiments/disentangle.py")
     names = {str(path.relative_to(settings.ROOT)) for path in files}
-    assert {"sparsedis.py", "solvers.py", "experiments/results.py", "experiments/plots.py"} <= names
+    assert {"sparsedis.py", "solvers.py", "experiments/settings.py"} <= names
+    assert not names & {"experiments/plots.py", "experiments/results.py"}
     own = settings.sources(settings.ROOT / "experiments/tasks.py")
     names_of_tasks = {str(path.relative_to(settings.ROOT)) for path in own}
     assert {"sparsetasks/estimator.py", "sparsedis.py"} <= names_of_tasks
     assert not names & {"run.py", "experiments/sweeps.py", "experiments/bench.py"}
     digest = settings.code_digest(disentangle.Disentangle)
     assert len(digest) == 16 and digest == settings.code_digest(disentangle.Disentangle)
+
+
+CODE = """'Words.'
+
+class C:
+    '''More,
+    of two lines.'''
+
+    a = "# none"  # one
+
+    def f(self, x):
+        'And more.'
+        return x + 1
+
+
+# and
+"""
+
+
+def test_words_do_not_age_a_result():
+    left = settings.without_words(CODE)
+    assert left == 'class C:\n    a = "# none"\n    def f(self, x):\n        return x + 1'
+    for words in (("Words", "Others"), ("# one", "# two"), ("# and", ""), ("two lines", "a line")):
+        assert CODE.replace(*words) != CODE
+        assert settings.without_words(CODE.replace(*words)) == left
+    assert settings.without_words(CODE.replace("1", "2")) != left
 
 
 def test_gpu_without_a_gpu_says_so():
