@@ -388,6 +388,9 @@ class Figure:
     noise: str = option(
         "absolute", "fig1: a variance of 0.04, or of 0.04 of the signal's",
         choices=("absolute", "relative"))
+    varies: str = option(
+        "all", "fig1: what the seeds draw anew; all, or of one task whose w and data are kept",
+        choices=regression.VARIES)
     jobs: int = option(os.cpu_count() or 1, "fig1: processes", 1, 1024)
     scale: str = option("quick", "of the sweep", choices=tuple(SCALES))
     out: str = option("", "the file to write; in the folder of results when not given")
@@ -401,8 +404,9 @@ def figure(config):
     folder = Path("results") if of_tables else tables               # docs/ holds tables alone
     folder.mkdir(parents=True, exist_ok=True)
     if name == "fig1":
-        path = Path(config.out or folder / f"fig1-{config.cov}-{config.noise}.png")
-        regression.draw_fig1(config.cov, config.noise, config.jobs, path)
+        words = ["fig1", config.cov, config.noise, *([config.varies] * (config.varies != "all"))]
+        path = Path(config.out or folder / f"{'-'.join(words)}.png")
+        regression.draw_fig1(config.cov, config.noise, config.varies, config.jobs, path)
     elif name in ALONE:
         path = Path(config.out or folder / f"{name}.png")
         ALONE[name](path)

@@ -18,6 +18,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 from sklearn.linear_model import LassoCV, RidgeCV
+from sklearn.model_selection import KFold
 
 from experiments import plots, results
 
@@ -27,7 +28,7 @@ Estimator = namedtuple("Estimator", "features penalty style color")
 
 ESTIMATORS = (
     Estimator("disentangled", "lasso", "o-", "C1"), Estimator("entangled", "lasso", "o-", "C0"),
-    Estimator("disentangled", "ridge", "^--", "C1"), Estimator("entangled", "ridge", "^--", "C0"))
+    Estimator("disentangled", "ridge", "s-", "C1"), Estimator("entangled", "ridge", "^--", "C0"))
 PERCENTS, SIZES = (5, 20, 80), (25, 50, 75, 100, 125, 150)
 SEEDS = 10
 
@@ -49,20 +50,34 @@ def gaussian_task(rng, n, m=100, active=5, covariance="ar", noise="absolute"):
     return z, z @ w + variance ** 0.5 * rng.standard_normal(n), w
 
 
-def scores_of_task(covariance, noise, percent, n, seed, m=100):
+# What may differ between the seeds: all; or, of one task whose w and data are kept, one thing only.
+VARIES = ("all", "rotation", "folds", "test")
+
+
+def scores_of_task(covariance, noise, varies, percent, n, seed, task=0, m=100):
     """R^2 of each estimator on 1,000 test samples of one task, penalties by 5-fold CV."""
     warnings.simplefilter("ignore")                                 # of fits that stop early
-    rng = np.random.default_rng([seed, percent, n])
-    z, y, _ = gaussian_task(rng, n + 1000, m, percent * m // 100, covariance, noise)
+    if varies == "all":
+        rng = np.random.default_rng([seed, percent, n])
+        z, y, _ = gaussian_task(rng, n + 1000, m, percent * m // 100, covariance, noise)
+        test = slice(n, None)
+    else:
+        rng = np.random.default_rng([task, percent])
+        N = 150 + 1000 * SEEDS                                      # the training samples first
+        z, y, _ = gaussian_task(rng, N, m, percent * m // 100, covariance, noise)
+        block = seed if varies == "test" else 0
+        test = slice(150 + 1000 * block, 150 + 1000 * (block + 1))
+        rng = np.random.default_rng(seed if varies == "rotation" else 0)
+    folds = KFold(5, shuffle=True, random_state=seed) if varies == "folds" else 5
     rotation, _ = np.linalg.qr(rng.standard_normal((m, m)))
     scores = []
     for estimator in ESTIMATORS:
         X = z if estimator.features == "disentangled" else z @ rotation
         if estimator.penalty == "lasso":
-            fit = LassoCV(cv=5, max_iter=5000)
+            fit = LassoCV(cv=folds, max_iter=5000)
         else:
-            fit = RidgeCV(np.logspace(-4, 5, 40), cv=5)
-        scores.append(fit.fit(X[:n], y[:n]).score(X[n:], y[n:]))
+            fit = RidgeCV(np.logspace(-4, 5, 40), cv=folds)
+        scores.append(fit.fit(X[:n], y[:n]).score(X[test], y[test]))
     return scores
 
 
@@ -75,18 +90,31 @@ def printed():
     return np.swapaxes(values, 2, 3)
 
 
-def draw_fig1(covariance, noise, jobs, path, seeds=SEEDS, percents=PERCENTS, sizes=SIZES):
+def scores_of_seeds(covariance, noise, varies, jobs, task=0, seeds=SEEDS, percents=PERCENTS,
+                    sizes=SIZES):
+    """R^2 (percents, sizes, seeds, estimators)."""
+    cells = list(itertools.product(percents, sizes, range(seeds)))
+    tasks = (joblib.delayed(scores_of_task)(covariance, noise, varies, *cell, task)
+             for cell in cells)
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
+    scores = list(results.progress(parallel(tasks), "fits", len(cells)))
+    return np.reshape(scores, (len(percents), len(sizes), seeds, len(ESTIMATORS)))
+
+
+def mean_and_error(scores):
+    """Over the seeds, and the standard error."""
+    return scores.mean(axis=2), scores.std(axis=2, ddof=1) / scores.shape[2] ** 0.5
+
+
+def draw_fig1(covariance, noise, varies, jobs, path, seeds=SEEDS, percents=PERCENTS, sizes=SIZES):
     """R^2 against the number of samples, a panel for each sparsity, mean and standard error, above
-    the printed figure.
+    the printed figure; the numbers beside it as CSV.
 
     Returns the scores (percents, sizes, seeds, estimators).
     """
-    cells = list(itertools.product(percents, sizes, range(seeds)))
-    tasks = (joblib.delayed(scores_of_task)(covariance, noise, *cell) for cell in cells)
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
-    scores = list(results.progress(parallel(tasks), "fits", len(cells)))
-    scores = np.reshape(scores, (len(percents), len(sizes), seeds, len(ESTIMATORS)))
-    mean, error = scores.mean(axis=2), scores.std(axis=2) / seeds ** 0.5
+    scores = scores_of_seeds(covariance, noise, varies, jobs, 0, seeds, percents, sizes)
+    mean, error = mean_and_error(scores)
+    write_rows(path.with_suffix(".csv"), percents, sizes, mean, error)
     for percent, means, spread in zip(percents, mean[:, 0], error[:, 0], strict=True):
         for estimator, r2, se in zip(ESTIMATORS, means, spread, strict=True):
             print(f"l/m = {percent} %, n = {sizes[0]}, {estimator.features}-{estimator.penalty}: "
@@ -100,6 +128,19 @@ def draw_fig1(covariance, noise, jobs, path, seeds=SEEDS, percents=PERCENTS, siz
     fig.legend(handles, labels, fontsize=8, ncols=4, loc="outside upper center")
     plots.save(fig, path)
     return scores
+
+
+def write_rows(path, percents, sizes, mean, error):
+    """Mean and standard error as CSV, the printed ones beside them."""
+    of_print = np.stack(printed())                                  # (2, percents, sizes, ...)
+    lines = ["percent,n,estimator,mean,se,printed_mean,printed_se"]
+    for (i, percent), (j, n) in itertools.product(enumerate(percents), enumerate(sizes)):
+        theirs = of_print[:, PERCENTS.index(percent), SIZES.index(n)]
+        for k, (features, penalty, _, _) in enumerate(ESTIMATORS):
+            numbers = mean[i, j, k], error[i, j, k], *theirs[:, k]
+            told = ",".join(f"{number:.4g}" for number in numbers)
+            lines.append(f"{percent},{n},{features}-{penalty},{told}")
+    results.write_text(path, "\n".join(lines) + "\n")
 
 
 def draw_panels(axes, percents, sizes, mean, error):

@@ -1,19 +1,36 @@
 """Fig. 1: sparse linear tasks on disentangled and entangled features."""
 
 import numpy as np
+import pytest
 
 from experiments import regression
 
 
 def test_fig1_draws_four_estimators(tmp_path):
     scores = regression.draw_fig1(
-        "identity", "absolute", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50)
+        "identity", "absolute", "all", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50)
     )
     assert scores.shape == (1, 2, 2, 4) and (tmp_path / "f.png").exists()
     np.testing.assert_allclose(
         scores[..., 2], scores[..., 3], atol=1e-6
     )  # a rotation changes nothing for ridge
     assert scores[0, 0, :, 0].mean() > 0.5 > scores[0, 0, :, 1].mean()
+
+
+def test_the_numbers_of_fig1_stand_beside_the_printed_ones(tmp_path):
+    regression.write_rows(tmp_path / "f.csv", (20,), (50,), *np.ones((2, 1, 1, 4)))
+    rows = (tmp_path / "f.csv").read_text().splitlines()
+    assert rows[1] == "20,50,disentangled-lasso,1,1,0.4488,0.12" and len(rows) == 5
+
+
+@pytest.mark.parametrize("varies", regression.VARIES[1:])
+def test_of_a_kept_task_one_thing_varies(varies):
+    scores = regression.scores_of_seeds("identity", "relative", varies, 1, 0, 2, (5,), (50,))
+    spread = np.ptp(scores[0, 0], axis=0)  # lasso, lasso, ridge, ridge
+    changes = {"rotation": [0, 1, 0, 0], "folds": [1, 1, 0, 0], "test": [1, 1, 1, 1]}[varies]
+    assert ((spread > 1e-6) >= np.array(changes, bool)).all()
+    if varies == "rotation":
+        assert (spread[[0, 2, 3]] < 1e-6).all() and spread[1] > 1e-3
 
 
 def test_a_gaussian_task_is_as_described():
