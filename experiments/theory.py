@@ -13,6 +13,7 @@ from collections import namedtuple
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
 import data
@@ -57,6 +58,7 @@ def theory(m=6, N=400, T=300, seed=0):
     yield from predictions_do_not_see_L(rng, F, L)
     yield from population_predictor(rng, W, L)
     yield from sparse_estimators(F[:60], W[:40], L, scaling)
+    yield from minima(np.random.default_rng(seed))
     yield from permutation_in_every_invertible_matrix(rng, m)
     yield from linear_identifiability(rng, F, W)
     yield from sparsity_prefers_scalings(rng, m, scaling)
@@ -152,6 +154,79 @@ def sparse_estimators(F, W, L, scaling):
         "Thm. B.6, Problem (55): the fewest features that fit exactly are attained by "
         "permutation-scalings",
         "mean ||w||_0: " + counts, scaled == need["the factors"] < mixed)
+
+
+def subset_losses(L, C, W):
+    """For factors of covariance C (m, m), features L f and tasks w (T, m): the least mean squared
+    error of any j features, (m + 1, T), and its derivative in L, (m + 1, T, m, m)."""
+    T, m = W.shape
+    losses, dL = [], np.zeros((m + 1, T, m, m))
+    for size in range(m + 1):
+        found = []
+        for support in map(list, itertools.combinations(range(m), size)):
+            A = L[support]                                                  # of the features kept
+            b = np.linalg.solve(A @ C @ A.T, A @ C @ W.T).T                 # their weights
+            r = (W - b @ A) @ C
+            found.append((np.sum(W * r, axis=1), support, -2 * b[..., None] * r[:, None, :]))
+        best = np.argmin([loss for loss, _, _ in found], axis=0)
+        for t, k in enumerate(best):
+            _, support, dA = found[k]
+            dL[size, t, support] = dA[t]
+        losses.append(np.min([loss for loss, _, _ in found], axis=0))
+    return np.array(losses), dL
+
+
+def shared_out(losses, total):
+    """The numbers of features (T,), `total` in all, by which the sum of the losses is least."""
+    least, chosen = np.full(total + 1, np.inf), []                          # of so many features
+    least[0] = 0
+    for of_task in losses.T:
+        ways = np.full((len(of_task), total + 1), np.inf)
+        for j, loss in enumerate(of_task):
+            ways[j, j:] = least[:total + 1 - j] + loss
+        chosen.append(ways.argmin(axis=0))
+        least = ways.min(axis=0)
+    left, sizes = int(least.argmin()), []
+    for choice in chosen[::-1]:
+        sizes.append(choice[left])
+        left -= sizes[-1]
+    return np.array(sizes[::-1])
+
+
+def minima(rng, m=4, T=40, starts=12, rho=0.8):
+    """Problems (4) and (55) minimised over L, the features being L f, f of correlation rho: each
+    task has as many features as its w uses, or all tasks together have.  [L23]"""
+    C = rho + (1 - rho) * np.eye(m)
+    W = rng.standard_normal((T, m)) * supports(rng, T, m)
+    own = (W != 0).sum(axis=1)
+    signal = np.sum(W @ C * W)
+    for name, together in (("(4)", False), ("(55)", True)):
+        def loss(flat, together=together):
+            losses, dL = subset_losses(flat.reshape(m, m), C, W)
+            sizes = shared_out(losses, own.sum()) if together else own
+            some = sizes, np.arange(T)
+            return losses[some].sum() / signal, dL[some].sum(axis=0).ravel() / signal
+
+        ends = [minimize(loss, rng.standard_normal(m * m), jac=True, method="BFGS",
+                         options={"gtol": 1e-9}) for _ in range(starts)]
+        found = sorted((end.fun, mixing(end.x.reshape(m, m))) for end in ends)
+        solved = [mixed for value, mixed in found if value < 1e-8]
+        others = [value for value, _ in found if value >= 1e-8]
+        told = f", L off by at most {max(solved):.1e}" if solved else ""
+        yield Claim(
+            f"Problem {name} over L, {T} tasks, factors correlated at {rho}: a loss of 0 is found "
+            "at permutation-scalings only",
+            f"{len(solved)} of {starts} searches end at 0{told}; the others in local minima, of "
+            f"{min(others, default=0):.2g} of the signal and more", max(solved, default=0) < 1e-2)
+
+
+def mixing(L):
+    """How far L is from a permutation-scaling: the largest share of a row beside its largest entry,
+    1 where two rows have theirs in one column."""
+    share = np.abs(L) / np.abs(L).max(axis=1, keepdims=True)
+    largest = share.argmax(axis=1)
+    share[np.arange(len(L)), largest] = 0
+    return float(share.max()) if len(set(largest.tolist())) == len(L) else 1.0
 
 
 # ------------------------------------------------------------------------------ Section 3, App. B

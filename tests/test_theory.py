@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import run
 from experiments import theory
@@ -23,6 +24,36 @@ def test_every_claim_of_the_theory_holds(tmp_path, monkeypatch, capsys):
     assert len(list(theory.theory(seed=1))) >= 10 and all(
         claim.holds for claim in theory.theory(seed=1)
     )
+
+
+def test_the_losses_of_problem_4_and_their_slopes():
+    rng = np.random.default_rng(0)
+    C, W = 0.5 + 0.5 * np.eye(3), rng.standard_normal((4, 3)) * [1, 1, 0]
+    losses, dL = theory.subset_losses(np.eye(3)[[2, 0, 1]] * 3, C, W)  # a permutation-scaling
+    np.testing.assert_allclose(losses[0], np.sum(W @ C * W, axis=1))
+    np.testing.assert_allclose(losses[2:], 0, atol=1e-12)
+    L, step = rng.standard_normal((2, 3, 3))
+    losses, dL = theory.subset_losses(L, C, W)
+    up, down = (theory.subset_losses(L + h * step, C, W)[0] for h in (1e-6, -1e-6))
+    np.testing.assert_allclose(np.sum(dL * step, axis=(2, 3)), (up - down) / 2e-6, atol=1e-6)
+    assert (np.diff(losses, axis=0) <= 1e-12).all()  # more features, less loss
+
+
+def test_features_are_shared_out_as_is_best():
+    losses = np.random.default_rng(1).random((4, 5)).cumsum(axis=0)[::-1]  # (m + 1, T), falling
+    ways = np.stack(np.meshgrid(*[range(4)] * 5, indexing="ij"), axis=-1).reshape(-1, 5)
+    ways = ways[ways.sum(axis=1) <= 7]
+    least = min(losses[way, np.arange(5)].sum() for way in ways)
+    sizes = theory.shared_out(losses, 7)
+    assert losses[sizes, np.arange(5)].sum() == least and sizes.sum() <= 7
+
+
+@pytest.mark.parametrize(
+    "L, off",
+    [([[0, 2], [-1, 0]], 0), ([[1, 0.5], [0, 3]], 0.5), ([[1, 0], [1, 0.1]], 1.0)],
+)
+def test_how_far_from_a_permutation_scaling(L, off):
+    assert theory.mixing(np.array(L, float)) == off
 
 
 def test_a_bound_that_is_too_low_fails(monkeypatch):
