@@ -190,6 +190,34 @@ def test_an_interrupted_sweep_goes_on(one_head, monkeypatch):
     assert run.main(["sweep", "main"]) == 0 and len(finished()) == 4
 
 
+def test_runs_that_fail_are_named_at_the_end_and_stop_no_other(one_head, capsys):
+    assert run.main(["sweep", "main"]) == 0
+    first, second, *_ = finished()
+    (first.parent / "checkpoint.npz").write_bytes(b"x")
+    first.unlink()
+    second.write_text("{}")  # damaged, too
+    Path("results/main-quick.csv").unlink()  # whose rows count as finished
+    capsys.readouterr()
+    assert run.main(["sweep", "main"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "2 of 2 runs failed" in error
+    assert str(first.parent) in error and str(second.parent) in error
+    assert len(sweeps.read_told(Path("results/main-quick.csv"))) == 2
+
+
+def test_no_more_workers_are_asked_for_than_there_are_runs(one_head, monkeypatch):
+    asked, parallel = [], sweeps.joblib.Parallel
+
+    def noting(n_jobs, **options):
+        asked.append(n_jobs)
+        return parallel(n_jobs=1, **options)
+
+    monkeypatch.setattr(sweeps.joblib, "Parallel", noting)
+    assert run.main(["sweep", "main", "--index", "0", "--jobs", "30"]) == 0
+    assert run.main(["sweep", "main", "--jobs", "2"]) == 0
+    assert asked == [1, 2]
+
+
 def test_a_run_of_a_sweep_prints_nothing(capsys, monkeypatch):
     def loud(config):
         print("training", config.seed)
