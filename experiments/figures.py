@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import LogNorm
 from sklearn.linear_model import lasso_path
 
 import data
@@ -193,9 +194,9 @@ def tell_realised(ax, levels):
 
 
 @functools.cache
-def realised_correlation(rho):
-    """The mean correlation of the latents under the weights of rho, with noise."""
-    z, p = data.latents(data.Shapes3D(), 1.0, rho)
+def realised_correlation(rho, alpha=1.0):
+    """The mean correlation of the latents under the weights of rho."""
+    z, p = data.latents(data.Shapes3D(), alpha, rho)
     return data.describe_latents(z, p)["realised_correlation"]
 
 
@@ -225,17 +226,38 @@ def draw_against_eps(rows, path, keys):
 # ------------------------------------------------------------------------------ latents, responses
 
 
+BINS = 30  # a side of a histogram of two factors
+
+
 def draw_latents(path):
-    """[L23, Fig. 7]: the joint distribution of two factors, for four pairs of rho and alpha."""
+    """[L23, Fig. 7]: the joint distribution of every two factors, for four pairs of rho and alpha,
+    in squares of 0.12 deviations."""
     shapes = data.Shapes3D()
-    fig, axes = plots.subplots(1, 4, (11, 2.9))
     pairs = [(rho, alpha) for rho in (0.0, 0.9) for alpha in (0.0, 1.0)]
-    for ax, (rho, alpha) in zip(axes, pairs, strict=True):
-        z, p = data.latents(shapes, alpha, rho)
-        ax.hist2d(z[:, 0], z[:, 5], bins=60, weights=p, cmap="viridis")
-        ax.set(title=f"$\\rho$ = {rho:g}, $\\alpha$ = {alpha:g}", xlabel="floor hue, in deviations")
-    axes[0].set_ylabel("orientation, in deviations")
+    tiles = [tile_of_pairs(*data.latents(shapes, alpha, rho)) for rho, alpha in pairs]
+    levels = LogNorm(1e-6, max(map(np.max, tiles)))
+    fig, axes = plots.subplots(2, 2, (10, 9.4))
+    middles = BINS * (np.arange(len(shapes.names)) + 0.5) - 0.5
+    for ax, tile, (rho, alpha) in zip(axes.ravel(), tiles, pairs, strict=True):
+        image = ax.imshow(np.where(tile > 0, tile, np.nan), cmap="viridis", norm=levels)
+        ax.set(title=f"$\\rho$ = {rho:g}, $\\alpha$ = {alpha:g}, realised correlation "
+                     f"{abs(realised_correlation(rho, alpha)):.2f}")
+        ax.set_xticks(middles, shapes.names, fontsize=8)
+        ax.set_yticks(middles, shapes.names, fontsize=8, rotation=90, va="center")
+        for edge in BINS * np.arange(1, len(middles)) - 0.5:
+            ax.axhline(edge, color="grey", lw=1)
+            ax.axvline(edge, color="grey", lw=1)
+    fig.colorbar(image, ax=axes, shrink=0.6, extend="min",
+                 label="probability of a square of 0.12 deviations; down and right: larger values")
     plots.save(fig, path)
+
+
+def tile_of_pairs(z, p):
+    """The histograms of every two columns of z (N, d) under p, side by side, (d BINS, d BINS)."""
+    edges = np.linspace(-1.8, 1.8, BINS + 1)
+    z = np.clip(z, edges[0], edges[-1])
+    rows = [[np.histogram2d(a, b, edges, weights=p)[0] for b in z.T] for a in z.T]
+    return np.block(rows)
 
 
 def row_of(rows, part):

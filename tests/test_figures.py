@@ -149,10 +149,15 @@ def test_chance_is_that_of_six_features(drawn):
 
 def test_the_latents_are_those_of_the_pairs(drawn):
     figures.draw_latents(None)
-    ((uniform, _, grid, noisy),) = drawn
-    assert [ax.get_title() for ax in (uniform, noisy)] == [
-        r"$\rho$ = 0, $\alpha$ = 0",
-        r"$\rho$ = 0.9, $\alpha$ = 1",
-    ]
-    taken = [np.count_nonzero(ax.collections[0].get_array()) for ax in (grid, noisy)]
+    (((uniform, noisy), (_, correlated)),) = [np.reshape(axes[:4], (2, 2)) for axes in drawn]
+    assert uniform.get_title().startswith(r"$\rho$ = 0, $\alpha$ = 0")
+    assert correlated.get_title() == r"$\rho$ = 0.9, $\alpha$ = 1, realised correlation 0.82"
+    n, floor, orientation = figures.BINS, 0, 5
+    taken = []
+    for ax in (uniform, noisy, correlated):
+        tile = np.nan_to_num(ax.images[0].get_array().filled(0))
+        assert tile.shape == (6 * n, 6 * n)
+        pair = tile[floor * n : n, orientation * n :]
+        np.testing.assert_allclose(pair.sum(), 1)
+        taken.append(np.count_nonzero(pair))
     assert taken[0] <= 10 * 15 < taken[1]  # a grid of levels; the noise fills it
