@@ -89,15 +89,17 @@ def draw_responses(features, shapes, F, matched, path, title=""):
     fig, axes = subplots(len(order) + 1, len(names), (10, 1.35 * len(order) + 2.1))
     for ax, image, color in zip(axes[0], shapes.images(some), COLORS, strict=False):
         show_framed(ax, image, color)
+    reach = 2.7
     for k, name in enumerate(names):
         for base, color in zip(shapes.factors[some], COLORS, strict=False):
             levels, index = rows_of.varied(base, k)
             response = (features(index) - mean) / deviation
+            reach = max(reach, 1.05 * np.abs(response[:, order]).max())     # no line leaves a frame
             for ax, j in zip(axes[1:, k], order, strict=True):
                 ax.plot(levels, response[:, j], lw=1, color=color)
         axes[1, k].set_title(f"{name} varied", fontsize=10)
     for i, k in np.ndindex(len(order), len(names)):
-        axes[i + 1, k].set(ylim=(-2.7, 2.7), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
+        axes[i + 1, k].set(ylim=(-reach, reach), xticks=[], yticks=[-2, 0, 2] if k == 0 else [])
         if k == matched[0][i]:
             axes[i + 1, k].set_facecolor("#eef4ff")
     for ax, j in zip(axes[1:, 0], order, strict=True):

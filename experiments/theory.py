@@ -424,7 +424,7 @@ def draw_fig2(path):
     rng = np.random.default_rng(0)
     along = np.array([1, 0.6])
     finite = np.array([[1.2, 1.6], [-1.8, 0.4], [0.6, -1.5], [1.9, -0.3]])
-    fig, axes = plots.subplots(1, 3, (9.6, 3.4))
+    fig, axes = plots.subplots(1, 3, (9.6, 3.7))
     grid = np.linspace(-3, 3, 121)
     x, y = np.meshgrid(grid, grid)
     axes[0].contour(x, y, x ** 2 - 0.8 * x * y + y ** 2, levels=(0.4, 1.5, 3.5), colors="C3")
@@ -441,11 +441,13 @@ def draw_fig2(path):
         ax.set_title(f"{name}\n3.5 {'holds' if holds else 'is violated'}", fontsize=9)
     for ax, w in ((axes[1], along), (axes[2], finite[0])):
         draw_orthogonal(ax, w)
+    fig.supxlabel("red: level sets; blue: the support; orange: all points of the support; dotted: "
+                  "where w.a = 0, with points of positive probability", fontsize=9)
     plots.save(fig, path)
 
 
 def draw_orthogonal(ax, w):
-    """The vector a orthogonal to w, dashed where w lies, as an arrow from 0."""
+    """The vector a orthogonal to w, as an arrow from 0, and a dotted line where w lies."""
     a = np.array([-w[1], w[0]]) / np.linalg.norm(w) * 1.5
     ax.annotate("", a, (0, 0), arrowprops={"arrowstyle": "->", "color": "C2", "lw": 2})
     ax.text(*(1.15 * a), "a", color="C2")
@@ -459,13 +461,15 @@ def draw_fig3(path):
     """[L23, Fig. 3]: a set of supports, and the verification of Assumption 3.6 for each feature j:
     the union of the supports without j is every other feature."""
     S = np.array([np.isin(np.arange(6), support) for support in SUPPORTS])
-    fig, axes = plots.subplots(1, 7, (12, 2.6))
+    fig, axes = plots.subplots(1, 7, (12, 2.9))
     axes[0].imshow(S.T, cmap="Greys", vmax=1.5, aspect="auto")
     axes[0].set(title="supports $\\mathcal{S}$", xlabel="support", ylabel="feature", xticks=[])
     for j, ax in enumerate(axes[1:]):
         draw_without(ax, S[~S[:, j]], j)
     holds = metrics.supports_are_sufficient(S)
     fig.suptitle(f"Assumption 3.6 {'holds' if holds else 'is violated'}", fontsize=10)
+    fig.supxlabel("columns: supports, those without the feature of the red line; right of the blue "
+                  "line their union", fontsize=9)
     plots.save(fig, path)
 
 
