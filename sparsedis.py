@@ -196,7 +196,7 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
 
 def normalise(F, norm="batch", n_support=None):
     """Shift and scale to mean 0 and variance 1: norm="batch", each feature over the samples of its
-    set; norm="layer", each sample over its own features.
+    set; norm="layer", each sample over its own features; norm="none", not at all.
 
     F (G, n, m), or (T, n, m) where each task has its own. The variance is biased, with 1e-5 added;
     nothing is learned. n_support ("batch" only): the moments are those of the first n_support
@@ -204,6 +204,8 @@ def normalise(F, norm="batch", n_support=None):
                                                                   [L23, Sec. 3.4, App. D.2.3]
     """
     xp = array_namespace(F)
+    if norm == "none":
+        return F, None
     if n_support is not None and norm != "batch":
         raise ValueError("normalise: moments of the support are those of samples, norm='batch'")
     axis = {"batch": 1, "layer": 2}[norm]
@@ -218,6 +220,8 @@ def normalise_backward(dout, cache):
     """dF_i = (dout_i - (sum dout + out_i sum dout out) / n_fit) / deviation, but dout_i/deviation
     where sample i is not in the moments. Sums are over all samples, n_fit counts those in the
     moments ("layer": both are over the m features)."""
+    if cache is None:                                               # norm="none"
+        return dout, {}
     xp = array_namespace(dout)
     out, deviation, axis, n_support = cache
     fit = out[:, :n_support, :]

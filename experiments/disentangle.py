@@ -29,7 +29,7 @@ HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
 EPS = "strength of the penalty, a fraction of lambda_max; 0 fits without penalty"
 WARMUP = "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper"
 SPLIT = "fit on this many samples and score on the others, Problem (7); 0: both on all, Problem (6)"
-NORM = "features are normalised over a set's samples, or each sample's to a sum of 0"
+NORM = "features are normalised over a set's samples, or each sample's to a sum of 0, or not"
 FLAT = "share of the steps at the full learning rate, before half a cosine to 0; 1: constant"
 IMAGE_BYTES = 200_000  # at least, in training: the pixels, the first layer's outputs
 SHIFT = "how far a set's images are tilted towards its tasks' factors: p(x | W) differs by set"
@@ -61,7 +61,7 @@ class Disentangle(settings.RunSettings):
     samples: int = option(25, "images per set (the paper's code: 50)", 2)
     tasks_per_set: int = option(16, "tasks that share a set's images (ours; the paper: 1)", 1)
     split: int = option(0, SPLIT, 0)
-    norm: str = option("batch", NORM, choices=("batch", "layer"))
+    norm: str = option("batch", NORM, choices=("batch", "layer", "none"))
     features: int = option(6, "features of the encoder, m", 1)
     eval_images: int = option(20_000, "images of the final scores, drawn uniformly", 2)
     data: str = option(
@@ -113,7 +113,9 @@ def disentangle(config):
     on_the_way = np.random.default_rng(1000).integers(len(shapes), size=some)
 
     def measure(params, state, info):
-        return {"eps": info["eps"], "mcc": metrics.mcc(z[on_the_way], features(params, on_the_way))}
+        F = features(params, on_the_way)
+        size = float(np.sqrt(np.mean(F * F)))                       # grows without a norm
+        return {"eps": info["eps"], "mcc": metrics.mcc(z[on_the_way], F), "size": size}
 
     objective = sparsedis.task_objective(
         head_of(config), config.eps, config.warmup, config.split or None, config.norm)
@@ -203,13 +205,14 @@ def draw_training(rows, path, chance):
 def features_of(encoder, shapes, norm, xp, device, params, index):
     """Features (N, m), as NumPy, of the images of an index.
 
-    Batch norm, a scale and a shift of each feature, changes no score; layer norm is applied.
+    Batch norm, a scale and a shift of each feature, changes no score and is left out; layer norm is
+    applied.
     """
     def images(i):
         return shapes.images(i, xp, device)
 
     F = metrics.to_numpy(encoder.encode(params, {}, images, index))
-    return F if norm == "batch" else sparsedis.normalise(F[None], "layer")[0][0]
+    return sparsedis.normalise(F[None], "layer")[0][0] if norm == "layer" else F
 
 
 def score_features(features, shapes, z, p, count, run, tasks_on=None):

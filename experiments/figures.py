@@ -94,7 +94,7 @@ def draw_groups(ax, rows, score, methods=SHOWN):
         groups = [scores_at(own, e, score + method.suffix) for e in eps]
         place = np.arange(len(eps)) + width * (j - (len(methods) - 1) / 2)
         means = [np.mean(group) for group in groups]
-        spreads = [np.std(group) for group in groups]
+        spreads = [plots.deviation(group) for group in groups]
         label = f"{kind}-{method.label}"
         ax.bar(place, means, 0.9 * width, yerr=spreads, capsize=2, color=method.color, label=label)
     ax.set_ylim(0, 1.02)

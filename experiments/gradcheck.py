@@ -468,6 +468,7 @@ def head_cases(rng):
         yield task_head_case(rng, name, n_support)
     yield sets_case(rng, "batch")
     yield sets_case(rng, "layer")
+    yield sets_case(rng, "none")
     yield episode_case(
         rng, "svm, lam1 and lam2 learned", (2.0, 3.0), log_lam1=0.1, log_lam2=-0.2)
     yield episode_case(rng, "svm, dense", (0.0, 3.0))

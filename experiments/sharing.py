@@ -424,5 +424,5 @@ def print_methods(rows, path):
         columns = ""
         for key in keys:
             values = [row[key] for row in same]
-            columns += f"{np.mean(values):>9.3f} +- {np.std(values):.3f}"
+            columns += f"{np.mean(values):>9.3f} +- {plots.deviation(values):.3f}"
         print(f"{rho:>4}  {method:<9}{columns}   ({len(same)} seeds)")

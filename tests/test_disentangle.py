@@ -13,6 +13,7 @@ from experiments import disentangle, plots
         "--head inner-ridge",
         "--split 11",
         "--norm layer",
+        "--norm none",
         "--features 8",
         "--warmup 0",
         "--tasks laplace",

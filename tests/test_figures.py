@@ -90,6 +90,10 @@ def test_bars_are_means_over_seeds(drawn):
     assert mcc.get_title() == "all" and not empty.patches
 
 
+def test_a_deviation_is_that_of_a_sample():
+    assert plots.deviation([1.0, 3.0]) == pytest.approx(2**0.5) and plots.deviation([1.0]) == 0
+
+
 def test_bands_show_the_cells_of_the_paper(drawn):
     """Fig. 4: above rho at alpha = 1, below alpha at rho = 0.9."""
     cells = [(0.0, 1.0), (0.5, 1.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)]
