@@ -22,6 +22,7 @@ def test_the_peers_of_the_lasso_solve_the_same_problem():
     problem = bench.lasso_problem(6, 0.3, T=5, n=30)
     w, _ = solvers.lasso(*problem)
     np.testing.assert_allclose(bench.scikit_lasso(*problem), w, atol=1e-5)
+    np.testing.assert_allclose(bench.batched_fista(*problem), w, atol=1e-5)
     assert bench.violation(*problem, w) < 1e-10 < bench.violation(*problem, w + 1e-6)
     dw = np.random.default_rng(1).standard_normal(w.shape)
     dF, _, _ = solvers.lasso_vjp(*problem, w, dw)
@@ -92,7 +93,7 @@ def test_the_command_prints_rows_and_draws(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     rows = """outer step, 400 images|cnn forward, 400 images|cnn forward + backward, 400 images
 composition of 400 images|lasso, T = 1000|lasso_vjp, the same|conv4 forward|group SVM, 8 tasks
-projected gradient steps|relative duality gap|times as fast|GFLOP/s|BLAS: | MB"""
+projected gradient steps|relative duality gap|batched FISTA|GFLOP/s|BLAS: | MB"""
     for row in rows.replace("\n", "|").split("|"):
         assert row in out, row
     assert Path(tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
