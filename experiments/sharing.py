@@ -366,7 +366,8 @@ def draw_sharing(rows, path):
     draw_factors(axes[2], [row for row in ours if (row["alpha"], row["beta"]) == first])
     for beta in betas:
         costs = [row["inner_ms"] for row in grid if row["beta"] == beta]
-        axes[3].bar(f"{beta}", np.mean(costs), color="C0")
+        axes[3].bar(
+            f"{beta}", np.mean(costs), yerr=plots.deviation(costs), capsize=3, color="C0")
     axes[3].set(xlabel="beta", ylabel="ms a step", title="inner problem and its adjoint")
     plots.save(fig, path)
 
@@ -377,7 +378,7 @@ def draw_grid(ax, grid, betas):
     for beta in betas:
         cells = [(alphas.index(row["alpha"]), row["dci_d"]) for row in grid if row["beta"] == beta]
         ax.plot(*zip(*sorted(cells), strict=True), "o-", label=f"beta {beta}")
-    ax.set(xlabel="alpha", ylabel="DCI disentanglement")
+    ax.set(xlabel="alpha", ylabel="DCI disentanglement", ylim=(0, None))
     ax.set_xticks(range(len(alphas)), alphas)
     ax.legend(fontsize=7)
 
@@ -394,7 +395,7 @@ def draw_entropy(ax, grid, betas):
     print(
         f"DCI-D and the entropy of {len(grid)} runs: {text or 'too few runs'}; "
         "[F23] reports 94.7 for the sharing penalty")
-    ax.set_xlabel("entropy H of the importances")
+    ax.set(xlabel="entropy H of the importances", ylim=(0, None))
     ax.set_title(text, fontsize=9)
 
 
