@@ -36,8 +36,8 @@ from experiments.settings import option
 INNER, OUTER = ("inner-lasso", "inner-ridge"), ("outer-lasso", "outer-ridge")
 
 # What all runs of a scale have in common. The text of [L23] gives n = 50, a data set for each task
-# and the ranges of rho and alpha; all else of PAPER, the eps and the levels of rho and alpha are its
-# published code's, the number of seeds is ours.
+# and the ranges of rho and alpha; all else of PAPER, the eps and the levels of rho and alpha are of
+# its published code, the number of seeds is ours.
 TINY = {"steps": 2, "image_sets": 1, "samples": 12, "tasks_per_set": 2, "eval_images": 60}
 QUICK = {"steps": 800}
 PAPER = {"steps": 20_000, "image_sets": 8, "samples": 50, "tasks_per_set": 1, "warmup": 0.0,
