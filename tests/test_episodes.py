@@ -219,4 +219,4 @@ def test_classes_of_shapes_are_sparse_linear_functions_of_the_factors():
         assert fit.score(z[index], Y.argmax(axis=1)) > 0.97  # no intercept needed
     assert len(np.unique(np.concatenate(list(source.members.values())))) == len(shapes)
     with pytest.raises(ValueError, match="--way"):
-        source.sample(np.random.default_rng(0), "test", 40, 5, 5)
+        source.check("test", 40, 5, 5)

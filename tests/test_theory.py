@@ -21,9 +21,8 @@ def test_figures_of_the_assumptions(tmp_path, monkeypatch):
 def test_every_claim_of_the_theory_holds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run.main(["theory"]) == 0 and "FAILS" not in capsys.readouterr().out
-    assert len(list(theory.theory(seed=1))) >= 10 and all(
-        claim.holds for claim in theory.theory(seed=1)
-    )
+    claims = list(theory.theory(seed=1))
+    assert len(claims) >= 10 and all(claim.holds for claim in claims)
 
 
 def test_the_losses_of_problem_4_and_their_slopes():
