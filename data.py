@@ -126,11 +126,12 @@ def parse_kind(kind, d):
     if kind in ("bernoulli-gauss", "sphere"):
         return kind, None
     name, _, number = kind.rpartition("-")
-    size = int(number) if number.isdigit() and len(number) < 20 else 0
+    size = int(number) if number.isdigit() and len(number) < 20 else 0      # int takes 4,300 digits
     most = {"finite": 1_000_000, "fixed": d, "blocks": d}.get(name, 0)
     if not 1 <= size <= most or (name == "blocks" and d % size):
         raise ValueError(
-            f"--tasks: found {kind}, expected one of {TASK_KINDS} (B a divisor of {d}, K from 1)")
+            f"--tasks: found {kind}, expected one of {TASK_KINDS} (B a divisor of {d}, K from 1, "
+            "of finite-K up to 1,000,000)")
     return name, size
 
 
@@ -312,13 +313,16 @@ def check_layout(path, file):
     for name, a in arrays.items():
         if a.is_virtual or a.external or a.file.filename != file.filename:
             raise ValueError(f"{path}: its {name} lie in other files; copy them into this one")
-        if stored_chunks(a) < np.prod(-(-np.array(a.shape) // (a.chunks or a.shape))):
+        if not is_whole(a):
             raise ValueError(f"{path}: some of its {name} were never written")
 
 
-def stored_chunks(a):
-    """How many chunks of an HDF5 data set are there; one that is not chunked counts as one."""
-    return a.id.get_num_chunks() if a.chunks else int(a.id.get_storage_size() > 0)
+def is_whole(a):
+    """Whether all of an HDF5 data set was written: what was not reads as zeros."""
+    if not a.chunks:
+        return a.id.get_storage_size() > 0
+    along_axes = -(-np.array(a.shape) // a.chunks)                      # chunks, rounded up
+    return a.id.get_num_chunks() == np.prod(along_axes)
 
 
 def factors_of_labels(path, labels):

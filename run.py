@@ -87,25 +87,26 @@ def main(argv):
         return 2
     parser, settings_class, function = parser_of(name)
     args = parser.parse_args(rest)
-    config = None
+    return carried_out(name, settings_class, function, args)
+
+
+def carried_out(name, settings_class, function, args):
+    """Carry a command out; the exit status, after one line where it fails."""
     try:
         config = settings.read(settings_class, args)
         return function(config) or 0
     except (ValueError, OSError) as error:
-        print(f"run.py {name}: {error}", file=sys.stderr)
-        return 2
+        status, told = 2, f"run.py {name}: {error}"
     except MemoryError as error:
-        print(f"run.py {name}: out of memory, {error}; {settings.largest(config)} may be too much",
-              file=sys.stderr)
-        return 2
+        status, told = 2, f"run.py {name}: out of memory, {error}{settings.suspect(config)}"
     except FloatingPointError as error:
-        print(f"run.py {name}: {error}; the last checkpoint is kept", file=sys.stderr)
-        return 1
+        status, told = 1, f"run.py {name}: {error}; the last checkpoint is kept"
     except KeyboardInterrupt:
-        goes_on = name == "sweep" or issubclass(settings_class, settings.RunSettings)
-        told = "; the same command goes on from the last checkpoint, if there is one"
-        print(f"\ninterrupted{told if goes_on else ''}", file=sys.stderr)
-        return 130
+        status, told = 130, "\ninterrupted"
+        if name == "sweep" or issubclass(settings_class, settings.RunSettings):
+            told += "; the same command goes on from the last checkpoint, if there is one"
+    print(told, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

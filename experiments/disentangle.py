@@ -53,7 +53,7 @@ class Disentangle(settings.RunSettings):
     eps: float = option(0.3, EPS, 0, 1)
     warmup: float = option(0.5, WARMUP, 0, 1)
     steps: int = option(800, "outer steps", 1)
-    lr: float = option(8e-3, "Adam's learning rate at the start (the paper's: 1e-3)", 1e-12, 1000)
+    lr: float = option(8e-3, "Adam's learning rate at the start (published: 1e-3)", 1e-12, 1000)
     flat: float = option(0.3, FLAT, 0, 1)
     beta1: float = option(0.85, "Adam's decay of the mean (the usual: 0.9)", 0, 0.9999)
     beta2: float = option(0.99, "Adam's decay of the square (the usual: 0.999)", 0, 0.99999)

@@ -3,6 +3,8 @@
 A source has splits "train", "val" and "test", of disjoint classes (3D Shapes: images), and
     sample(rng, split, way, shot, query) -> index (n,), Y (n, way)
         one-hot labels; the way * shot support samples first, then way * query others
+    check(split, way, shot, query)
+        ValueError where there are no such episodes, or sample may fail to find one at some step
     images(split, index, xp, device, rng=None) -> x (n, H, W, C) float32 in [0, 1]
         augmented where rng is given (3D Shapes: not)
     image_shape

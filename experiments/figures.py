@@ -94,7 +94,7 @@ def draw_groups(ax, rows, score, methods=SHOWN):
         groups = [scores_at(own, e, score + method.suffix) for e in eps]
         place = np.arange(len(eps)) + width * (j - (len(methods) - 1) / 2)
         means = [np.mean(group) for group in groups]
-        spreads = [plots.deviation(group) for group in groups]
+        spreads = [plots.sample_deviation(group) for group in groups]
         label = f"{kind}-{method.label}"
         ax.bar(place, means, 0.9 * width, yerr=spreads, capsize=2, color=method.color, label=label)
     ax.set_ylim(0, 1.02)
@@ -254,8 +254,7 @@ def draw_latents(path):
 
 def tile_of_pairs(z, p):
     """The histograms of every two columns of z (N, d) under p, side by side, (d BINS, d BINS)."""
-    edges = np.linspace(-1.8, 1.8, BINS + 1)
-    z = np.clip(z, edges[0], edges[-1])
+    edges = np.linspace(-1.8, 1.8, BINS + 1)                        # all of z is inside
     rows = [[np.histogram2d(a, b, edges, weights=p)[0] for b in z.T] for a in z.T]
     return np.block(rows)
 

@@ -31,12 +31,13 @@ def save(fig, path):
 def draw_line(ax, xs, groups, label, color, style="o-"):
     """Mean and deviation of each group of values against x; a gap where a group is empty."""
     filled = [group or [np.nan] for group in groups]
-    means, spreads = [np.mean(group) for group in filled], [deviation(group) for group in filled]
+    means = [np.mean(group) for group in filled]
+    spreads = [sample_deviation(group) for group in filled]
     ax.errorbar(xs, means, spreads, fmt=style, color=color, capsize=3, label=label)
 
 
-def deviation(values):
-    """The sample standard deviation, what +- means in all tables and figures; 0 of one value."""
+def sample_deviation(values):
+    """The standard deviation with one less than the number of values below; 0 of one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 

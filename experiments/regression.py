@@ -57,16 +57,16 @@ VARIES = ("all", "rotation", "folds", "test")
 def scores_of_task(covariance, noise, varies, percent, n, seed, task=0, m=100):
     """R^2 of each estimator on 1,000 test samples of one task, penalties by 5-fold CV."""
     warnings.simplefilter("ignore")                                 # of fits that stop early
+    kind = m, percent * m // 100, covariance, noise
     if varies == "all":
         rng = np.random.default_rng([seed, percent, n])
-        z, y, _ = gaussian_task(rng, n + 1000, m, percent * m // 100, covariance, noise)
+        z, y, _ = gaussian_task(rng, n + 1000, *kind)
         test = slice(n, None)
     else:
-        rng = np.random.default_rng([task, percent])
-        N = 150 + 1000 * SEEDS                                      # the training samples first
-        z, y, _ = gaussian_task(rng, N, m, percent * m // 100, covariance, noise)
-        block = seed if varies == "test" else 0
-        test = slice(150 + 1000 * block, 150 + 1000 * (block + 1))
+        most = max(SIZES)                                           # test sets follow, one a seed
+        z, y, _ = gaussian_task(np.random.default_rng([task, percent]), most + 1000 * SEEDS, *kind)
+        first = most + 1000 * (seed if varies == "test" else 0)
+        test = slice(first, first + 1000)
         rng = np.random.default_rng(seed if varies == "rotation" else 0)
     folds = KFold(5, shuffle=True, random_state=seed) if varies == "folds" else 5
     rotation, _ = np.linalg.qr(rng.standard_normal((m, m)))

@@ -194,8 +194,9 @@ def check_memory(config, needed):
     most above its default."""
     have = memory()
     if needed > have:
-        raise ValueError(f"{largest(config)} needs about {needed / 1e9:,.0f} GB of memory, of "
-                         f"which this machine has {have / 1e9:.0f}")
+        raise ValueError(
+            f"about {needed / 1e9:,.0f} GB of memory are needed, of which this machine has "
+            f"{have / 1e9:.0f}{suspect(config)}")
 
 
 def memory():
@@ -209,13 +210,14 @@ def memory():
     return pages if limit == resource.RLIM_INFINITY else min(limit, pages)
 
 
-def largest(config):
-    """The flag of the number that is most above its default, and its value."""
-    sizes = [field for field in dataclasses.fields(config) if field.type is int]
-    above = {field.name: getattr(config, field.name) / max(field.default, 1) for field in sizes
-             if field.name != "seed"}
-    name = max(above, key=above.get)
-    return f"{flag_of(name)} {getattr(config, name)}"
+def suspect(config):
+    """What may be too large: the flag of the number that is most above its default, if one is."""
+    above = {field.name: getattr(config, field.name) / max(field.default, 1)
+             for field in dataclasses.fields(config) if field.type is int and field.name != "seed"}
+    name = max(above, key=above.get, default=None)
+    if name is None or above[name] <= 1:
+        return ""
+    return f"; {flag_of(name)} {getattr(config, name)} may be too much"
 
 
 # ------------------------------------------------------------------------------ naming a result

@@ -367,7 +367,7 @@ def draw_sharing(rows, path):
     for beta in betas:
         costs = [row["inner_ms"] for row in grid if row["beta"] == beta]
         axes[3].bar(
-            f"{beta}", np.mean(costs), yerr=plots.deviation(costs), capsize=3, color="C0")
+            f"{beta}", np.mean(costs), yerr=plots.sample_deviation(costs), capsize=3, color="C0")
     axes[3].set(xlabel="beta", ylabel="ms a step", title="inner problem and its adjoint")
     plots.save(fig, path)
 
@@ -425,5 +425,5 @@ def print_methods(rows, path):
         columns = ""
         for key in keys:
             values = [row[key] for row in same]
-            columns += f"{np.mean(values):>9.3f} +- {plots.deviation(values):.3f}"
+            columns += f"{np.mean(values):>9.3f} +- {plots.sample_deviation(values):.3f}"
         print(f"{rho:>4}  {method:<9}{columns}   ({len(same)} seeds)")

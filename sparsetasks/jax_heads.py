@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import solvers
+from sparsetasks.unsolved import warn_of_unsolved
 
 
 @jax.custom_vjp
@@ -21,7 +22,8 @@ def lasso(F, y, lam):
 
 def solve(F, y, lam):
     """solvers.lasso on NumPy arrays."""
-    w, _ = solvers.lasso(*map(np.asarray, (F, y, lam)))
+    w, info = solvers.lasso(*map(np.asarray, (F, y, lam)))
+    warn_of_unsolved(info)
     return w
 
 

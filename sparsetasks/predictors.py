@@ -18,12 +18,22 @@ import solvers
 from sparsedis import logistic_lambda_max
 from sparsetasks.choice import as_good
 from sparsetasks.targets import FEW
+from sparsetasks.unsolved import warn_of_unsolved
 
 FOLDS = 5
 SHARES = np.logspace(0, -4, 17)  # of lambda_max
 GROUP_SHARES = (0.5, 0.2, 0.1, 0.05, 0.02)  # of that of a classifier
 LOG_LOSS = "neg_log_loss"
-LASSO = (lambda F, y, lam: solvers.lasso(F, y, lam)[0]), solvers.lasso_lambda_max
+
+
+def solved_lasso(F, y, lam):
+    """w of solvers.lasso, with a warning of fits that are not solved."""
+    w, info = solvers.lasso(F, y, lam)
+    warn_of_unsolved(info)
+    return w
+
+
+LASSO = solved_lasso, solvers.lasso_lambda_max
 RIDGE = solvers.ridge, solvers.ridge_lambda_max
 
 

@@ -10,12 +10,12 @@ products are of half precision, and run uncompiled within torch.compile. Other s
 a ValueError; fits that are not solved, a warning.
 """
 import functools
-import warnings
 
 import torch
 from torch.autograd.function import once_differentiable
 
 import solvers
+from sparsetasks.unsolved import warn_of_unsolved
 
 
 def exactly(method):
@@ -38,15 +38,8 @@ def check_features(F):
 
 
 def per_task(lam, F):
-    """A penalty, (T,)."""
+    """A penalty, (T,), through which PyTorch differentiates."""
     return torch.as_tensor(lam, dtype=F.dtype, device=F.device).expand(len(F))
-
-
-def warn_of_unsolved(info):
-    """Warn of fits that are not solved: their gradients are wrong."""
-    unsolved = int((~info["converged"]).sum())
-    if unsolved:
-        warnings.warn(f"{unsolved} of {len(info['converged'])} fits are not solved", stacklevel=3)
 
 
 class LassoSolution(torch.autograd.Function):

@@ -350,6 +350,11 @@ def test_out_of_memory_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, c
     assert not (tmp_path / "r").exists()
 
 
+def test_what_may_be_too_large_is_named_only_where_something_is():
+    assert settings.suspect(Disentangle()) == settings.suspect(apply.Encode("c", "i")) == ""
+    assert settings.suspect(Disentangle(features=60, samples=50)).startswith("; --features 60 ")
+
+
 def test_a_run_that_has_a_checkpoint_keeps_its_folder(tmp_path):
     config = Disentangle(results=str(tmp_path))
     with pytest.raises(KeyboardInterrupt), results.Run(config) as begun:

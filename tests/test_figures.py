@@ -91,7 +91,8 @@ def test_bars_are_means_over_seeds(drawn):
 
 
 def test_a_deviation_is_that_of_a_sample():
-    assert plots.deviation([1.0, 3.0]) == pytest.approx(2**0.5) and plots.deviation([1.0]) == 0
+    assert plots.sample_deviation([1.0, 3.0]) == pytest.approx(2**0.5)
+    assert plots.sample_deviation([1.0]) == 0
 
 
 def test_bands_show_the_cells_of_the_paper(drawn):

@@ -21,3 +21,14 @@ def test_the_lasso_of_jax_passes_its_check():
     assert 0 < (np.asarray(w) != 0).sum() < 10
     how = {"order": 1, "modes": ["rev"], "eps": 1e-6, "atol": 1e-6, "rtol": 1e-5}
     check_grads(jax_heads.lasso, (F, y, lam), **how)
+
+
+def test_fits_of_jax_that_are_not_solved_are_told(monkeypatch):
+    pytest.importorskip("jax", reason="JAX is not installed")
+    from sparsetasks import jax_heads
+
+    lasso = solvers.lasso
+    monkeypatch.setattr(solvers, "lasso", lambda *problem: lasso(*problem, max_iter=0))
+    F, y = np.random.default_rng(0).standard_normal((2, 30, 5)), np.ones((2, 30))
+    with pytest.warns(UserWarning, match="2 of 2 fits"):
+        jax_heads.solve(F, y, np.full(2, 0.01))
