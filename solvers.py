@@ -27,7 +27,7 @@ import math
 import os
 import threading
 from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 import numpy
 from array_api_compat import array_namespace, device, is_numpy_array
@@ -1469,7 +1469,7 @@ def cpu_threads(n=None):
 
 
 def on_threads(f, *blocks):
-    """[f(...) for each block], in order; after an error none is begun.
+    """[f(...) for each block], in order; after an error, or Ctrl-C, none is begun.
 
     Each thread takes the next block until none is left: a job for each block is slower. The threads
     of a pool are in no cpu_threads: what they call is serial.
@@ -1482,18 +1482,18 @@ def on_threads(f, *blocks):
 
     def work():
         for i, block in left:                                       # one at a time, under the GIL
-            try:
-                out[i] = f(*block)
-            except BaseException:
-                list(left)                                          # the others begin no more
-                raise
+            out[i] = f(*block)
 
     jobs = []
     try:
-        for _ in range(n):
-            jobs.append(pool.submit(work))
-    except RuntimeError:                                            # the main thread has ended:
-        work()                                                      # no new one may begin
+        with contextlib.suppress(RuntimeError):                     # the main thread has ended:
+            for _ in range(n):                                      # no new one may begin
+                jobs.append(pool.submit(work))
+        if len(jobs) < n:
+            work()
+        wait(jobs, return_when=FIRST_EXCEPTION)
+    finally:
+        list(left)                                                  # none is left, or to be begun
     for job in jobs:
         job.result()
     return out

@@ -190,7 +190,9 @@ def check_sizes(config, source, train_size):
     at some step."""
     own = train_size.way * (train_size.shot + train_size.query)
     tested = config.test_episodes * config.way * (config.shot + config.query)
-    settings.check_memory(config, IMAGE_BYTES * own * config.episodes + 24 * tested)
+    unknowns = config.way * config.way * max(config.shot, train_size.shot)      # of an SVM's system
+    dense = 64 * unknowns ** 2 if config.head == "svm" else 0
+    settings.check_memory(config, IMAGE_BYTES * own * config.episodes + 24 * tested + dense)
     size = Size(config.way, config.shot, config.query)
     for split, own in (("train", train_size), ("val", size), ("test", size)):
         source.check(split, *own)

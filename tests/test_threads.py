@@ -170,6 +170,27 @@ def test_no_fork_hangs_while_a_thread_is_in_an_encoder(forks):
     assert done.stdout == b"good\n"
 
 
+INTERRUPTED = """
+import os, signal, threading, time
+import solvers
+begun = []
+def block(i):
+    begun.append(i)
+    time.sleep(0.2)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    with solvers.cpu_threads(2):
+        solvers.on_threads(block, range(1000))
+except KeyboardInterrupt:
+    print(len(begun) < 20)
+"""
+
+
+def test_blocks_that_are_not_begun_are_left_at_ctrl_c():
+    line = [sys.executable, "-c", INTERRUPTED]
+    assert subprocess.run(line, cwd=ROOT, capture_output=True, timeout=60).stdout == b"True\n"
+
+
 def test_outside_all_is_serial_and_nested_blocks_are_too():
     names = solvers.on_threads(lambda i: threading.current_thread().name, range(8))
     assert set(names) == {threading.current_thread().name}
