@@ -423,6 +423,7 @@ def figure(config):
     name, tables = config.name, Path(config.results)
     of_tables = name in FIGURES and not any(tables.glob("*/*/config.json"))
     folder = Path("results") if of_tables else tables               # docs/ holds tables alone
+    rows = finished_rows(config) if name in FIGURES else []
     folder.mkdir(parents=True, exist_ok=True)
     if name == "fig1":
         words = ["fig1", config.cov, config.noise, *([config.varies] * (config.varies != "all"))]
@@ -433,7 +434,6 @@ def figure(config):
         ALONE[name](path)
     else:
         path = Path(config.out or folder / f"{name}-{config.scale}.png")
-        rows = finished_rows(config)
         more = [tables / f"rotation-points-{config.scale}.csv"] if name == "rotation" else []
         FIGURES[name](rows, path, *more)
         if name == "methods":                                       # a table, which is printed
