@@ -46,11 +46,14 @@ SCALES = {"tiny": TINY, "quick": QUICK, "paper": PAPER}             # tiny: to t
 
 EPS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 OUTER_EPS = (0.0, 1e-4, 1e-3, 0.01, 0.1, 0.3)                       # ours
-BEST = (0.0, 0.1, 0.3)                                              # of which Fig. 9's curves take
+BEST = (0.0, 0.1, 0.3)                                              # of experiments/rotation.py
 
 CORNERS = [{"rho": 0.0}, {"rho": 0.9}, {"rho": 0.9, "alpha": 0.0}]  # as bars, over eps
 BETWEEN = [{"rho": rho} for rho in (0.5, 0.8, 0.95, 0.99)]          # on the curves only
-BETWEEN += [{"rho": 0.9, "alpha": alpha} for alpha in (0.25, 0.5, 0.75)]
+BETWEEN += [{"rho": 0.9, "alpha": 0.5}]
+QUARTERS = [{"rho": 0.9, "alpha": alpha} for alpha in (0.25, 0.75)] # at paper scale only
+ALL = CORNERS + BETWEEN + QUARTERS
+CURVE_EPS = (0.03, 0.1, 0.3)                                        # of which curves take the best
 BLOCKS = [{"rho": 0.0, "tasks": f"blocks-{size}"} for size in (2, 3, 6)]
 
 # Runs of all cells with all heads, eps and seeds.
@@ -91,15 +94,16 @@ RESPONSES = [shown("inner-lasso", 0.3, 0.0), shown("inner-ridge", 0.0, 0.0),
 # The sweeps of Disentangle: their parts at quick and at paper scale.
 SWEEPS = {
     "main": {
-        "quick": [Part(CORNERS, INNER, EPS, 5), Part(BETWEEN, INNER, EPS, 3)],
-        "paper": [Part(CORNERS + BETWEEN, INNER, EPS, 10)]},
+        "quick": [Part(CORNERS, INNER, EPS, 5), Part(BETWEEN, INNER, CURVE_EPS, 3)],
+        "paper": [Part(ALL, INNER, EPS, 10)]},
     "blocks": {"quick": [Part(BLOCKS, INNER, EPS, 3)], "paper": [Part(BLOCKS, INNER, EPS, 10)]},
     "outer": {
         "quick": [Part([{"rho": 0.9}], OUTER, OUTER_EPS, 3)],
         "paper": [Part([{"rho": 0.9}], OUTER, OUTER_EPS, 10)]},
     "laplace": {
-        "quick": [Part(laplace(CORNERS), INNER, EPS, 3), Part(laplace(BETWEEN), INNER, BEST, 3)],
-        "paper": [Part(laplace(CORNERS + BETWEEN), INNER, EPS, 10)]},
+        "quick": [
+            Part(laplace(CORNERS), INNER, EPS, 3), Part(laplace(BETWEEN), INNER, CURVE_EPS, 3)],
+        "paper": [Part(laplace(ALL), INNER, EPS, 10)]},
     "responses": {"quick": RESPONSES, "paper": RESPONSES},
     "rotation": {
         scale: [Part(BY_RHO, INNER, BEST, seeds),
@@ -135,7 +139,7 @@ SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in f
 
 
 def sweep_configs(name, scale, folder):
-    """The settings of a sweep's runs, in order: all cells of one seed, then of the next."""
+    """The settings of a sweep's runs, in order: of a part all cells of one seed, then the next."""
     elsewhere = {"threads": 1, "results": folder}                   # no part of a result's name
     if name == "sharing":
         steps = {"tiny": 2, "quick": 600, "paper": 20_000}[scale]
@@ -148,8 +152,9 @@ def sweep_configs(name, scale, folder):
                 for seed in range(seeds) for eps in values]
     return [
         disentangle.Disentangle(head=head, eps=eps, seed=seed, **elsewhere, **SCALES[scale] | cell)
-        for seed, part in seeds_of(parts_of(name, scale))
-        for cell, head, eps in itertools.product(part.cells, part.heads, part.eps)]
+        for part in parts_of(name, scale)
+        for seed, cell, head, eps in itertools.product(
+            range(part.seeds), part.cells, part.heads, part.eps)]
 
 
 def parts_of(name, scale):
@@ -157,13 +162,6 @@ def parts_of(name, scale):
     if scale != "tiny":
         return SWEEPS[name][scale]
     return [part._replace(eps=part.eps[:1], seeds=1) for part in SWEEPS[name]["quick"]]
-
-
-def seeds_of(parts):
-    """Pairs (seed, part): all parts of one seed, then of the next."""
-    most = max(part.seeds for part in parts)
-    pairs = itertools.product(range(most), parts)
-    return [(seed, part) for seed, part in pairs if seed < part.seeds]
 
 
 # ------------------------------------------------------------------------------ running them

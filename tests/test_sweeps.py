@@ -123,7 +123,7 @@ def test_texts_with_commas_survive_the_table(tmp_path):
     assert told[1] == {"seed": "1", "note": "", "mcc": "", "more": "2"}
 
 
-QUICK = {"main": 432, "blocks": 108, "laplace": 234, "outer": 36, "responses": 4}
+QUICK = {"main": 270, "blocks": 108, "laplace": 198, "outer": 36, "responses": 4}
 PAPER = {"main": 1200, "blocks": 360, "laplace": 1200, "outer": 120, "responses": 4}
 QUICK |= {"glyphs": 5, "shapes": 4, "sharing": 33}
 PAPER |= {"glyphs": 25, "shapes": 20, "sharing": 33}
@@ -132,13 +132,11 @@ PAPER |= {"rotation": 340}
 
 
 @pytest.mark.parametrize("scale, counts", [("quick", QUICK), ("paper", PAPER)])
-def test_the_runs_of_a_sweep_differ_and_come_seed_by_seed(scale, counts):
+def test_the_runs_of_a_sweep_differ(scale, counts):
     assert counts.keys() == set(sweeps.NAMES)
     for name, expected in counts.items():
         configs = sweeps.sweep_configs(name, scale, "results")
         assert len(configs) == len(set(configs)) == expected
-        seeds = [config.seed for config in configs]
-        assert seeds == sorted(seeds) or name == "sharing"
 
 
 def test_the_runs_of_the_papers_response_figures_are_runs_of_main():
@@ -151,12 +149,12 @@ def test_the_runs_of_the_papers_response_figures_are_runs_of_main():
 
 def test_every_method_is_searched_alike():
     """Each head of a cell has the same eps and seeds; what the curves choose from is everywhere."""
-    for scale, values in (("quick", sweeps.EPS), ("paper", sweeps.EPS)):
+    for scale, values in (("quick", sweeps.CURVE_EPS), ("paper", sweeps.EPS)):
         runs = {}
         for config in sweeps.sweep_configs("main", scale, "results"):
             own = runs.setdefault((config.rho, config.alpha), {})
             own.setdefault(config.head, set()).add((config.eps, config.seed))
-        assert len(runs) == 10
+        assert len(runs) == (10 if scale == "paper" else 8)
         for heads in runs.values():
             assert heads["inner-lasso"] == heads["inner-ridge"]
             assert set(values) <= {eps for eps, _ in heads["inner-lasso"]}
