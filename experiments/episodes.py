@@ -99,6 +99,16 @@ def jitter_colours(rng, x, strength=0.4):
     return np.clip(grey + saturation * (x - grey), 0, 255).astype(np.uint8)
 
 
+def with_noise(splits, deviation, seed=0):
+    """Grey values with Gaussian noise of a deviation in [0, 1], drawn once, cut at black and white.
+    """
+    rng, noisy = np.random.default_rng(seed), {}
+    for split, (x, labels) in splits.items():
+        values = x + 255 * deviation * rng.standard_normal(x.shape, dtype=np.float32)
+        noisy[split] = np.clip(values, 0, 255).astype(np.uint8), labels
+    return noisy
+
+
 def refuse_shared(splits):
     """The splits, unless two of them share a class, by its name or by any of its images."""
     for what, pick in (("a class", class_names), ("an image", image_hashes)):

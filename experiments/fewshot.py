@@ -30,6 +30,7 @@ from experiments.settings import ELSEWHERE, option
 
 EPS = "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM"
 DATA = "omniglot: zips, separated by commas; npz: the folder; shapes: 3dshapes.h5 (or rendered)"
+NOISE = "deviation of Gaussian noise on the images, whose values are 0 to 1; not of shapes"
 OPTIMISER = "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)"
 
 
@@ -59,6 +60,7 @@ class FewShot(settings.RunSettings):
     train_shot: int = option(0, "support samples of a class in training; 0: as in evaluation", 0)
     query: int = option(10, "query samples of a class in evaluation", 1)
     train_query: int = option(0, "query samples of a class in training; 0: as in evaluation", 0)
+    noise: float = option(0.0, NOISE, 0, 10)
     episodes: int = option(8, "episodes per step", 1)
     steps: int = option(500, "outer steps", 1)
     optimiser: str = option("adam", OPTIMISER, choices=tuple(OPTIMISERS))
@@ -144,6 +146,8 @@ Size = namedtuple("Size", "way shot query")
 def source_of(config):
     """The source of episodes, and a name of its content."""
     if config.source == "shapes":
+        if config.noise:
+            raise ValueError("--noise: not with --source shapes")
         shapes = data.Shapes3D(config.data or None)
         name = shapes.fingerprint() if config.data else "rendered"
         return episodes.ShapesEpisodes(shapes), name
@@ -157,6 +161,7 @@ def source_of(config):
     else:
         splits = episodes.load_splits(config.data)
         name = fingerprint(splits)
+    splits = episodes.with_noise(splits, config.noise) if config.noise else splits
     side = splits["train"][0].shape[1]
     shifts = [pixels for least, pixels in ((0, 2), (32, 4), (64, 8)) if side >= least]
     return episodes.ImageEpisodes(splits, shifts[-1], config.source == "npz"), name
@@ -318,7 +323,7 @@ def draw_training(rows, path):
 Usage = namedtuple("Usage", "label used dead")
 
 
-# A run's share of features off, its accuracy and interval.
+# A share of features off, an accuracy, and its interval, or its deviation over encoders.
 Point = namedtuple("Point", "label off accuracy interval")
 
 
@@ -343,28 +348,38 @@ def draw_usage(runs, points, path):
 
 
 def draw_fig5(rows, path):
-    """Fig. 5 from a sweep's table; prints each run's accuracy against that of its seed's densest
-    run on the same episodes, with the interval over them."""
+    """Fig. 5 from a sweep's table: mean and deviation over the encoders of each eps, the first
+    one's usage. Prints each run's accuracy against that of its seed's densest run on the same
+    episodes, with the interval over them."""
     usage, points = {}, {}
-    ordered = sorted(rows, key=lambda row: (row["seed"], row["eps"]))
-    for seed, same in itertools.groupby(ordered, key=lambda row: row["seed"]):
-        same = list(same)
-        densest = same[0]
-        accuracy_of_densest, _ = load_episodes(densest)
+    for _, same in itertools.groupby(sorted(rows, key=by_seed), key=lambda row: row["seed"]):
+        densest = None
         for row in same:
-            off, dead = 100 * row["off"], 100 * row["dead"]
-            eps = row["eps"]
             accuracy, used = load_episodes(row)
-            gain, interval = metrics.mean_ci(accuracy - accuracy_of_densest)
-            print(
-                f"eps {eps:<5} seed {seed}: {off:5.1f} % off, {dead:4.1f} % dead, "
-                f"accuracy {100 * row['accuracy']:.2f}; {100 * gain:+.2f} +- "
-                f"{100 * interval:.2f} against eps {densest['eps']}")
-            usage.setdefault(eps, used)
-            point = row["off"], row["accuracy"], row["accuracy_ci"]
-            points.setdefault(eps, []).append(point)
-    means = [Point(f"eps {eps}", *np.mean(of_eps, axis=0)) for eps, of_eps in points.items()]
+            densest = accuracy if densest is None else densest
+            tell_gain(row, accuracy - densest)
+            usage.setdefault(row["eps"], used)
+            points.setdefault(row["eps"], []).append((row["off"], row["accuracy"]))
+    means = []
+    for eps, of_eps in points.items():
+        off, accuracy = zip(*of_eps, strict=True)
+        deviation = plots.sample_deviation(accuracy)
+        means.append(Point(f"eps {eps}", np.mean(off), np.mean(accuracy), deviation))
     draw_usage(list(usage.values()), means, path)
+
+
+def by_seed(row):
+    """Sorts rows: all eps of one seed, then of the next."""
+    return row["seed"], row["eps"]
+
+
+def tell_gain(row, gains):
+    """Print a run's shares and accuracy, and what it gains (T,) on each episode."""
+    gain, interval = metrics.mean_ci(gains)
+    print(
+        f"eps {row['eps']:<5} seed {row['seed']}: {100 * row['off']:5.1f} % off, "
+        f"{100 * row['dead']:4.1f} % dead, accuracy {100 * row['accuracy']:.2f}; "
+        f"{100 * gain:+.2f} +- {100 * interval:.2f} against the least eps")
 
 
 def load_episodes(row):

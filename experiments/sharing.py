@@ -136,6 +136,7 @@ def sharing(config):
 
         here = functools.partial(trained, grid)
         result = score_features(here, grid, z, p, config.eval_images, run)
+        result |= score_matched(here, grid, z)
         result |= score_heads(config, here, grid, tasks, run)
         result |= transfer(config, *elsewhere, trained)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
@@ -232,6 +233,15 @@ def learned_heads(F, Y, tasks, W_all):
 
 
 # ------------------------------------------------------------------------------ scores
+
+
+def score_matched(features, grid, z, count=5000):
+    """DCI of the features that are matched with a factor, without the others, on uniform images."""
+    index = np.random.default_rng(20_000).integers(len(grid), size=count)
+    F = features(index)
+    _, matched = metrics.match(metrics.correlation(z[index], F))
+    disentanglement, completeness = metrics.dci(z[index], F[:, matched])
+    return {"dci_d_matched": disentanglement, "dci_c_matched": completeness}
 
 
 def fit_heads(F, Y, n_support):
@@ -357,10 +367,11 @@ def draw_sharing(rows, path):
     ours = [row for row in rows if row["method"] == "sharing" and row["rho"] == 0]
     if not ours:
         raise ValueError("sharing: no run of method sharing at rho 0 is finished")
-    grid = [row for row in ours if row["factors"] == 2 and row["seed"] == 0]
+    pairs = [row for row in ours if row["factors"] == 2]
+    grid = [row for row in pairs if row["seed"] == 0]
     betas = sorted({row["beta"] for row in grid})
     fig, axes = plots.subplots(1, 4, (15, 3.4))
-    draw_grid(axes[0], grid, betas)
+    draw_grid(axes[0], pairs, betas)
     draw_entropy(axes[1], grid, betas)
     first = ours[0]["alpha"], ours[0]["beta"]
     draw_factors(axes[2], [row for row in ours if (row["alpha"], row["beta"]) == first])
@@ -372,12 +383,14 @@ def draw_sharing(rows, path):
     plots.save(fig, path)
 
 
-def draw_grid(ax, grid, betas):
-    """DCI-D against alpha, a line for each beta."""
-    alphas = sorted({row["alpha"] for row in grid})
-    for beta in betas:
-        cells = [(alphas.index(row["alpha"]), row["dci_d"]) for row in grid if row["beta"] == beta]
-        ax.plot(*zip(*sorted(cells), strict=True), "o-", label=f"beta {beta}")
+def draw_grid(ax, rows, betas):
+    """DCI-D against alpha, a line for each beta: mean and deviation where there are seeds."""
+    alphas = sorted({row["alpha"] for row in rows})
+    for k, beta in enumerate(betas):
+        groups = [[row["dci_d"] for row in rows if (row["alpha"], row["beta"]) == (alpha, beta)]
+                  for alpha in alphas]
+        places = np.arange(len(alphas)) + 0.04 * (k - 1.5)          # no bar hides another
+        plots.draw_line(ax, places, groups, f"beta {beta}", f"C{k}")
     ax.set(xlabel="alpha", ylabel="DCI disentanglement", ylim=(0, None))
     ax.set_xticks(range(len(alphas)), alphas)
     ax.legend(fontsize=7)
@@ -395,7 +408,7 @@ def draw_entropy(ax, grid, betas):
     print(
         f"DCI-D and the entropy of {len(grid)} runs: {text or 'too few runs'}; "
         "[F23] reports 94.7 for the sharing penalty")
-    ax.set(xlabel="entropy H of the importances", ylim=(0, None))
+    ax.set(xlabel="entropy H of the importances (not from 0)", ylim=(0, None))
     ax.set_title(text, fontsize=9)
 
 

@@ -87,9 +87,26 @@ BY_RHO = [{"rho": rho} | sets_of(USUAL_SAMPLES) for rho in RHOS]
 BY_SAMPLES = [{"rho": 0.9} | sets_of(n) for n in SAMPLES if n != USUAL_SAMPLES]
 BY_POOL = [{"rho": 0.9, "tasks": f"finite-{K}"} | sets_of(50) for K in POOLS]
 
+# One thing of the default changed: another norm, p(x | W) that moves with the task, App. B.6's
+# coefficients, classes, and what is ours: warm-up, and tasks that share images.
+VARIANTS = [
+    {"norm": "layer"}, {"norm": "none"}, {"shift": 1.0}, {"tasks": "sphere"},
+    {"rho": 0.0, "outputs": 3, "likelihood": "categorical"},
+    {"warmup": 0.0}, {"tasks_per_set": 4}, {"tasks_per_set": 1}]
+
 # Figs. 11 to 14, in this order; eps is the best of docs/main-quick.csv, 0 in Fig. 12.
 RESPONSES = [shown("inner-lasso", 0.3, 0.0), shown("inner-ridge", 0.0, 0.0),
              shown("inner-lasso", 0.3, 0.9), shown("inner-ridge", 0.03, 0.9)]
+
+def protocol(steps, seeds):
+    """The paper's protocol up to a step (its learning rate is constant, so that a long run begins
+    as a short one): the runs of RESPONSES, and inner-Ridge at all eps, one seed."""
+    def begun(part):
+        return part._replace(cells=[cell | PAPER | {"steps": steps} for cell in part.cells])
+
+    more = Part(RESPONSES[3].cells, ["inner-ridge"], EPS, 1)
+    return [begun(part._replace(seeds=seeds)) for part in RESPONSES] + [begun(more)]
+
 
 # The sweeps of Disentangle: their parts at quick and at paper scale.
 SWEEPS = {
@@ -105,18 +122,23 @@ SWEEPS = {
             Part(laplace(CORNERS), INNER, EPS, 3), Part(laplace(BETWEEN), INNER, CURVE_EPS, 3)],
         "paper": [Part(laplace(ALL), INNER, EPS, 10)]},
     "responses": {"quick": RESPONSES, "paper": RESPONSES},
+    "protocol": {"quick": protocol(1500, 3), "paper": protocol(20_000, 3)},
+    "variants": {
+        scale: [Part(VARIANTS, INNER[:1], (0.3,), seeds)]
+        for scale, seeds in (("quick", 3), ("paper", 10))},
     "rotation": {
         scale: [Part(BY_RHO, INNER, BEST, seeds),
                 Part(BY_POOL, INNER[:1], (0.0, 0.3), seeds),
                 Part(BY_SAMPLES, INNER[:1], (0.3,), seeds)]
         for scale, seeds in (("quick", 3), ("paper", 10))}}
 
-# A sweep of FewShot over eps: its settings, and its steps at quick scale.
-Episodes = namedtuple("Episodes", "cell steps eps")
+# A sweep of FewShot over eps: its settings, its steps and seeds at quick scale.
+Episodes = namedtuple("Episodes", "cell steps eps seeds")
+GLYPHS = {"source": "glyphs", "noise": 0.5, "test_episodes": 500}
 SHAPES = {"source": "shapes", "encoder": "cnn", "lr": 5e-3, "way": 2, "shot": 15, "episodes": 16}
 EPISODE_SWEEPS = {
-    "glyphs": Episodes({"source": "glyphs"}, 400, (0.0, 0.003, 0.01, 0.02, 0.05)),
-    "shapes": Episodes(SHAPES, 400, (0.0, 0.03, 0.1, 0.3))}
+    "glyphs": Episodes(GLYPHS, 200, (0.0, 0.05, 0.1, 0.2, 0.3, 0.5), 3),
+    "shapes": Episodes(SHAPES, 400, (0.0, 0.03, 0.1, 0.3), 1)}
 
 # The cells of the sweep of Sharing: seeds; alpha and beta; factors per task; beside [L23].
 SHARING_SWEEP = [
@@ -134,7 +156,8 @@ FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("idea", "fig11", "fig12", "fig13", "fig14"), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
-ROWS_ONLY = ("main", "blocks", "laplace", "outer", "sharing", "rotation")    # figures need no more
+ROWS_ONLY = (                                                       # figures need no more
+    "main", "blocks", "laplace", "outer", "sharing", "rotation", "variants", "protocol")
 SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in figures}
 
 
@@ -146,15 +169,19 @@ def sweep_configs(name, scale, folder):
         configs = [sharing.Sharing(steps=steps, **elsewhere, **cell) for cell in SHARING_SWEEP]
         return list(dict.fromkeys(configs))                         # some cells come twice
     if name in EPISODE_SWEEPS:
-        cell, quick_steps, values = EPISODE_SWEEPS[name]
-        steps, seeds = {"tiny": (2, 1), "quick": (quick_steps, 1), "paper": (20_000, 5)}[scale]
-        return [fewshot.FewShot(eps=eps, seed=seed, steps=steps, **elsewhere, **cell)
-                for seed in range(seeds) for eps in values]
-    return [
-        disentangle.Disentangle(head=head, eps=eps, seed=seed, **elsewhere, **SCALES[scale] | cell)
+        own = EPISODE_SWEEPS[name]
+        quick = own.steps, own.seeds
+        steps, seeds = {"tiny": (2, 1), "quick": quick, "paper": (20_000, 5)}[scale]
+        return [fewshot.FewShot(eps=eps, seed=seed, steps=steps, **elsewhere, **own.cell)
+                for seed in range(seeds) for eps in own.eps]
+    short = {"steps": TINY["steps"]} if scale == "tiny" else {}
+    configs = [
+        disentangle.Disentangle(
+            head=head, eps=eps, seed=seed, **elsewhere, **SCALES[scale] | cell | short)
         for part in parts_of(name, scale)
         for seed, cell, head, eps in itertools.product(
             range(part.seeds), part.cells, part.heads, part.eps)]
+    return list(dict.fromkeys(configs))
 
 
 def parts_of(name, scale):
@@ -287,7 +314,7 @@ def run_quietly(experiment, values, of_ours=False):
 # ------------------------------------------------------------------------------ the table
 
 
-# Settings that tell a table's rows apart; the others are the same in all of them.
+# Settings that every table tells; others where its rows differ in them.
 TOLD = {"steps", "seed", "rho", "alpha", "samples", "head", "eps", "tasks", "method", "beta",
         "factors"}
 
@@ -339,12 +366,17 @@ def read_told(path):
         raise ValueError(f"{path}: not a table of this program ({error!r})") from None
 
 
+SETTINGS = TOLD | {
+    field.name for own in (disentangle.Disentangle, sharing.Sharing)
+    for field in dataclasses.fields(own)}
+
+
 def read_cells(row):
     """The scores of a row, numbers and lists; a digest, which may look like a number, as it is."""
     texts = {key: row.pop(key, "") for key in ("code", "kernel")}
     if not texts["code"]:
         raise KeyError("code")
-    scores = {k: json.loads(text) for k, text in row.items() if text and k not in TOLD}
+    scores = {k: json.loads(text) for k, text in row.items() if text and k not in SETTINGS}
     return scores | texts
 
 
@@ -354,8 +386,9 @@ def where(rows, cell):
 
 
 def write_table(rows, path, settings_class):
-    """Rows as CSV, without folders and without the settings that are not TOLD."""
-    hidden = {field.name for field in dataclasses.fields(settings_class)} - TOLD
+    """Rows as CSV, without folders and without settings that are not TOLD and everywhere alike."""
+    names = {field.name for field in dataclasses.fields(settings_class)}
+    hidden = {name for name in names - TOLD if len({row.get(name) for row in rows}) < 2}
     columns = dict.fromkeys(itertools.chain.from_iterable(rows))    # in the order of the rows
     columns = [key for key in columns if key not in hidden | {"folder"}]
     text = io.StringIO()

@@ -59,6 +59,19 @@ def test_training_images_move_and_others_do_not(glyphs):
     )
 
 
+def test_noise_has_its_deviation_and_is_drawn_once(glyphs):
+    grey = {split: (np.full((50, 9, 9, 1), 128, np.uint8), labels[:50])
+            for split, (_, labels) in glyphs.items()}
+    noisy = episodes.with_noise(grey, 0.1)
+    for split, (x, labels) in noisy.items():
+        assert x.dtype == np.uint8 and labels is grey[split][1]
+        assert abs(x.std() / 255 - 0.1) < 0.005 and abs(x.mean() - 127.5) < 1.5
+    assert np.array_equal(noisy["test"][0], episodes.with_noise(grey, 0.1)["test"][0])
+    assert not np.array_equal(noisy["test"][0], noisy["val"][0])
+    black = {"train": (np.zeros((50, 9, 9, 1), np.uint8), None)}
+    assert 0.4 < np.mean(episodes.with_noise(black, 0.5)["train"][0] == 0) < 0.6  # cut, not wrapped
+
+
 def test_colour_jitter_stays_in_range_and_mirrors_half():
     x = np.random.default_rng(0).integers(256, size=(400, 6, 6, 3)).astype(np.uint8)
     out = episodes.jitter_colours(np.random.default_rng(1), x, strength=0.0).astype(int)

@@ -68,7 +68,7 @@ RESNET = "--encoder resnet12 --optimiser sgd --lr 0.01 --steps 1 --episodes 1".s
         pytest.param(LOGISTIC, marks=pytest.mark.slow),
         ["--eps", "0", "--learn-lams"],
         pytest.param(RESNET, marks=pytest.mark.slow),
-        ["--train-shot", "4"],
+        ["--train-shot", "4", "--noise", "0.5"],
         ["--source", "shapes", "--encoder", "cnn"],
     ],
 )
@@ -131,6 +131,7 @@ def test_lam1_as_a_number_makes_features_switch_off(tmp_path, monkeypatch):
     "flags, said",
     [
         (["--source", "omniglot"], "--data"),
+        (["--source", "shapes", "--encoder", "cnn", "--noise", "0.1"], "--noise: not with"),
         (["--source", "omniglot", "--data", "no.zip"], "no.zip"),
         (["--source", "npz", "--data", "."], "no train split"),
         (["--encoder", "cnn"], "--encoder cnn"),

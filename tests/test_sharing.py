@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data
+import metrics
 import run
 import sparsedis
 from experiments import sharing, sweeps
@@ -81,6 +83,21 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     assert run.main([*args, "--results", str(tmp_path / "b")]) == 0
     a, b = (np.load(next((tmp_path / side).rglob("checkpoint.npz"))) for side in "ab")
     assert all((a[name] == b[name]).all() for name in a.files) and "params/head.W" in a.files
+
+
+def test_matched_features_are_scored_without_the_others():
+    """Six features are the factors; the four others mix them, which DCI of all ten counts."""
+    grid = data.Shapes3D()
+    z, _ = data.latents(grid, 1.0, 0.0)
+    mix = np.random.default_rng(0).standard_normal((6, 4))
+
+    def features(index):
+        return np.hstack([z[index] @ mix, -2 * z[index][:, ::-1]])
+
+    found = sharing.score_matched(features, grid, z, 1000)
+    assert found["dci_d_matched"] > 0.99 and found["dci_c_matched"] > 0.99
+    index = np.random.default_rng(20_000).integers(len(grid), size=1000)
+    assert metrics.dci(z[index], features(index))[0] < 0.9
 
 
 def test_failures_are_named():

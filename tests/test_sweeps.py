@@ -125,10 +125,10 @@ def test_texts_with_commas_survive_the_table(tmp_path):
 
 QUICK = {"main": 270, "blocks": 108, "laplace": 198, "outer": 36, "responses": 4}
 PAPER = {"main": 1200, "blocks": 360, "laplace": 1200, "outer": 120, "responses": 4}
-QUICK |= {"glyphs": 5, "shapes": 4, "sharing": 33}
-PAPER |= {"glyphs": 25, "shapes": 20, "sharing": 33}
-QUICK |= {"rotation": 102}
-PAPER |= {"rotation": 340}
+QUICK |= {"glyphs": 18, "shapes": 4, "sharing": 33}
+PAPER |= {"glyphs": 30, "shapes": 20, "sharing": 33}
+QUICK |= {"rotation": 102, "protocol": 17, "variants": 24}
+PAPER |= {"rotation": 340, "protocol": 17, "variants": 70}
 
 
 @pytest.mark.parametrize("scale, counts", [("quick", QUICK), ("paper", PAPER)])
@@ -145,6 +145,16 @@ def test_the_runs_of_the_papers_response_figures_are_runs_of_main():
     assert set(shown) <= set(main)
     assert [config.head for config in shown] == [f"inner-{w}" for w in "lasso ridge".split()] * 2
     assert [config.rho for config in shown] == [0.0, 0.0, 0.9, 0.9] and shown[1].eps == 0
+
+
+def test_a_table_tells_the_settings_in_which_its_rows_differ(tmp_path):
+    rows = [{"run": norm, "mcc": 0.5, "code": "c", **vars(disentangle.Disentangle(norm=norm))}
+            for norm in ("batch", "layer")]
+    sweeps.write_table(rows, tmp_path / "t.csv", disentangle.Disentangle)
+    head = (tmp_path / "t.csv").read_text().split("\n")[0].split(",")
+    assert {"norm", "rho", "mcc"} <= set(head) and not {"shift", "lr", "results"} & set(head)
+    told = sweeps.read_told(tmp_path / "t.csv")
+    assert told["layer"] == {"mcc": 0.5, "code": "c", "kernel": ""}
 
 
 def test_every_method_is_searched_alike():
