@@ -2,11 +2,15 @@
 
     encode CHECKPOINT IMAGES.npz       features F (N, m) of images (N, 64, 64, 3)
     real CHECKPOINT IMAGES.npz         features of real images beside those of renders
-    curves FOLDER ...                  MCC against the step, or minutes, of finished runs
+    curves FOLDER ...                  MCC against the step, or minutes, of finished runs, and when
+                                       it reached some levels
 
 A checkpoint names its encoder and the sizes to build it (results.Checkpoint).
 """
+import csv
 import dataclasses
+import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +189,26 @@ def curves(config):
     ax.legend(fontsize=8, loc="lower right")
     path = out_path(config, "curves.png")
     plots.save(fig, path)
+    print(path)
+    labels = [label or Path(folder).name for label, _, folder in words]
+    write_reached(path.with_suffix(".csv"), labels, [rows for _, rows in runs])
+
+
+REACHED = (0.9, 0.93, 0.95, 0.96)
+
+
+def write_reached(path, labels, runs):
+    """When each run's MCC first reached some levels, as CSV, also printed."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["label", "mcc", "step", "minutes"])
+    for (label, rows), level in itertools.product(zip(labels, runs, strict=True), REACHED):
+        there = [row for row in rows if row["mcc"] >= level]
+        if there:
+            step, minutes = there[0]["step"], there[0]["seconds"] / 60
+            table.writerow([label, level, step, f"{minutes:.3f}"])
+            print(f"{label}: MCC {level} after {minutes:.1f} minutes, {step} steps")
+    results.write_text(path, text.getvalue())
     print(path)
 
 

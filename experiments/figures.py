@@ -12,7 +12,6 @@ The runs are listed in sweeps.py. A method has one colour in every figure, bars 
 with their standard deviation, and a dotted line is the MCC of a random mixing of the factors.
 """
 import dataclasses
-import functools
 import os
 from collections import namedtuple
 from functools import partial
@@ -160,7 +159,7 @@ def draw_best(ax, rows, variable, score):
         draw_chance(ax)
     ax.set(title="best $\\epsilon$ of each seed", xlabel=LABELS[variable], ylim=(0, 1.02))
     if variable == "rho":
-        tell_realised(ax, levels)
+        plots.tell_realised(ax, levels)
 
 
 def searched_alike(rows, variable):
@@ -184,20 +183,6 @@ def best_eps(rows, key):
     """The rows of the eps whose mean score is highest."""
     each = [where(rows, {"eps": eps}) for eps in sorted({row["eps"] for row in rows})]
     return max(each, key=lambda same: np.mean([row.get(key, np.nan) for row in same]), default=[])
-
-
-def tell_realised(ax, levels):
-    """Under each rho the correlation that the weights on the images really make."""
-    told = [f"{rho:g}: {abs(realised_correlation(rho)):.2f}" for rho in levels]
-    ax.set_xticks(levels, told, fontsize=6, rotation=90)
-    ax.set_xlabel("$\\rho$, and the correlation that it makes")
-
-
-@functools.cache
-def realised_correlation(rho, alpha=1.0):
-    """The mean correlation of the latents under the weights of rho."""
-    z, p = data.latents(data.Shapes3D(), alpha, rho)
-    return data.describe_latents(z, p)["realised_correlation"]
 
 
 def draw_against_rho(rows, path):
@@ -241,7 +226,7 @@ def draw_latents(path):
     for ax, tile, (rho, alpha) in zip(axes.ravel(), tiles, pairs, strict=True):
         image = ax.imshow(np.where(tile > 0, tile, np.nan), cmap="viridis", norm=levels)
         ax.set(title=f"$\\rho$ = {rho:g}, $\\alpha$ = {alpha:g}, realised correlation "
-                     f"{abs(realised_correlation(rho, alpha)):.2f}")
+                     f"{abs(plots.realised_correlation(rho, alpha)):.2f}")
         ax.set_xticks(middles, shapes.names, fontsize=8)
         ax.set_yticks(middles, shapes.names, fontsize=8, rotation=90, va="center")
         for edge in BINS * np.arange(1, len(middles)) - 0.5:

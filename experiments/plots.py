@@ -2,15 +2,19 @@
 
     C (d, m)     |correlation| of factors and features       matched   metrics.match(C)
     F (N, m)     features of many images                     features(index) -> (len(index), m)
+    rho          correlation of the factors, as a parameter; the realised one is less
 
 Figures are written as PNG, whole or not at all. Those of the paper are in figures.py.
 """
+import functools
+
 import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot
 
+import data
 import metrics
 from experiments.results import write_atomically
 
@@ -39,6 +43,20 @@ def draw_line(ax, xs, groups, label, color, style="o-"):
 def sample_deviation(values):
     """The standard deviation with one less than the number of values below; 0 of one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def tell_realised(ax, levels):
+    """Under each rho the correlation that the weights on the images really make."""
+    told = [f"{rho:g}: {abs(realised_correlation(rho)):.2f}" for rho in levels]
+    ax.set_xticks(levels, told, fontsize=6, rotation=90)
+    ax.set_xlabel("$\\rho$, and the correlation that it makes")
+
+
+@functools.cache
+def realised_correlation(rho, alpha=1.0):
+    """The mean correlation of the latents under the weights of rho."""
+    z, p = data.latents(data.Shapes3D(), alpha, rho)
+    return data.describe_latents(z, p)["realised_correlation"]
 
 
 def draw_training(rows, path, titles, chance=None):

@@ -24,7 +24,7 @@ import data
 import metrics
 import sparsedis
 from experiments import disentangle, plots, results
-from experiments.sweeps import SAMPLES, USUAL_SAMPLES, where
+from experiments.sweeps import RHOS, SAMPLES, USUAL_SAMPLES, where
 
 TASKS, IMAGES = 1000, 50  # of the curves along which the other varies
 EVALUATED = 20_000
@@ -189,7 +189,9 @@ def draw(rows, path, table):
             plots.draw_line(ax, list(groups), groups.values(), label, color, style)
         ax.axhline(metrics.chance(6, 6), **plots.CHANCE)
         ax.set(title=panel.title, xlabel=panel.xlabel, ylim=(0.5, 1))
-        if variable != "rho":
+        if variable == "rho":
+            plots.tell_realised(ax, RHOS)
+        else:
             ax.set_xscale("log")
     axes[0].set_ylabel("MCC")
     handles, labels = axes[1].get_legend_handles_labels()

@@ -37,6 +37,19 @@ def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
     assert run.main(["curves", "nowhere"]) == 2
 
 
+def test_when_a_run_reached_a_level(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(apply, "REACHED", (0.5, 0.7, 0.9))
+    runs = [
+        [{"step": 1, "seconds": 30, "mcc": 0.6}, {"step": 2, "seconds": 60, "mcc": 0.4}],
+        [{"step": 1, "seconds": 3, "mcc": 0.1}, {"step": 5, "seconds": 9, "mcc": 0.7}],
+    ]
+    apply.write_reached(tmp_path / "c.csv", ["a, b", "c"], runs)
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert lines[0] == "label,mcc,step,minutes"
+    assert lines[1:] == ['"a, b",0.5,1,0.500', "c,0.5,5,0.150", "c,0.7,5,0.150"]
+    assert "a, b: MCC 0.5 after 0.5 minutes, 1 steps" in capsys.readouterr().out
+
+
 def test_real_images_beside_their_renders(checkpoint, capsys, real_data):
     assert run.main(["real", checkpoint, str(real_data("3dshapes_real_images.npz"))]) == 0
     assert Path("results/real.png").exists()
