@@ -24,7 +24,7 @@ from sklearn.linear_model import lasso_path
 import data
 import metrics
 import solvers
-from experiments import fewshot, plots, regression, rotation, sharing, theory
+from experiments import beyond, fewshot, plots, regression, rotation, sharing, theory
 from experiments.apply import encode_images
 from experiments.settings import option
 from experiments.sweeps import RESPONSES, SCALES, SWEEP_OF, read_table, sweep_configs, where
@@ -287,7 +287,9 @@ def draw_idea(rows, path):
     fig, axes = plots.subplots(1, 3, (11.5, 4), width_ratios=(1.15, 1, 1))
     tiles = shapes.images(drawn).reshape(4, 3, data.SIDE, data.SIDE, 3)
     axes[0].imshow(tiles.transpose(0, 2, 1, 3, 4).reshape(4 * data.SIDE, 3 * data.SIDE, 3))
-    axes[0].set(xticks=[], yticks=[], title="training images, factors correlated at 0.9")
+    realised = abs(plots.realised_correlation(0.9))
+    title = f"training images: correlation {realised:.2f} ($\\rho$ = 0.9)"
+    axes[0].set(xticks=[], yticks=[], title=title)
     for ax, part, label in ((axes[1], RESPONSES[3], "ridge"), (axes[2], RESPONSES[2], "Lasso")):
         row = row_of(rows, part)
         own = encoded(row, shapes)
@@ -374,7 +376,9 @@ FIGURES = {
     "conjecture": partial(draw_against_eps, keys=("mcc", "r", "dci_d", "accuracy", "off")),
     "sharing": sharing.draw_sharing,
     "methods": sharing.print_methods,
-    "rotation": rotation.draw}
+    "rotation": rotation.draw, "problem4": beyond.draw_problem4, "pools": beyond.draw_pools,
+    "mixing": beyond.draw_mixing, "exactness": beyond.draw_exactness,
+    "encoders": beyond.draw_encoders, "transfer": beyond.draw_transfer, "seen": beyond.draw_seen}
 for number, (part, printed) in enumerate(zip(RESPONSES, PRINTED, strict=True), 11):
     FIGURES[f"fig{number}"] = partial(draw_run_responses, part=part, printed=printed)
 

@@ -24,7 +24,7 @@ from numpy.linalg import norm
 
 import solvers
 import sparsedis
-from experiments import episode_networks, sharing, sharing_features
+from experiments import episode_networks, inner_problems, sharing, sharing_features
 from experiments.episode_heads import EPISODE_HEADS
 from experiments.episode_networks import Residual, conv4, resnet12
 from experiments.sharing_solver import sparse_sharing, sparse_sharing_vjp
@@ -292,6 +292,7 @@ def classes(rng, T, n, k):
 
 LASSO = solvers.lasso, solvers.lasso_vjp, solvers.lasso_lambda_max
 RIDGE = sparsedis.fit_ridge, solvers.ridge_vjp, solvers.ridge_lambda_max
+MCP = inner_problems.mcp, inner_problems.mcp_vjp, solvers.lasso_lambda_max
 
 
 def regression_case(rng, title, how, T, n, m, eps, correlation=0.0):
@@ -370,6 +371,7 @@ def solver_cases(rng):
     yield case("lasso", LASSO, 3, 9, 5, eps=0.2)
     yield case("lasso, correlation 0.95", LASSO, 3, 30, 6, eps=0.05, correlation=0.95)
     yield case("lasso, n < m", LASSO, 2, 6, 10, eps=0.3)
+    yield regression_case(np.random.default_rng(3), "minimax concave penalty", MCP, 3, 20, 5, 0.2)
     yield case("ridge, n < m", RIDGE, 3, 4, 6, eps=0.2)
     yield group_lasso_case(rng, "squared", rng.standard_normal((2, 12, 3)))
     yield group_lasso_case(rng, "logistic", classes(rng, 2, 20, 3))
@@ -384,7 +386,7 @@ def solver_cases(rng):
 
 def task_head_case(rng, name, n_support):
     """A head of HEADS on two tasks, fitted on all samples or on the first n_support of 20."""
-    head, lambda_max = sparsedis.HEADS[name]
+    head, lambda_max = (sparsedis.HEADS | inner_problems.HEADS)[name]
     F, y = regression(rng, 2, 20, 4).values()
     labels = {
         "inner-group-lasso": rng.standard_normal((2, 20, 3)),
@@ -466,6 +468,9 @@ def head_cases(rng):
     """Every head and objective, in the features and in what the head learns."""
     for name, n_support in itertools.product(sparsedis.HEADS, (None, 14)):
         yield task_head_case(rng, name, n_support)
+    own = np.random.default_rng(3)                                  # the cases below are as before
+    for name, n_support in itertools.product(inner_problems.HEADS, (None, 14)):
+        yield task_head_case(own, name, n_support)
     yield sets_case(rng, "batch")
     yield sets_case(rng, "layer")
     yield sets_case(rng, "none")

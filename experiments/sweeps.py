@@ -3,7 +3,7 @@
     run.py sweep NAME --scale quick|paper      runs what is missing, writes RESULTS/NAME-SCALE.csv
     run.py choose-eps                          eps without ground truth, from the runs of `main`
 
-    sweep     a list of settings of one experiment: Disentangle, FewShot or Sharing
+    sweep     a list of settings of one experiment: Disentangle, FewShot, Sharing, Maps, ...
     cell      the settings that vary in a sweep besides head, eps and seed, as a dict
     table     a row for each finished run: its name and settings, its scores, its code's digest
 
@@ -28,7 +28,18 @@ import numpy as np
 
 import data
 import metrics
-from experiments import apply, disentangle, fewshot, process, results, settings, sharing
+from experiments import (
+    apply,
+    disentangle,
+    fewshot,
+    maps,
+    nuisance,
+    process,
+    results,
+    settings,
+    sharing,
+    transfer,
+)
 from experiments.settings import option
 
 # ------------------------------------------------------------------------------ which runs
@@ -140,6 +151,44 @@ EPISODE_SWEEPS = {
     "glyphs": Episodes(GLYPHS, 200, (0.0, 0.05, 0.1, 0.2, 0.3, 0.5), 3),
     "shapes": Episodes(SHAPES, 400, (0.0, 0.03, 0.1, 0.3), 1)}
 
+# Sweeps of Maps, Transfer and Nuisance, docs/beyond.md: their cells, the same at every scale.
+def crossed(**lists):
+    """All combinations of settings, as cells; the last varies fastest."""
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+
+ON, THREE, FIVE = ("factors", "encoder"), range(3), range(5)
+POOL_SIZES = (2, 3, 4, 6, 8, 12, 20, 50, 200)
+INNER_PROBLEMS = [
+    *crossed(head=["inner-lasso"], eps=[0.1, 0.3], start=["random", "factors"]),
+    *crossed(head=["subset"], eps=[0.01, 0.1], start=["random", "lasso", "factors"]),
+    *crossed(head=["subset-size"], eps=[0.0], start=["random", "lasso", "factors"]),
+    *crossed(head=["relaxed"], eps=[0.1], start=["lasso", "factors"]),
+    *crossed(head=["mcp"], eps=[0.3], start=["lasso", "factors"])]
+MAP_SWEEPS = {
+    "problem4": [
+        cell | {"lr": 0.02 if cell["start"] == "factors" else 0.1}
+        for cell in (own | more for own in crossed(on=ON, rho=[0.0, 0.9, 0.95], seed=THREE)
+                     for more in INNER_PROBLEMS)],
+    "pools": [
+        own | {"world": own["seed"]} | more for own in crossed(on=ON, seed=FIVE)
+        for more in (*crossed(tasks=["pool"], count=POOL_SIZES, eps=[0.1, 0.3]),
+                     *crossed(eps=[0.1, 0.3]))],
+    "mixing": [
+        *crossed(tasks=["sets"], seed=FIVE, world=range(20), eps=[0.1, 0.3]),
+        *crossed(tasks=["example"], seed=FIVE, head=["inner-lasso"], eps=[0.1, 0.3]),
+        *crossed(tasks=["example"], seed=FIVE, head=["subset-size"], eps=[0.0])],
+    "exactness": [
+        *crossed(on=ON, seed=THREE, eps=[0.1, 0.3], head=["unfinished"],
+                 tolerance=[1e-1, 1e-2, 1e-3, 1e-6, 1e-12]),
+        *crossed(on=ON, seed=THREE, eps=[0.1, 0.3], head=["step"])]}
+TRANSFER = [*crossed(seed=THREE, method=transfer.METHODS),
+            *crossed(seed=THREE, rho=[0.0, 0.5, 0.8, 0.95, 0.99], method=["lasso", "none"])]
+ENCODERS = [*crossed(seed=THREE, needed=[6], features=[4, 6, 8, 12], eps=[0.0, 0.3]),
+            *crossed(seed=THREE, needed=[4], features=[4, 6], eps=[0.0, 0.3])]
+QUESTIONS = {name: (maps.Maps, cells) for name, cells in MAP_SWEEPS.items()}
+QUESTIONS |= {"transfer": (transfer.Transfer, TRANSFER), "encoders": (nuisance.Nuisance, ENCODERS)}
+
 # The cells of the sweep of Sharing: seeds; alpha and beta; factors per task; beside [L23].
 SHARING_SWEEP = [
     *({"method": method, "seed": seed} for seed in range(5) for method in ("sharing", "erm")),
@@ -150,14 +199,19 @@ SHARING_SWEEP = [
     *({"method": method, "rho": rho, "seed": seed}
       for seed in (0, 1) for rho in (0.0, 0.9) for method in sharing.METHODS)]
 
-NAMES = (*SWEEPS, *EPISODE_SWEEPS, "sharing")
+SHORT = {maps.Maps: {"steps": TINY["steps"]}, transfer.Transfer: {"draws": 1},
+         nuisance.Nuisance: TINY}                                   # at tiny scale
+
+NAMES = (*SWEEPS, *EPISODE_SWEEPS, *QUESTIONS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "main": ("fig4", "fig6", "fig15", "rho"), "glyphs": ("fig5",),
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("idea", "fig11", "fig12", "fig13", "fig14"), "rotation": ("rotation",),
-    "shapes": ("conjecture",), "sharing": ("sharing", "methods")}
+    "shapes": ("conjecture",), "sharing": ("sharing", "methods"),
+    **{name: (name,) for name in (*MAP_SWEEPS, "encoders")}, "transfer": ("transfer", "seen")}
 ROWS_ONLY = (                                                       # figures need no more
-    "main", "blocks", "laplace", "outer", "sharing", "rotation", "variants", "protocol")
+    "main", "blocks", "laplace", "outer", "sharing", "rotation", "variants", "protocol",
+    *QUESTIONS)
 SWEEP_OF = {figure: name for name, figures in FIGURES_OF.items() for figure in figures}
 
 
@@ -168,6 +222,11 @@ def sweep_configs(name, scale, folder):
         steps = {"tiny": 2, "quick": 600, "paper": 20_000}[scale]
         configs = [sharing.Sharing(steps=steps, **elsewhere, **cell) for cell in SHARING_SWEEP]
         return list(dict.fromkeys(configs))                         # some cells come twice
+    if name in QUESTIONS:
+        own, cells = QUESTIONS[name]
+        if scale == "tiny":
+            cells = [cell | SHORT[own] for cell in cells[:2]]
+        return [own(**elsewhere, **cell) for cell in cells]
     if name in EPISODE_SWEEPS:
         own = EPISODE_SWEEPS[name]
         quick = own.steps, own.seeds
@@ -289,7 +348,9 @@ def backend_of(address):
     return joblib.parallel_config("dask", client=client)
 
 
-EXPERIMENTS = {"Disentangle": disentangle, "FewShot": fewshot, "Sharing": sharing}
+EXPERIMENTS = {
+    "Disentangle": disentangle, "FewShot": fewshot, "Sharing": sharing, "Maps": maps,
+    "Transfer": transfer, "Nuisance": nuisance}
 
 
 def run_quietly(experiment, values, of_ours=False):
@@ -367,7 +428,8 @@ def read_told(path):
 
 
 SETTINGS = TOLD | {
-    field.name for own in (disentangle.Disentangle, sharing.Sharing)
+    field.name for own in (disentangle.Disentangle, sharing.Sharing, maps.Maps, transfer.Transfer,
+                              nuisance.Nuisance)
     for field in dataclasses.fields(own)}
 
 

@@ -1,5 +1,6 @@
 """docs/examples run as their first lines say, and print what they promise."""
 
+import csv
 import importlib.util
 import re
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import run
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 SAID = {
@@ -17,8 +20,9 @@ SAID = {
     "add_a_head": "True",
     "add_an_encoder": "parameters",
     "real_tables": "stability",
+    "how_many_targets": "one_or_two",
 }
-WORDS = {"real_tables": ["wine"]}
+WORDS = {"real_tables": ["wine"], "how_many_targets": ["1", "200", "2"]}
 ERROR = r"(?:gradient error|violation|violated by) (\S+?),?\s"
 NEEDS = {"torch_layer": ("torch", "PyTorch"), "jax_layer": ("jax", "JAX")}
 
@@ -31,7 +35,8 @@ def skip_without(name):
 
 
 SLOW = [pytest.param(EXAMPLES / f"{name}.py", marks=pytest.mark.slow, id=name) for name in NEEDS]
-FAST = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in NEEDS]
+APART = {*NEEDS, "shortcut"}
+FAST = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in APART]
 
 
 @pytest.mark.parametrize("path", [*FAST, *SLOW], ids=lambda path: path.stem)
@@ -48,3 +53,18 @@ def test_an_example_runs(path, tmp_path):
     if path.stem in NEEDS:
         ridge, lasso = map(float, re.findall(r"fits: ([\d.]+)", told.stdout))
         assert lasso > 0.98 > ridge + 0.02
+
+
+@pytest.mark.slow
+def test_how_wrong_the_shortcut_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--way", "3", "--shot", "2", "--query", "2", "--episodes", "2", "--test-episodes", "4"]
+    assert run.main(["fewshot", "--steps", "2", *sizes]) == 0
+    (folder,) = tmp_path.glob("results/fewshot/*/")
+    words = [sys.executable, EXAMPLES / "shortcut.py", folder, "5", "50"]
+    subprocess.run(words, check=True, cwd=tmp_path, timeout=300)
+    with open("shortcut.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 and {row["features"] for row in rows} == {"random-ReLU", "trained-conv4"}
+    more = [float(row["error_W"]) for row in rows if row["lam2"] == "160.0"]
+    assert more[0] > 10 * more[1]

@@ -48,7 +48,7 @@ def test_fig5_is_drawn_from_its_sweep(tmp_path, monkeypatch, capsys):
 
 def test_every_figure_has_a_sweep_and_a_drawing():
     assert figures.FIGURES.keys() == sweeps.SWEEP_OF.keys()
-    assert set(sweeps.SWEEP_OF.values()) | {"protocol", "variants"} == set(sweeps.NAMES)
+    assert {*sweeps.SWEEP_OF.values(), "protocol", "variants"} == set(sweeps.NAMES)
     numbers = {f"fig{i}" for i in range(1, 16)}
     assert numbers <= {"fig1", *figures.ALONE, *figures.FIGURES}
 

@@ -1,0 +1,256 @@
+"""beyond.py -- questions that the papers leave open, as figures.                 [docs/beyond.md]
+
+    run.py sweep NAME     the runs: problem4, pools, mixing, exactness (of maps.py), encoders (of
+                          nuisance.py), transfer
+    run.py figure NAME    the figure, from the sweep's table; of transfer also: seen
+
+    rows      a sweep's finished runs, as dicts; ON the features that the maps were trained on
+"""
+import itertools
+
+import numpy as np
+
+import metrics
+from experiments import plots, transfer
+from experiments.sweeps import ON, POOL_SIZES, where
+from experiments.theory import variability_bound
+
+ON_TITLES = {"factors": "the factors, mixed", "encoder": "an encoder's features"}
+FAILS = {3.4: ("C3", "3.4 fails"), 3.6: ("C1", "3.6 fails"), 3.5: ("C0", "3.5 fails"),
+         0.0: ("C2", "all hold")}
+
+
+def groups_of(rows, keys, score):
+    """The scores of rows by the values of some settings, in the order of their first row."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row[score])
+    return groups
+
+
+# ------------------------------------------------------------------------------ Problem (4)
+
+STARTS = {"random": "C0", "lasso": "C1", "factors": "C2"}
+
+
+def draw_problem4(rows, path):
+    """MCC of each inner problem by where its training starts, on mixed factors and on an encoder's
+    features (rows), at each rho (columns); dotted the R of the features, the most there is."""
+    rhos = sorted({row["rho"] for row in rows})
+    fig, axes = plots.subplots(len(ON), len(rhos), (4 * len(rhos), 6.6), sharey=True)
+    for ax, (on, rho) in zip(axes.flat, itertools.product(ON, rhos), strict=True):
+        draw_starts(ax, where(rows, {"on": on, "rho": rho}))
+        ax.set(title=f"{ON_TITLES[on]}, $\\rho$ = {rho:g}", ylim=(0.5, 1.005))
+    axes[0, 0].set_ylabel("MCC")
+    axes[1, 0].set_ylabel("MCC")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, ncols=4, loc="outside upper center")
+    plots.save(fig, path)
+
+
+def draw_starts(ax, rows):
+    """A group of bars for each head and eps, a bar for each start."""
+    kinds = list(dict.fromkeys((row["head"], row["eps"]) for row in rows))
+    for k, (start, color) in enumerate(STARTS.items()):
+        own = groups_of(where(rows, {"start": start}), ("head", "eps"), "mcc")
+        places = [n + 0.27 * (k - 1) for n, kind in enumerate(kinds) if kind in own]
+        values = [own[kind] for kind in kinds if kind in own]
+        spreads = [plots.sample_deviation(group) for group in values]
+        ax.bar(places, [np.mean(group) for group in values], 0.25, yerr=spreads, capsize=2,
+               color=color, label=f"from {start}")
+    if rows:
+        ax.axhline(np.mean([row["r"] for row in rows]), color="grey", ls=":", label="R")
+    names = [f"{head}\n{eps:g}" if eps else head for head, eps in kinds]
+    ax.set_xticks(range(len(kinds)), names, fontsize=7, rotation=30)
+
+
+# ------------------------------------------------------------------------------ how many tasks
+
+
+def draw_pools(rows, path):
+    """MCC against the tasks of a pool: trained (the best eps of each pool) and rotated, each point
+    in the colour of the assumption that fails; dashed, the probability that 3.6 holds."""
+    fig, axes = plots.subplots(1, len(ON), (11, 4), sharey=True)
+    for ax, on in zip(axes, ON, strict=True):
+        inside = where(rows, {"on": on})
+        for key, marker, label in (("mcc", "o", "trained"), ("mcc_rotated", "^", "rotated")):
+            best = best_of_worlds(inside, key)
+            draw_pool_points(ax, best, marker, label)
+        bound = 1 - variability_bound(6, 0.5, POOL_SIZES)
+        ax.plot(range(len(POOL_SIZES)), bound, "--", color="grey", label="P(3.6 holds) at least")
+        ax.axhline(metrics.chance(6, 6), **plots.CHANCE)
+        ax.set(title=ON_TITLES[on], xlabel="tasks of the pool", ylim=(0, 1.02))
+        ax.set_xticks(range(len(POOL_SIZES) + 1), [*POOL_SIZES, "new ones"])
+    axes[0].set_ylabel("MCC")
+    handles, labels = axes[0].get_legend_handles_labels()
+    for color, label in FAILS.values():
+        handles.append(axes[0].scatter([], [], color=color))
+        labels.append(label)
+    fig.legend(handles, labels, fontsize=8, ncols=4, loc="outside upper center")
+    plots.save(fig, path)
+
+
+def best_of_worlds(rows, key):
+    """(place, world) -> the largest score of any eps, and the assumption that fails."""
+    best = {}
+    for row in rows:
+        usual = row["tasks"] == "usual"
+        place = len(POOL_SIZES) if usual else POOL_SIZES.index(row["count"])
+        at = place, row["world"]
+        best[at] = max(best.get(at, (0, row["fails"])), (row[key], row["fails"]))
+    return best
+
+
+def draw_pool_points(ax, best, marker, label):
+    """The points, and a line through the means."""
+    places = sorted({place for place, _ in best})
+    means = [np.mean([score for (place, _), (score, _) in best.items() if place == here])
+             for here in places]
+    ax.plot(places, means, color="k", lw=1, marker=marker, mfc="none", label=label)
+    shift = {"o": -0.12, "^": 0.12}[marker]
+    for (place, _), (score, fails) in best.items():
+        ax.scatter(place + shift, score, marker=marker, s=18, color=FAILS[fails][0], zorder=3)
+
+
+# ------------------------------------------------------------------------------ what mixes
+
+WAYS = {"inside": ("trained", "C0", "o"), "inside_rotated": ("rotated", "C2", "^"),
+        "inside_ica": ("ICA", "C3", "x"), "inside_chance": ("a random mixing", "grey", ".")}
+
+
+def draw_mixing(rows, path):
+    """The share of |A| where the proof of Theorem B.5 lets factors mix, for 20 sets of supports
+    that violate Assumption 3.6; and the MCC of App. B.4's three tasks, which violate 3.5."""
+    sets = where(rows, {"tasks": "sets", "eps": 0.3})
+    worlds = sorted({row["world"] for row in sets})
+    fig, (left, right) = plots.subplots(1, 2, (11, 4), width_ratios=(3, 1))
+    for k, (key, (label, color, marker)) in enumerate(WAYS.items()):
+        groups = groups_of(sets, ("world",), key)
+        means = [np.mean(groups[(world,)]) for world in worlds]
+        spreads = [plots.sample_deviation(groups[(world,)]) for world in worlds]
+        places = np.arange(len(worlds)) + 0.15 * (k - 1.5)
+        left.errorbar(places, means, spreads, fmt=marker, color=color, label=label, capsize=2)
+    allowed = groups_of(sets, ("world",), "allowed")
+    left.plot(range(len(worlds)), [np.mean(allowed[(world,)]) for world in worlds], "_", ms=14,
+              color="k", label="its share of all pairs")
+    left.set(xlabel="set of supports", ylabel="share of |A| inside the pattern", ylim=(0, 1.02))
+    left.set_xticks(range(len(worlds)), worlds)
+    left.legend(fontsize=7, ncols=5, loc="lower left")
+    draw_example(right, where(rows, {"tasks": "example"}))
+    plots.save(fig, path)
+
+
+def draw_example(ax, rows):
+    """MCC on App. B.4's three tasks, a point a seed."""
+    for k, ((head, eps), scores) in enumerate(groups_of(rows, ("head", "eps"), "mcc").items()):
+        ax.scatter([k] * len(scores), scores, color="C0")
+        ax.text(k, 0.02, f"{head}\n{eps:g}" if eps else head, ha="center", fontsize=7)
+    ax.axhline(metrics.chance(3, 3), **plots.CHANCE)
+    ax.set(title="App. B.4, (63)", ylabel="MCC", ylim=(0, 1.02), xticks=[], xlim=(-0.6, 2.6))
+
+
+# ------------------------------------------------------------------------------ exactness
+
+
+def draw_exactness(rows, path):
+    """MCC, the error of the gradient and that of the support against the violation at which the
+    Lasso is left, and after one proximal step."""
+    fig, axes = plots.subplots(1, 3, (12, 3.8))
+    tolerances = sorted({row["tolerance"] for row in where(rows, {"head": "unfinished"})})
+    labels = {"mcc": "MCC", "gradient_error": "relative error of the gradient",
+              "support_error": "share of weights with a wrong zero"}
+    for ax, (key, label) in zip(axes, labels.items(), strict=True):
+        kinds = dict.fromkeys((row["on"], row["eps"]) for row in rows)
+        for k, (on, eps) in enumerate(kinds):
+            own = where(rows, {"on": on, "eps": eps})
+            groups = [[row[key] for row in where(own, {"head": "unfinished", "tolerance": t})]
+                      for t in tolerances]
+            groups.append([row[key] for row in where(own, {"head": "step"})])
+            title = f"{ON_TITLES[on]}, eps {eps:g}"
+            plots.draw_line(ax, range(len(groups)), groups, title, f"C{k}")
+        names = [f"{t:g}" for t in tolerances] + ["one step"]
+        ax.set_xticks(range(len(names)), names, fontsize=8)
+        ax.set(xlabel="relative violation", ylabel=label)
+    axes[1].set_yscale("symlog", linthresh=1e-8)
+    axes[0].legend(fontsize=7)
+    plots.save(fig, path)
+
+
+# ------------------------------------------------------------------------------ encoders
+
+SCORED = {"mcc": ("MCC", "C0"), "mcc_rotated": ("MCC, rotated", "C2"), "r": ("R", "C1"),
+          "leak": ("R of what no task needs", "C7")}
+
+
+def draw_encoders(rows, path):
+    """MCC, R and what leaks, for encoders of too few and too many features, and for tasks that need
+    four of six factors; through Lasso fits (left) and without penalty (right)."""
+    kinds = list(dict.fromkeys((row["needed"], row["features"]) for row in rows))
+    fig, axes = plots.subplots(1, 2, (11, 3.8), sharey=True)
+    for ax, eps in zip(axes, (0.3, 0.0), strict=True):
+        inside = where(rows, {"eps": eps})
+        for k, (key, (label, color)) in enumerate(SCORED.items()):
+            groups = groups_of(inside, ("needed", "features"), key)
+            values = [groups.get(kind, [np.nan]) for kind in kinds]
+            ax.bar(np.arange(len(kinds)) + 0.2 * (k - 1.5), [np.mean(v) for v in values], 0.18,
+                   yerr=[plots.sample_deviation(v) for v in values], capsize=2, color=color,
+                   label=label)
+        chances = [metrics.chance(needed, m) for needed, m in kinds]
+        ax.plot(range(len(kinds)), chances, "_", ms=30, color="k", label="random mixing")
+        ax.set_xticks(range(len(kinds)), [f"{m} features,\n{needed} needed" for needed, m in kinds],
+                      fontsize=7)
+        ax.set(title=f"inner-Lasso, eps {eps:g}" if eps else "no penalty", ylim=(0, 1.02))
+    axes[0].legend(fontsize=7, loc="lower right")
+    plots.save(fig, path)
+
+
+# ------------------------------------------------------------------------------ transfer
+
+METHOD_COLORS = dict(zip(transfer.METHODS, ("C0", "C1", "C7", "C2", "C3", "k"), strict=True))
+
+
+def draw_transfer(rows, path):
+    """R^2 of new sparse tasks against their samples, by Lasso and by ridge (columns), on images of
+    the training distribution and on uniform ones (rows), a line for each kind of features."""
+    rows = where(rows, {"rho": 0.9})
+    fig, axes = plots.subplots(2, 2, (9, 6.6), sharex=True, sharey=True)
+    for (i, j), ax in np.ndenumerate(axes):
+        penalty, on = ("lasso", "ridge")[j], ("", "_uniform")[i]
+        for method, color in METHOD_COLORS.items():
+            own = where(rows, {"method": method})
+            groups = [[row[f"{penalty}_{n}{on}"] for row in own] for n in transfer.SIZES]
+            plots.draw_line(ax, range(len(groups)), groups, method, color)
+        where_told = "uniform images" if on else "the training distribution"
+        ax.set(title=f"{penalty}, {where_told}", ylim=(-0.3, 1.02))
+        ax.set_xticks(range(len(transfer.SIZES)), transfer.SIZES)
+    for ax in axes[1]:
+        ax.set_xlabel("samples of the new task")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("$R^2$")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, ncols=6, loc="outside upper center")
+    plots.save(fig, path)
+
+
+def draw_seen(rows, path):
+    """MCC and R on uniform images and on those of the training distribution, against rho; bars are
+    95 % bootstrap intervals over images, of the first seed, points all seeds."""
+    fig, axes = plots.subplots(1, 2, (9, 3.8), sharey=True)
+    for ax, method in zip(axes, ("lasso", "none"), strict=True):
+        own = sorted(where(rows, {"method": method}), key=lambda row: row["rho"])
+        levels = sorted({row["rho"] for row in own})
+        kinds = (("mcc", "C0"), ("mcc_seen", "C9"), ("r", "C1"), ("r_seen", "C8"))
+        for k, (key, color) in enumerate(kinds):
+            score, _, seen = key.partition("_")
+            end = f"_{seen}" if seen else ""
+            places = np.array([levels.index(row["rho"]) for row in own]) + 0.12 * (k - 1.5)
+            values = np.array([row[key] for row in own])
+            low = np.array([row[f"{score}_low{end}"] for row in own])
+            high = np.array([row[f"{score}_high{end}"] for row in own])
+            error = np.maximum([values - low, high - values], 0)
+            label = f"{score.upper()}, {'in distribution' if seen else 'uniform'}"
+            ax.errorbar(places, values, error, fmt=".", color=color, capsize=2, label=label)
+        ax.set_xticks(range(len(levels)), [f"{rho:g}" for rho in levels])
+        ax.set(title=method, xlabel="$\\rho$", ylim=(0.3, 1.02))
+    axes[0].legend(fontsize=7, loc="lower left")
+    plots.save(fig, path)

@@ -1,0 +1,43 @@
+"""Tasks that need only some factors of the images."""
+
+import numpy as np
+import pytest
+
+import run
+from experiments import nuisance
+
+FEW = {
+    "steps": 3,
+    "image_sets": 1,
+    "samples": 12,
+    "tasks_per_set": 4,
+    "eval_images": 200,
+    "threads": 1,
+}
+
+
+ALL = pytest.param(6, 6, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("features, needed", [(4, 4), (6, 4), ALL])
+def test_only_the_needed_factors_are_scored(features, needed, tmp_path):
+    config = nuisance.Nuisance(features=features, needed=needed, results=str(tmp_path), **FEW)
+    found, folder = nuisance.nuisance(config)
+    assert 0 < found["mcc"] <= found["r"] <= 1 and found["needed"] == needed
+    assert (found["leak"] == 0) == (needed == 6)
+    assert nuisance.nuisance(config)[0] == found
+
+
+def test_what_leaks_is_told():
+    z = np.random.default_rng(0).standard_normal((500, 6))
+    assert nuisance.leak(z, z[:, :4], 4) < 0.2
+    assert nuisance.leak(z, z[:, 2:], 4) == pytest.approx(1)
+    assert nuisance.leak(z, z, 6) == 0
+
+
+def test_the_command_and_its_bounds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in FEW.items()]
+    assert run.main(["nuisance", *words]) == 0
+    assert "of the 4 factors needed" in capsys.readouterr().out
+    assert run.main(["nuisance", "--needed", "7"]) == 2

@@ -1,0 +1,72 @@
+"""New sparse tasks on learned features: which features help, and from how few samples."""
+
+import numpy as np
+import pytest
+
+import data
+import run
+from experiments import maps, transfer
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Fewer images and tasks, and encoders of two steps."""
+    few = {"steps": 2, "image_sets": 1, "samples": 12, "tasks_per_set": 2, "eval_images": 60}
+    real = maps.disentangle.Disentangle
+    monkeypatch.setattr(maps.disentangle, "Disentangle", lambda **own: real(**own | few))
+    monkeypatch.setattr(maps, "MANY", 1600)
+    monkeypatch.setattr(maps, "FRESH", 60)
+    monkeypatch.setattr(transfer, "SIZES", (5, 25))
+    monkeypatch.setattr(transfer, "TEST", 300)
+
+
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("lasso", "ridge", "none", "ica")]
+
+
+@pytest.mark.parametrize("method", ["rotated", "factors", *OTHERS])
+def test_every_method_has_its_scores(method, tmp_path):
+    config = transfer.Transfer(method=method, draws=1, threads=1, results=str(tmp_path))
+    found, folder = transfer.transfer(config)
+    for name in ("mcc", "r"):
+        for end in ("", "_seen"):
+            assert found[f"{name}_low{end}"] <= found[f"{name}{end}"] + 0.05 <= 1.06
+    keys = {f"{p}_{n}{e}" for p in ("lasso", "ridge") for n in transfer.SIZES
+            for e in ("", "_uniform")}
+    assert keys <= found.keys()
+    if method == "factors":
+        assert found["mcc"] == pytest.approx(1) and found["lasso_25"] > 0.9
+    assert transfer.transfer(config)[0] == found
+
+
+def test_sparse_fits_learn_from_fewer_samples_on_the_factors_than_on_their_mixtures():
+    z = np.random.default_rng(0).standard_normal((400, 30))
+    mixed = z @ np.linalg.qr(np.random.default_rng(1).standard_normal((30, 30)))[0]
+
+    def sparse(rng, T, d):
+        w = np.zeros((T, d))
+        w[:, rng.choice(d, 2)] = 1
+        return w
+
+    original, data.sample_tasks = data.sample_tasks, sparse
+    try:
+        plain, other = (transfer.r2_of_tasks(z, F, 3, 0).mean(axis=0) for F in (z, mixed))
+    finally:
+        data.sample_tasks = original
+    at_25 = transfer.SIZES.index(25)
+    assert plain[at_25, 0] > 0.7 > other[at_25, 0]
+    np.testing.assert_allclose(plain[:, 1], other[:, 1], atol=1e-6)  # ridge sees no rotation
+
+
+def test_a_bootstrap_interval_holds_the_score_and_is_narrow():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((1600, 3))
+    F = z + 0.5 * rng.standard_normal(z.shape)
+    told = transfer.with_interval(z, F)
+    assert told["mcc_low"] < told["mcc"] < told["mcc_high"]
+    assert 0.005 < told["mcc_high"] - told["mcc_low"] < 0.05
+
+
+def test_the_command_tells_r2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["transfer", "--method", "factors", "--draws", "1", "--threads", "1"]) == 0
+    assert capsys.readouterr().out.count("R^2 of") == len(transfer.SIZES)
