@@ -1,7 +1,7 @@
 """beyond.py -- questions that the papers leave open, as figures.                 [docs/beyond.md]
 
     run.py sweep NAME     the runs: problem4, pools, mixing, exactness (of maps.py), encoders (of
-                          nuisance.py), transfer
+                          nuisance.py), transfer, shared (of shared_maps.py)
     run.py figure NAME    the figure, from the sweep's table; of transfer also: seen
 
     rows      a sweep's finished runs, as dicts; ON the features that the maps were trained on
@@ -202,6 +202,43 @@ def draw_encoders(rows, path):
         ax.set(title=f"inner-Lasso, eps {eps:g}" if eps else "no penalty", ylim=(0, 1.02))
     axes[0].legend(fontsize=7, loc="lower right")
     plots.save(fig, path)
+
+
+# ------------------------------------------------------------------------------ [F23]
+
+GAINS = {"mcc": "MCC", "dci_d": "DCI-D", "dci_d_matched": "DCI-D, matched",
+         "accuracy_5": "accuracy", "unused": "unused features"}
+
+
+def draw_shared(rows, path):
+    """What beta > 0 adds to beta = 0, paired by seed, mean and deviation, in each setting."""
+    ours = where(rows, {"method": "sharing"})
+    keys = ("m", "alpha", "factors", "shot")
+    cells = list(dict.fromkeys(tuple(row[key] for key in keys) for row in ours))
+    fig, axes = plots.subplots(1, len(GAINS), (3 * len(GAINS), 4), sharey=True)
+    for ax, (key, label) in zip(axes, GAINS.items(), strict=True):
+        for k, beta in enumerate((0.02, 0.1)):
+            gains = [gains_of(where(ours, dict(zip(keys, cell, strict=True))), beta, key)
+                     for cell in cells]
+            means = [np.mean(gain) for gain in gains]
+            spreads = [plots.sample_deviation(gain) for gain in gains]
+            places = np.arange(len(cells)) + 0.2 * (k - 0.5)
+            ax.errorbar(means, places, xerr=spreads, fmt="o", color=f"C{k}", capsize=2,
+                        label=f"beta {beta}")
+        ax.axvline(0, color="grey", lw=0.7)
+        ax.set(xlabel=f"{label}, less that of beta 0")
+    names = [f"m {m}, alpha {alpha:g},\n{factors} factors, {shot} samples"
+             for m, alpha, factors, shot in cells]
+    axes[0].set_yticks(range(len(cells)), names, fontsize=7)
+    axes[0].legend(fontsize=7)
+    plots.save(fig, path)
+
+
+def gains_of(rows, beta, key):
+    """A score at beta less that at beta = 0, of each seed that has both."""
+    with_it, without = ({row["seed"]: row[key] for row in where(rows, {"beta": value})}
+                        for value in (beta, 0.0))
+    return [with_it[seed] - without[seed] for seed in with_it if seed in without]
 
 
 # ------------------------------------------------------------------------------ transfer

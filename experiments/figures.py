@@ -378,7 +378,8 @@ FIGURES = {
     "methods": sharing.print_methods,
     "rotation": rotation.draw, "problem4": beyond.draw_problem4, "pools": beyond.draw_pools,
     "mixing": beyond.draw_mixing, "exactness": beyond.draw_exactness,
-    "encoders": beyond.draw_encoders, "transfer": beyond.draw_transfer, "seen": beyond.draw_seen}
+    "encoders": beyond.draw_encoders, "shared": beyond.draw_shared,
+    "transfer": beyond.draw_transfer, "seen": beyond.draw_seen}
 for number, (part, printed) in enumerate(zip(RESPONSES, PRINTED, strict=True), 11):
     FIGURES[f"fig{number}"] = partial(draw_run_responses, part=part, printed=printed)
 

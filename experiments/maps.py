@@ -217,30 +217,26 @@ def may_mix(S):
 
 
 def learn(config, given, tasks):
-    """The map V at the end, and how the training went: the steps until MCC 0.9, and errors of the
-    gradient where the Lasso is left unfinished."""
-    d, encoder = given.z.shape[1], sparsedis.mlp([given.X.shape[1], given.z.shape[1]])
+    """The map V at the end, and how the training went: the step at which MCC was first seen at 0.9
+    or above, and errors of the gradient and of the support where the Lasso is left unfinished."""
+    encoder = sparsedis.mlp([given.X.shape[1], given.z.shape[1]])
     params, state = encoder.init(np.random.default_rng(config.seed), dtype=np.float64)
-    if config.start == "factors":
-        params["linear1.W"] = regression(given.X, given.z)
-    elif config.start == "lasso":
-        before = dataclasses.replace(config, head="inner-lasso", eps=0.3, start="random")
-        params["linear1.W"], _ = learn(before, given, tasks)
+    params |= start_of(config, given, tasks)
     objective, reached, errors = Objective(config), [], []
 
     def sample(step):
-        drawn = np.random.default_rng([config.seed, step])
-        W = tasks.sample_coefficients(drawn)
-        index, y = tasks.sample_labels(drawn, W)
-        return [given.X[index.ravel()]], (y, (W != 0).any(axis=2).sum(axis=-1).ravel())
+        rng = np.random.default_rng([config.seed, step])
+        W = tasks.sample_coefficients(rng)
+        index, y = tasks.sample_labels(rng, W)
+        return [given.X[index.ravel()]], (y, sizes_of(W))
 
     def report(snapshot, loss, info):
         if snapshot.step % 20 == 0:
-            V = snapshot.params["linear1.W"]
-            if metrics.mcc(given.z_uniform[:2000], given.X_uniform[:2000] @ V) >= 0.9:
+            F = given.X_uniform[:2000] @ snapshot.params[WEIGHTS]
+            if metrics.mcc(given.z_uniform[:2000], F) >= 0.9:
                 reached.append(snapshot.step)
-        if config.head in (UNFINISHED, "step") and snapshot.step % 20 == 0:
-            errors.append(objective.error())
+            if config.head in (UNFINISHED, "step"):
+                errors.append(objective.error())
 
     training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr)
     end = sparsedis.train(training, sparsedis.Snapshot(params, state, None, 0), report)
@@ -248,8 +244,25 @@ def learn(config, given, tasks):
     if errors:
         gradient, support = np.mean(errors, axis=0)
         path |= {"gradient_error": float(gradient), "support_error": float(support)}
-    assert end.params["linear1.W"].shape == (given.X.shape[1], d)
-    return end.params["linear1.W"], path
+    return end.params[WEIGHTS], path
+
+
+WEIGHTS = "linear1.W"  # the map, among the encoder's parameters
+
+
+def start_of(config, given, tasks):
+    """The map to start from, unless at random."""
+    if config.start == "factors":
+        return {WEIGHTS: regression(given.X, given.z)}
+    if config.start == "lasso":
+        before = dataclasses.replace(config, head="inner-lasso", eps=0.3, start="random")
+        return {WEIGHTS: learn(before, given, tasks)[0]}
+    return {}
+
+
+def sizes_of(W):
+    """How many factors each task has, (T,), of coefficients W (G, K, k, d)."""
+    return (W != 0).any(axis=2).sum(axis=-1).ravel()
 
 
 class Objective:
@@ -367,6 +380,6 @@ def outer_loss(config, F, tasks):
     rng = np.random.default_rng(10_000)
     W = tasks.sample_coefficients(rng)
     index, y = tasks.sample_labels(rng, W)
-    size = (W != 0).any(axis=2).sum(axis=-1).ravel()
-    loss, _, _ = sparsedis.head_on_sets(*head_of(config, size), F[index], y, config.eps)
+    head = head_of(config, sizes_of(W))
+    loss, _, _ = sparsedis.head_on_sets(*head, F[index], y, config.eps)
     return float(loss)

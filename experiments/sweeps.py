@@ -37,6 +37,7 @@ from experiments import (
     process,
     results,
     settings,
+    shared_maps,
     sharing,
     transfer,
 )
@@ -186,8 +187,14 @@ TRANSFER = [*crossed(seed=THREE, method=transfer.METHODS),
             *crossed(seed=THREE, rho=[0.0, 0.5, 0.8, 0.95, 0.99], method=["lasso", "none"])]
 ENCODERS = [*crossed(seed=THREE, needed=[6], features=[4, 6, 8, 12], eps=[0.0, 0.3]),
             *crossed(seed=THREE, needed=[4], features=[4, 6], eps=[0.0, 0.3])]
+SHARED = [
+    *crossed(seed=FIVE, m=[10, 20], alpha=[0.03, 0.1], beta=[0.0, 0.02, 0.1]),
+    *crossed(seed=FIVE, m=[10], factors=[1, 3], beta=[0.0, 0.02, 0.1]),
+    *crossed(seed=FIVE, m=[10], shot=[5], beta=[0.0, 0.02, 0.1]),
+    *crossed(seed=FIVE, m=[10, 20], method=["lasso", "erm"])]
 QUESTIONS = {name: (maps.Maps, cells) for name, cells in MAP_SWEEPS.items()}
-QUESTIONS |= {"transfer": (transfer.Transfer, TRANSFER), "encoders": (nuisance.Nuisance, ENCODERS)}
+QUESTIONS |= {"transfer": (transfer.Transfer, TRANSFER), "encoders": (nuisance.Nuisance, ENCODERS),
+              "shared": (shared_maps.SharedMaps, SHARED)}
 
 # The cells of the sweep of Sharing: seeds; alpha and beta; factors per task; beside [L23].
 SHARING_SWEEP = [
@@ -200,7 +207,7 @@ SHARING_SWEEP = [
       for seed in (0, 1) for rho in (0.0, 0.9) for method in sharing.METHODS)]
 
 SHORT = {maps.Maps: {"steps": TINY["steps"]}, transfer.Transfer: {"draws": 1},
-         nuisance.Nuisance: TINY}                                   # at tiny scale
+         nuisance.Nuisance: TINY, shared_maps.SharedMaps: {"steps": TINY["steps"]}}
 
 NAMES = (*SWEEPS, *EPISODE_SWEEPS, *QUESTIONS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
@@ -208,7 +215,8 @@ FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("idea", "fig11", "fig12", "fig13", "fig14"), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods"),
-    **{name: (name,) for name in (*MAP_SWEEPS, "encoders")}, "transfer": ("transfer", "seen")}
+    **{name: (name,) for name in (*MAP_SWEEPS, "encoders", "shared")},
+    "transfer": ("transfer", "seen")}
 ROWS_ONLY = (                                                       # figures need no more
     "main", "blocks", "laplace", "outer", "sharing", "rotation", "variants", "protocol",
     *QUESTIONS)
@@ -350,7 +358,8 @@ def backend_of(address):
 
 EXPERIMENTS = {
     "Disentangle": disentangle, "FewShot": fewshot, "Sharing": sharing, "Maps": maps,
-    "Transfer": transfer, "Nuisance": nuisance}
+    "Transfer": transfer, "Nuisance": nuisance,
+    "SharedMaps": shared_maps}
 
 
 def run_quietly(experiment, values, of_ours=False):
@@ -429,7 +438,7 @@ def read_told(path):
 
 SETTINGS = TOLD | {
     field.name for own in (disentangle.Disentangle, sharing.Sharing, maps.Maps, transfer.Transfer,
-                              nuisance.Nuisance)
+                              nuisance.Nuisance, shared_maps.SharedMaps)
     for field in dataclasses.fields(own)}
 
 

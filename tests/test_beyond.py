@@ -10,7 +10,7 @@ from experiments import beyond, figures, plots, sweeps, transfer
 
 SCORES = (
     "mcc r mcc_seen r_seen mcc_rotated inside inside_rotated inside_ica inside_chance allowed "
-    "gradient_error support_error leak"
+    "gradient_error support_error leak dci_d dci_d_matched accuracy_5 unused"
 ).split()
 
 
@@ -62,6 +62,12 @@ def test_of_a_pool_the_best_eps_counts_and_the_assumption_is_kept():
     best = beyond.best_of_worlds(rows, "mcc")
     assert best[(4, 0)] == (0.7, 3.6) and best[(4, 1)] == (0.6, 3.6)
     assert best[(len(sweeps.POOL_SIZES), 0)] == (0.9, 0.0)
+
+
+def test_gains_are_paired_by_seed():
+    rows = [{"beta": b, "seed": s, "mcc": m} for b, s, m in
+            ((0.0, 0, 0.5), (0.0, 1, 0.7), (0.1, 0, 0.6), (0.1, 1, 0.6), (0.1, 2, 0.9))]
+    assert beyond.gains_of(rows, 0.1, "mcc") == pytest.approx([0.1, -0.1])
 
 
 def test_groups_keep_the_order_of_their_rows():
