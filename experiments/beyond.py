@@ -80,7 +80,7 @@ def draw_pools(rows, path):
         ax.plot(range(len(POOL_SIZES)), bound, "--", color="grey", label="P(3.6 holds) at least")
         ax.axhline(metrics.chance(6, 6), **plots.CHANCE)
         ax.set(title=ON_TITLES[on], xlabel="tasks of the pool", ylim=(0, 1.02))
-        ax.set_xticks(range(len(POOL_SIZES) + 1), [*POOL_SIZES, "new ones"])
+        ax.set_xticks(range(len(POOL_SIZES) + 1), [*POOL_SIZES, "new"])
     axes[0].set_ylabel("MCC")
     handles, labels = axes[0].get_legend_handles_labels()
     for color, label in FAILS.values():
