@@ -160,7 +160,8 @@ def draw_real(F_real, F, pair, path):
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """MCC against the step, or the minutes, of runs, finished or not, in one figure."""
+    """MCC against the step, or the minutes, of runs, finished or not, in one figure; beside it, as
+    CSV, when each reached some levels."""
 
     folders: tuple = option(None, "folders of results, or LABEL=FOLDER", positional=True)
     against: str = option("step", "what MCC is drawn against", choices=("step", "minutes"))
@@ -191,7 +192,7 @@ def curves(config):
     plots.save(fig, path)
     print(path)
     labels = [label or Path(folder).name for label, _, folder in words]
-    write_reached(path.with_suffix(".csv"), labels, [rows for _, rows in runs])
+    write_reached(path.with_name(f"{path.stem}-reached.csv"), labels, [rows for _, rows in runs])
 
 
 REACHED = (0.9, 0.93, 0.95, 0.96)

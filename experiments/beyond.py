@@ -270,8 +270,8 @@ def draw_transfer(rows, path):
 
 
 def draw_seen(rows, path):
-    """MCC and R on uniform images and on those of the training distribution, against rho; bars are
-    95 % bootstrap intervals over images, of the first seed, points all seeds."""
+    """MCC and R on uniform images and on those of the training distribution, against rho; a
+    point a seed, its bar the 95 % interval over bootstrap draws of the images."""
     fig, axes = plots.subplots(1, 2, (9, 3.8), sharey=True)
     for ax, method in zip(axes, ("lasso", "none"), strict=True):
         own = sorted(where(rows, {"method": method}), key=lambda row: row["rho"])

@@ -121,9 +121,9 @@ def mcp(F, y, lam, gamma=GAMMA, sweeps=100):
     """
     F, y = check(F, y)
     G, c = solvers.gram(F), solvers.correlations(F, y)
-    least = np.linalg.diagonal(G).min()
-    if least <= 1 / gamma:
-        raise ValueError(f"mcp: found a feature with F'F/n {least:.3g}, expected more than "
+    flattest = np.linalg.diagonal(G).min()
+    if flattest <= 1 / gamma:
+        raise ValueError(f"mcp: found a feature with F'F/n {flattest:.3g}, expected more than "
                          f"1/gamma, {1 / gamma:.3g}")
     lam = np.broadcast_to(np.asarray(lam, dtype=np.float64), c.shape[:1])
     unit = solvers.safe_divisor(np.abs(c).max(axis=1))
@@ -200,8 +200,8 @@ def unfinished_lasso(F, y, lam, tolerance, sweeps=10_000):
     G, c = solvers.gram(F), solvers.correlations(F, y)
     lam, diagonal = np.broadcast_to(np.asarray(lam), c.shape[:1]), np.linalg.diagonal(G)
     unit = solvers.safe_divisor(np.abs(c).max(axis=1))
-    w = np.zeros_like(c)
-    for sweep in range(sweeps):                                     # noqa: B007, it is told
+    w, n_iter = np.zeros_like(c), 0
+    for _ in range(sweeps):
         q = c - solvers.matvec(G, w)
         gap = solvers.lasso_violation(q, lam, w).max(axis=1) / unit
         going = gap > tolerance
@@ -211,7 +211,8 @@ def unfinished_lasso(F, y, lam, tolerance, sweeps=10_000):
             rest = c[:, j] - np.vecdot(G[:, j], w) + diagonal[:, j] * w[:, j]
             moved = solvers.soft_threshold(rest, lam) / diagonal[:, j]
             w[:, j] = np.where(going, moved, w[:, j])
-    return w, {"gap": gap, "n_iter": sweep}                         # converged is not told
+        n_iter += 1
+    return w, {"gap": gap, "n_iter": n_iter}                        # converged is not told
 
 
 def proximal_step(F, y, lam):

@@ -23,7 +23,6 @@ import data
 import metrics
 import sparsedis
 from experiments import disentangle, inner_problems, results, settings
-from experiments.apply import encode_images
 from experiments.settings import option
 from solvers import NotIdentified
 from sparsetasks.rotation import unmix
@@ -77,7 +76,7 @@ def maps(config):
         given = given_features(config)
         tasks = tasks_of(config, given.z)
         V, path = learn(config, given, tasks)
-        result = scores(config, given, tasks, V) | path
+        result = scores(config, given, V) | path
         keys = ("seed", "on", "rho", "tasks", "count", "world", "head", "eps", "start", "tolerance")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
 
@@ -122,25 +121,11 @@ def encoded_images(head, eps, rho, seed, folder):
         head=head, eps=eps, rho=rho, seed=seed, threads=1, results=folder)
     with contextlib.redirect_stdout(io.StringIO()):
         _, run = disentangle.disentangle(config)
+    end, encoder, *_ = results.load_checkpoint(run.path("checkpoint.npz"))
     index = np.concatenate([seen, uniform])
-    X = encode_images(run.path("checkpoint.npz"), LazyImages(data.Shapes3D(), index))
-    X = np.asarray(X, dtype=np.float64)
+    X = encoder.encode(end.params, end.state, data.Shapes3D().images, index).astype(np.float64)
     X = (X - X[:MANY].mean(axis=0)) / X[:MANY].std(axis=0)
     return Given(z[seen], X[:MANY], z[uniform], X[MANY:])
-
-
-class LazyImages:
-    """The images of an index, rendered when they are asked for."""
-
-    def __init__(self, shapes, index):
-        self.shapes, self.index = shapes, index
-        self.shape = len(index), data.SIDE, data.SIDE, 3
-
-    def __len__(self):
-        return len(self.index)
-
-    def __getitem__(self, some):
-        return self.shapes.images(self.index[some])
 
 
 def mixing(seed, d):
@@ -203,11 +188,9 @@ def violating_supports(world, d):
 
 
 def may_mix(S):
-    """Which factors i the features of factor j may hold, (d, d), [j, i]: those in every support of
-    j. With 3.5 and predictors as sparse as the truth the features of the factors of a support are
-    just the support's, so that j's are those of all its supports.   [L23, proof of Theorem B.5]
-
-    The identity where Assumption 3.6 holds.
+    """Over the features of which factors i factor j may be spread, (d, d), [j, i]: of those that
+    are in every support with j. The identity where Assumption 3.6 holds.
+                            [L23, (54): predictors as sparse as the truth, under Assumption 3.5]
     """
     without = S.T.astype(int) @ ~S                                  # supports with j and without i
     return without == 0
@@ -313,7 +296,7 @@ def regression(X, z):
 # ------------------------------------------------------------------------------ scores
 
 
-def scores(config, given, tasks, V):
+def scores(config, given, V):
     """MCC and R on uniform images and on those of the training distribution, also after ICA and
     after a rotation to the same tasks; the outer loss, and what it is at the factors (as well as
     the features hold them); the share of |A| where the theory lets factors mix."""
@@ -323,7 +306,7 @@ def scores(config, given, tasks, V):
     found |= {"mcc_seen": metrics.mcc(given.z, F_seen), "inside": share_inside(z, F, allowed)}
     by_ica = metrics.ica(given.X_uniform, given.X)
     found |= {"mcc_ica": metrics.mcc(z, by_ica), "inside_ica": share_inside(z, by_ica, allowed)}
-    rotated, identified = rotation(config, given, tasks)
+    rotated, identified = rotation(config, given)
     found |= {"mcc_rotated": metrics.mcc(z, rotated), "identified": identified,
               "inside_rotated": share_inside(z, rotated, allowed)}
     mixed = np.linalg.qr(np.random.default_rng(config.seed).standard_normal((z.shape[1],) * 2))[0]
@@ -359,20 +342,25 @@ def share_inside(z, F, allowed):
     return float(A[allowed].sum() / max(A.sum(), 1e-300))
 
 
-def rotation(config, given, tasks):
-    """X of uniform images, unmixed by FRESH tasks of a run, or each of its pool, of 50 images each;
-    and how many features are identified. As it is where the tasks tell no basis."""
+def rotation(config, given):
+    """X of uniform images, unmixed by FRESH tasks of a run, or by each of its pool; and how many
+    features are identified. As it is where the tasks tell no basis."""
     rng, d = np.random.default_rng(config.seed + 1), given.z.shape[1]
     W = draw_of(config, d)(rng, FRESH)
     if config.tasks in ("pool", "example"):
         W = pool_of(config.world, config.count, d) if config.tasks == "pool" else EXAMPLE
-    own = DrawnTasks(given.z, None, sets=len(W), samples=50, per_set=1)
-    index, y = own.sample_labels(rng, W[:, None, None, :])
     try:
-        found = unmix(given.X, y[:, 0], index, widths=(0.0,), splits=3, starts=10)
+        found = unmixed(given, W, rng)
     except NotIdentified:
         return given.X_uniform, 0
     return given.X_uniform @ found.M, int(found.identified.sum())
+
+
+def unmixed(given, W, rng):
+    """The Rotation of X by tasks of coefficients W (T, d), of 50 images each."""
+    tasks = DrawnTasks(given.z, None, sets=len(W), samples=50, per_set=1)
+    index, y = tasks.sample_labels(rng, W[:, None, None, :])
+    return unmix(given.X, y[:, 0], index, widths=(0.0,), splits=3, starts=10)
 
 
 def outer_loss(config, F, tasks):

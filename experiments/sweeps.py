@@ -152,12 +152,14 @@ EPISODE_SWEEPS = {
     "glyphs": Episodes(GLYPHS, 200, (0.0, 0.05, 0.1, 0.2, 0.3, 0.5), 3),
     "shapes": Episodes(SHAPES, 400, (0.0, 0.03, 0.1, 0.3), 1)}
 
-# Sweeps of Maps, Transfer and Nuisance, docs/beyond.md: their cells, the same at every scale.
+
 def crossed(**lists):
     """All combinations of settings, as cells; the last varies fastest."""
     return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
 
 
+# The sweeps of docs/beyond.md, of Maps, Transfer, Nuisance and SharedMaps: their cells, the same at
+# every scale.
 ON, THREE, FIVE = ("factors", "encoder"), range(3), range(5)
 POOL_SIZES = (2, 3, 4, 6, 8, 12, 20, 50, 200)
 INNER_PROBLEMS = [
@@ -437,9 +439,8 @@ def read_told(path):
 
 
 SETTINGS = TOLD | {
-    field.name for own in (disentangle.Disentangle, sharing.Sharing, maps.Maps, transfer.Transfer,
-                              nuisance.Nuisance, shared_maps.SharedMaps)
-    for field in dataclasses.fields(own)}
+    field.name for name, module in EXPERIMENTS.items()
+    for field in dataclasses.fields(getattr(module, name))}
 
 
 def read_cells(row):

@@ -22,7 +22,6 @@ import metrics
 import sparsedis
 from experiments import maps, results, settings
 from experiments.settings import option
-from sparsetasks.rotation import unmix
 
 ENCODERS = {  # method: head and eps of the encoder; eps of Lasso and ridge is the best of `main`
     "lasso": ("inner-lasso", 0.3), "ridge": ("inner-ridge", 0.03), "none": ("inner-lasso", 0.0),
@@ -86,18 +85,16 @@ def features_of(config):
     if config.method == "rotated":
         rng = np.random.default_rng([config.seed, 11])
         W = data.sample_tasks(rng, maps.FRESH, given.z.shape[1])
-        own = maps.DrawnTasks(given.z, None, sets=len(W), samples=50, per_set=1)
-        index, y = own.sample_labels(rng, W[:, None, None, :])
-        M = unmix(given.X, y[:, 0], index, widths=(0.0,), splits=3, starts=10).M
+        M = maps.unmixed(given, W, rng).M
         return given._replace(X=given.X @ M, X_uniform=given.X_uniform @ M)
     return given
 
 
-def with_interval(z, F, draws=50):
-    """MCC and R, and the 95 % interval of each over bootstrap draws of 2,000 images."""
+def with_interval(z, F, draws=100):
+    """MCC and R, and the 95 % interval of each over bootstrap draws of the images."""
     rng, found = np.random.default_rng(0), {"mcc": [], "r": []}
     for _ in range(draws):
-        some = rng.integers(len(z), size=min(2000, len(z)))
+        some = rng.integers(len(z), size=len(z))
         found["mcc"].append(metrics.mcc(z[some], F[some]))
         found["r"].append(metrics.r_score(z[some], F[some]))
     told = {"mcc": metrics.mcc(z, F), "r": metrics.r_score(z, F)}
