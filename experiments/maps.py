@@ -1,8 +1,8 @@
 """maps.py -- the last linear layer alone: a map trained through sparse fits, on given features.
 
     z (N, d)     standardised factors of 20,000 images of 3D Shapes
-    X (N, d')    features that hold them: "factors", z mixed at random; "encoder", those of an
-                 encoder that was trained without penalty
+    X (N, d')    features that hold them, whitened: "factors", z mixed at random; "encoder", those
+                 of an encoder that was trained without penalty
     V (d', m)    the map; F = X V are the features that are scored
     P (K, d)     the coefficients of a pool of K tasks            S (K, d)   supports, a mask
     A (d, m)     the factors regressed on the features, both standardised: w.z = (w A).F
@@ -92,9 +92,7 @@ def given_features(config):
     given = features_of_images(config.on, config.rho, config.seed, config.results)
     if config.tasks != "example":
         return given
-    z, z_uniform = given.z[:, :3], given.z_uniform[:, :3]
-    mix = mixing(config.seed, 3)
-    return Given(z, z @ mix, z_uniform, z_uniform @ mix)
+    return mixed_factors(given.z[:, :3], given.z_uniform[:, :3], config.seed)
 
 
 @functools.lru_cache(maxsize=4)
@@ -102,9 +100,9 @@ def features_of_images(on, rho, seed, folder):
     """The Given of all factors."""
     if on == "factors":
         seen, uniform, z = drawn_images(rho, seed)
-        mix = mixing(seed, z.shape[1])
-        return Given(z[seen], z[seen] @ mix, z[uniform], z[uniform] @ mix)
-    return encoded_images("inner-lasso", 0.0, rho, seed, folder)
+        return mixed_factors(z[seen], z[uniform], seed)
+    given = encoded_images("inner-lasso", 0.0, rho, seed, folder)
+    return whitened(given)
 
 
 def drawn_images(rho, seed):
@@ -128,13 +126,21 @@ def encoded_images(head, eps, rho, seed, folder):
     return Given(z[seen], X[:MANY], z[uniform], X[MANY:])
 
 
-def mixing(seed, d):
-    """A random matrix that mixes d factors, of condition number 10 at most."""
-    rng = np.random.default_rng([seed, 8])
-    while True:
-        mix = rng.standard_normal((d, d))
-        if np.linalg.cond(mix) <= 10:
-            return mix
+def mixed_factors(z, z_uniform, seed):
+    """The Given of factors that are whitened, then rotated at random."""
+    given = whitened(Given(z, z, z_uniform, z_uniform))
+    normal = np.random.default_rng([seed, 8]).standard_normal((z.shape[1],) * 2)
+    mix = np.linalg.qr(normal)[0]
+    return given._replace(X=given.X @ mix, X_uniform=given.X_uniform @ mix)
+
+
+def whitened(given):
+    """The Given with features that are uncorrelated and of unit variance in training, so that from
+    a random start every direction is learned at the same pace."""
+    mean = given.X.mean(axis=0)
+    _, size, Vt = np.linalg.svd(given.X - mean, full_matrices=False)
+    white = Vt.T * (np.sqrt(len(given.X)) / size)
+    return given._replace(X=(given.X - mean) @ white, X_uniform=(given.X_uniform - mean) @ white)
 
 
 # ------------------------------------------------------------------------------ tasks

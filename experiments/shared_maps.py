@@ -1,6 +1,6 @@
 """shared_maps.py -- does sharing features do anything?              [F23, our reading]
 
-    z (N, 6)      factors of images of 3D Shapes         X = z mixed at random, (N, 6)
+    z (N, 6)      factors of images of 3D Shapes         X = z mixed by a random rotation, (N, 6)
     V (6, m)      a linear map; F = X V (N, m) are the features: more of them, m = 10 or 20, than
                   factors, so that tasks may use the same few, or each its own
     phi (T, m)    heads of binary tasks of one to three factors, with few samples
@@ -69,7 +69,7 @@ def shared_maps(config):
     with run, sparsedis.cpu_threads(config.threads):
         grid = data.Shapes3D()
         z, p = data.latents(grid, 1.0, 0.0)
-        X = z @ maps.mixing(config.seed, z.shape[1])
+        X = maps.mixed_factors(z, z, config.seed).X
         tasks = BinaryTasks(grid.factors, p, config.factors, own.pool + own.test_tasks)
         began = time.perf_counter()
         V = learn(config, own, X, tasks)

@@ -125,7 +125,7 @@ def test_features_of_an_encoder_are_given(tmp_path, monkeypatch):
     assert found["r"] < 0.999 and found["loss_at_truth"] > 0
     own = maps.features_of_images("encoder", 0.9, 0, str(tmp_path))
     assert own.X.shape == own.X_uniform.shape == own.z.shape == (300, 6)
-    np.testing.assert_allclose(own.X.std(axis=0), 1)
+    np.testing.assert_allclose(own.X.T @ own.X / 300, np.eye(6), atol=1e-9)
 
 
 def test_the_command_tells_scores_and_refuses_wrong_settings(tmp_path, monkeypatch, capsys):
@@ -138,5 +138,9 @@ def test_the_command_tells_scores_and_refuses_wrong_settings(tmp_path, monkeypat
         run.main(["maps", "--head", "outer-lasso"])
 
 
-def test_mixing_is_well_conditioned():
-    assert all(np.linalg.cond(maps.mixing(seed, 6)) <= 10 for seed in range(10))
+def test_given_features_are_white_in_training_and_a_map_of_the_factors(given):
+    np.testing.assert_allclose(given.X.T @ given.X / len(given.X), np.eye(6), atol=1e-9)
+    assert metrics.r_score(given.z_uniform, given.X_uniform) == pytest.approx(1)
+    assert metrics.mcc(given.z_uniform, given.X_uniform) < 0.85
+    other = maps.features_of_images("factors", 0.9, 1, "unused")
+    assert metrics.mcc(given.X, other.X) < 0.85  # another seed, another rotation
