@@ -34,6 +34,7 @@ COMMANDS = {  # name: module of experiments/, settings class, function, what it 
     "theory": ("theory", "Theory", "command", "the formal claims, on numbers"),
     "choose-eps": ("sweeps", "ChooseEps", "choose_eps", "choose eps without ground truth, by UDR"),
     "gradcheck": ("gradcheck", "GradCheck", "gradcheck", "every derivative against differences"),
+    "exercise": ("exercise", "ExerciseSettings", "exercise", "write it yourself, and be told"),
     "bench": ("bench", "Bench", "bench", "timings beside other libraries, and how they grow"),
 }
 

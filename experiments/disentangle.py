@@ -18,13 +18,11 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import plots, results, settings
+from experiments import plots, results, settings, tell
 from experiments.settings import ELSEWHERE, option
 from solvers import NotIdentified
 from sparsetasks.rotation import unmix
 
-SCORES = {"mcc": "MCC", "r": "R", "dci_d": "DCI-D", "dci_c": "DCI-C"}
-AFTERWARDS = ("mcc_ica", "mcc_rotated")
 HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
 EPS = "strength of the penalty, a fraction of lambda_max; 0 fits without penalty"
 WARMUP = "share of the steps over which eps rises from 0 (ours); 0: constant eps, as in the paper"
@@ -40,7 +38,7 @@ class Disentangle(settings.RunSettings):
     """Train an encoder through many sparse linear fits and score its features.   [L23, Sec. 5.1]"""
 
     version: ClassVar[int] = 2                                      # other blocks-B, other defaults
-    numbers: ClassVar[tuple] = ("steps", "seconds", *SCORES)
+    numbers: ClassVar[tuple] = ("steps", "seconds", *tell.SCORES)
     rho: float = option(0.9, "correlation of the factors in training, 0 <= rho < 1", 0, 0.9999)
     alpha: float = option(1.0, "noise on the factors, in steps between their levels", 0, 1)
     tasks: str = option("bernoulli-gauss", f"distribution of the coefficients: {data.TASK_KINDS}")
@@ -71,22 +69,10 @@ class Disentangle(settings.RunSettings):
 
 def command(config):
     """Run, and tell the scores."""
-    settings.announce(config)
+    tell.announce(config, "one to three minutes")
     result, run = disentangle(config)
-    tell_scores(result)
+    tell.scores(result)
     run.tell_files()
-
-
-def tell_scores(result):
-    """The scores of a run's features, as they are and unmixed afterwards, in two or three lines."""
-    scores = "   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items())
-    print(f"{scores}      {result['steps']} steps, {result['seconds']:.0f} s of training")
-    if result.keys() >= {*AFTERWARDS, "identified", "features"}:    # not in older results
-        print(f"after a rotation: MCC {result['mcc_rotated']:.4f}, {result['identified']} of its "
-              f"{result['features']} features identified   after ICA: MCC {result['mcc_ica']:.4f}")
-    matched = [key for key in result if key.startswith("mcc_") and key not in AFTERWARDS]
-    correlations = ", ".join(f"{key[4:]} {result[key]:.3f}" for key in matched)
-    print(f"matched |correlation|: {correlations}")
 
 
 def disentangle(config):
@@ -178,16 +164,11 @@ def tasks_of(config, z, p):
 
 def describe(config, z, p):
     """Print how many images the weights leave, and which assumptions the tasks meet."""
-    words = [f"{key.replace('_', ' ')} {value:.4g}"
-             for key, value in data.describe_latents(z, p).items()]
-    print("training images: " + ", ".join(words))
     several = tasks_of(dataclasses.replace(config, image_sets=1, tasks_per_set=4000), z, p)
     W, = several.sample_coefficients(np.random.default_rng(0))      # (4000, k, 6)
     some = np.random.default_rng(0).integers(len(z), size=1000)
     verdicts = metrics.assumptions(z[some], W, config.likelihood)
-    met = ", ".join(name for name, (holds, _) in verdicts.items() if holds)
-    missed = [f"; {name} does not: {why}" for name, (holds, why) in verdicts.items() if not holds]
-    print(f"assumptions of [L23]: {met} hold" + "".join(missed))
+    tell.training_data(data.describe_latents(z, p), verdicts)
 
 
 def draw_training(rows, path, chance):

@@ -22,8 +22,8 @@ import data
 import metrics
 import solvers
 import sparsedis
-from experiments import episode_networks, episodes, plots, results, settings
-from experiments.disentangle import IMAGE_BYTES, SCORES
+from experiments import episode_networks, episodes, plots, results, settings, tell
+from experiments.disentangle import IMAGE_BYTES
 from experiments.episode_heads import EPISODE_HEADS, episode_objective, head_params
 from experiments.episode_networks import OPTIMISERS
 from experiments.settings import ELSEWHERE, option
@@ -72,7 +72,7 @@ class FewShot(settings.RunSettings):
 
 def command(config):
     """Run, and tell the accuracy."""
-    settings.announce(config)
+    tell.announce(config, "five to twenty minutes")
     result, run = fewshot(config)
     print(
         f"accuracy {in_percent(result, 'accuracy')} on {config.test_episodes} test episodes; "
@@ -84,7 +84,7 @@ def command(config):
         gain = f"{100 * result['gain_over_dense']:+.2f} +- {100 * result['gain_over_dense_ci']:.2f}"
         print(f"over the dense SVM on the same features and episodes: {gain} points")
     if "mcc" in result:
-        print("   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items()))
+        print("   ".join(f"{name} {result[key]:.4f}" for key, name in tell.SCORES.items()))
     run.tell_files()
 
 

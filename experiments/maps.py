@@ -22,7 +22,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import disentangle, inner_problems, results, settings
+from experiments import disentangle, inner_problems, results, settings, tell
 from experiments.settings import option
 from solvers import NotIdentified
 from sparsetasks.rotation import unmix
@@ -59,7 +59,7 @@ class Maps(settings.RunSettings):
 
 def command(config):
     """Run, and tell the scores."""
-    settings.announce(config)
+    tell.announce(config, "a few seconds")
     result, run = maps(config)
     print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}   rotated {result['mcc_rotated']:.4f}   "
           f"loss {result['loss']:.5f}, of the factors {result['loss_at_truth']:.5f}")

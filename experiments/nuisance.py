@@ -15,7 +15,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import disentangle, results, settings
+from experiments import disentangle, results, settings, tell
 from experiments.settings import option
 
 
@@ -30,7 +30,7 @@ class Nuisance(disentangle.Disentangle):
 
 def command(config):
     """Run, and tell the scores."""
-    settings.announce(config)
+    tell.announce(config, "one to three minutes")
     result, run = nuisance(config)
     print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f} of the {config.needed} factors needed, "
           f"rotated {result['mcc_rotated']:.4f}; R {result['leak']:.4f} of the others")

@@ -5,9 +5,11 @@
     scene    the five maps of light of all 480 geometries, and the colours
     draws    2,000 images, half drawn uniformly, half as in training: factors, z, their features
     run      an encoder's weights, its scores, |correlation|, and how its features are shown
+    M        (m, m) the matrix that unmixes the features of one run, made part of its last layer
 
 page.html is the template: it composes the images, runs the encoders and fits the tasks by the
-formulas of data.py, sparsedis.py and solvers.py. Arrays are little-endian, in base64.
+formulas of data.py, sparsedis.py and solvers.py. Arrays are little-endian, in base64; weights are
+rounded to 8 bits, and all that is told of features is of the encoders so rounded.
 """
 import base64
 import dataclasses
@@ -15,6 +17,7 @@ import importlib
 import inspect
 import json
 import os
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -25,6 +28,7 @@ import metrics
 import sparsedis
 from experiments import disentangle, results, settings
 from experiments.settings import OUT, option, out_path
+from sparsetasks.rotation import unmix
 
 UNIFORM, TRAINING = 1000, 1000                                      # draws
 MOST_RUNS = 3                                                       # colours that are told apart
@@ -38,9 +42,11 @@ class Page:
     """Write finished runs as a page to play with, one HTML file that needs no network."""
 
     runs: tuple = option(
-        (), "folders of one to three finished runs on 3D Shapes; when not given, the default run "
-        "and one with --head inner-ridge --eps 0.1 beside it", positional=True)
-    train: bool = option(False, "train what is missing of these two", group="method")
+        (), "folders of one to three finished runs on 3D Shapes; when not given, the default run, "
+        "one with --head inner-ridge --eps 0.1, and one with --eps 0, unmixed afterwards",
+        positional=True)
+    unmix: bool = option(False, "unmix the last of the runs named, by a rotation", group="method")
+    train: bool = option(False, "train what is missing of these three", group="method")
     source: str = option(
         "", "where the page's links to the code lead, https://HOST/PROJECT/blob/main; this folder "
         "when not given", group="output")
@@ -56,13 +62,17 @@ def page(config):
     path = out_path(config, "page.html")
     trained = [read_run(folder) for folder in folders]
     with sparsedis.cpu_threads():
+        if config.unmix or not config.runs:
+            trained[-1] = unmixed(trained[-1])
         html = render(trained, config.source or os.path.relpath(settings.ROOT, path.parent))
     results.write_text(path, html)
     print(f"{path}: {len(html) / 1e6:.1f} MB; open it in a browser")
 
 
 # What the page shows when no run is named; at this eps ridge finds all causes, and mixes them.
-DEFAULT_RUNS = ({"head": "inner-lasso"}, {"head": "inner-ridge", "eps": 0.1})
+DEFAULT_RUNS = (
+    {"head": "inner-lasso"}, {"head": "inner-ridge", "eps": 0.1},
+    {"head": "inner-lasso", "eps": 0.0})
 
 
 def default_runs(config):
@@ -90,11 +100,20 @@ def render(trained, source):
         "runs": [pack_run(run, shapes, z, drawn) for run in trained],
         "told_source": "Independent: every combination has the same probability. As in training: "
                        f"causes are correlated at {first['rho']:g}.",
-        "code": code_links(source)}
+        "code": code_links(source), "commit": commit()}
     tell_apart(content["runs"])
     template = Path(__file__).with_name("page.html").read_text()
     packed = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
     return template.replace("{{CONTENT}}", packed)
+
+
+def commit():
+    """The name of the commit that is checked out, or nothing where git does not tell."""
+    words = ["git", "-C", str(settings.ROOT), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def tell_apart(runs):
@@ -131,14 +150,13 @@ def link_of(name, source):
 
 
 def pack_scene():
-    """The maps (5, 480, 4096) as 16-bit numbers times a step: of each of the 8 sizes of the object
-    the difference to the size before, whose zeros deflate well; first all low bytes, then all high
-    ones."""
-    maps = np.moveaxis(data.geometry_maps(), -1, 0).reshape(5, data.LEVELS[3], -1)
-    step = np.abs(maps).max() / (2 ** 15 - 1)
-    levels = np.round(maps / step).astype("<i2")
-    levels[:, 1:] -= levels[:, :-1].copy()                          # modulo 2^16
-    planes = levels.reshape(-1).view(np.uint8).reshape(-1, 2).T
+    """The maps (5, 480, 4096) as whole numbers times a step, a twelfth of one of the picture's 256
+    levels: of each size of the object the difference to the size before, and of that for each
+    orientation, whose zeros deflate well; first all low bytes, then all high ones."""
+    maps = np.moveaxis(data.geometry_maps(), -1, 0).reshape(5, *data.LEVELS[3:], -1)
+    step = np.abs(maps).max() / (2 ** 12 - 1)
+    levels = np.diff(np.diff(np.round(maps / step), axis=1, prepend=0), axis=3, prepend=0)
+    planes = levels.astype("<i2").reshape(-1).view(np.uint8).reshape(-1, 2).T
     return {
         "maps": text_of(zlib.compress(planes.tobytes(), 9)), "step": float(step),
         "palette": data.PALETTE.tolist(), "sky": data.SKY.tolist(), "white": data.WHITE.tolist()}
@@ -155,12 +173,12 @@ def pack_draws(shapes, z, drawn):
     """Factors and latents of the images drawn."""
     return {
         "uniform": UNIFORM, "factors": text_of(shapes.factors[drawn].astype(np.uint8).tobytes()),
-        "z": pack(z[drawn], np.float32)}
+        "z": pack(z[drawn])}
 
 
-def pack(a, dtype):
-    """An array as the page reads it."""
-    return {"type": np.dtype(dtype).name, "data": text_of(np.ascontiguousarray(a, dtype).tobytes())}
+def pack(a):
+    """An array as the page reads it, in single precision."""
+    return text_of(np.ascontiguousarray(a, "<f4").tobytes())
 
 
 def text_of(content):
@@ -173,12 +191,14 @@ def text_of(content):
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A finished run: its settings and scores, its encoder and its parameters."""
+    """A finished run: its settings and scores, its encoder and its parameters; M (m, m), if its
+    features were unmixed."""
 
     config: dict
     result: dict
     encoder: sparsedis.Encoder
     params: dict
+    M: np.ndarray | None = None
 
 
 def read_run(folder):
@@ -195,24 +215,33 @@ def read_run(folder):
 def pack_run(run, shapes, z, drawn):
     """All that the page needs of a run. Features are shown in the place of the factor they go with,
     with its sign; then those that go with none."""
-    F = features_on_page(run, run.params, shapes, drawn)
+    params, packed = pack_encoder(run)
+    F = features_on_page(run, params, shapes, drawn)
     if not np.isfinite(F).all():
         raise ValueError(f"the run {settings_in_words(run)}: its features are not finite")
-    params, dtype = fit_to_page(run, F, shapes, drawn)
     uniform, own = F[:UNIFORM], z[drawn[:UNIFORM]]
     C = metrics.correlation(own, uniform)
     factors, matched = (a.tolist() for a in metrics.match(C))
     spare = [j for j in range(F.shape[1]) if j not in matched]
     signed = metrics.standardise(own).T @ metrics.standardise(uniform)          # 0 if constant
     signs = [-1.0 if signed[k, j] < 0 else 1.0 for k, j in zip(factors, matched, strict=True)]
-    head = run.config["head"].replace("lasso", "Lasso").removeprefix("inner-")
     return {
-        "title": head, "settings": settings_in_words(run), "mcc": run.result["mcc"],
-        "r": run.result["r"], "correlation": C.tolist(), "order": [*matched, *spare],
+        "title": title_of(run), "settings": settings_in_words(run),
+        "mcc": run.result["mcc" if run.M is None else "mcc_rotated"], "r": run.result["r"],
+        "matrix": None if run.M is None else run.M.tolist(),
+        "correlation": C.tolist(), "order": [*matched, *spare],
         "sign": [*signs, *(1.0 for _ in spare)], "factors": [*factors, *(-1 for _ in spare)],
         "rows": [*(CAUSES[k] for k in factors), *(f"spare {j}" for j in spare)],
         "mean": uniform.mean(axis=0).tolist(), "deviation": deviation_of(uniform).tolist(),
-        "draws": pack(F, np.float32), **pack_encoder(run, params, dtype)}
+        "draws": pack(F), **packed}
+
+
+def title_of(run):
+    """A run's name on the page."""
+    if run.M is not None:
+        return "unmixed"
+    head = run.config["head"].replace("lasso", "Lasso").removeprefix("inner-")
+    return head if run.config["eps"] else "no penalty"
 
 
 def settings_in_words(run):
@@ -233,32 +262,56 @@ def features_on_page(run, params, shapes, index):
     return run.encoder.encode(params, {}, shapes.images, index)
 
 
-def fit_to_page(run, F, shapes, drawn):
-    """The parameters, rounded to float16 where that changes no feature by more than a thousandth of
-    its deviation, and their dtype."""
-    rounded = {name: a.astype(np.float16).astype(np.float32) for name, a in run.params.items()}
-    some = drawn[:UNIFORM:4]
-    change = np.abs(features_on_page(run, rounded, shapes, some) - F[:UNIFORM:4])
-    if (change / deviation_of(F[:UNIFORM])).max() < 1e-3:
-        return rounded, np.float16
-    return run.params, np.float32
+def unmixed(run):
+    """The Trained with features that are unmixed by a rotation to the sparse weights of tasks on
+    images of its training distribution, as the main job scores it.  [docs/derivations.md, 10]"""
+    shapes, fields = data.Shapes3D(), dataclasses.fields(disentangle.Disentangle)
+    own = {field.name: run.config[field.name] for field in fields if field.name in run.config}
+    config = disentangle.Disentangle(**own)
+    z, p = data.latents(shapes, config.alpha, config.rho)
+    seen = np.random.default_rng(30_001).choice(len(shapes), SEEN, p=p)
+    F = features_on_page(run, run.params, shapes, seen)
+    found = unmix(F, *disentangle.fresh_tasks(config, z[seen], 1000), widths=(0.0,), starts=10)
+    W, b = LAST
+    params = run.params | {
+        W: (run.params[W] @ found.M).astype(np.float32),
+        b: ((run.params[b] - found.mean) @ found.M).astype(np.float32)}
+    return dataclasses.replace(run, params=params, M=deviation_of(F)[:, None] * found.M)
 
 
-def pack_encoder(run, params, dtype):
-    """The layers of sparsedis.cnn, and their weights one after another: W (outputs, inputs), b."""
-    convolutions, linear, weights = [], [], []
+LAST = ("linear2.W", "linear2.b")                                   # of sparsedis.cnn
+SEEN = 10_000
+
+
+def rounded(a):
+    """Weights (..., outputs) as numbers of 8 bits, and the scale of each output."""
+    scale = np.abs(a).max(axis=tuple(range(a.ndim - 1))) / 127
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    return np.round(a / scale).astype(np.int8), scale
+
+
+def pack_encoder(run):
+    """The parameters as the page has them, and the layers of sparsedis.cnn: of each the weights
+    (outputs, inputs), deflated, after one another; then all scales, and all biases."""
+    params, weights, scales, biases = dict(run.params), [], [], []
+    packed = {"convolutions": [], "linear": []}
     for layer in layers_with_weights(run.encoder.layer):
-        W, b = (params[name] for name in layer.shapes)
-        k, W = W.shape[0], np.moveaxis(W, -1, 0)                    # from (k, k, C, O) or (a, c)
+        name, bias = layer.shapes
+        levels, scale = rounded(params[name])
+        params[name] = levels * scale
+        k, W = levels.shape[0], np.moveaxis(levels, -1, 0)          # from (k, k, C, O) or (a, c)
         own = {"shape": [len(W), W.size // len(W)]}
         if W.ndim == 4:
             asked = {"stride": 1, "pad": 0} | layer.settings
-            convolutions.append(own | {"k": k, "stride": asked["stride"], "pad": asked["pad"]})
-        else:
-            linear.append(own)
-        weights += [W.ravel(), b]
-    packed = pack(np.concatenate(weights), dtype)
-    return {"convolutions": convolutions, "linear": linear, "weights": packed}
+            own |= {"k": k, "stride": asked["stride"], "pad": asked["pad"]}
+        packed["convolutions" if W.ndim == 4 else "linear"].append(own)
+        weights.append(W.tobytes())
+        scales.append(scale)
+        biases.append(params[bias])
+    return params, packed | {
+        "weights": text_of(zlib.compress(b"".join(weights), 9)),
+        "scales": pack(np.concatenate(scales)),
+        "biases": pack(np.concatenate(biases))}
 
 
 def layers_with_weights(layer):

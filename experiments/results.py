@@ -32,6 +32,7 @@ import sparsedis
 from experiments import settings
 from experiments.episode_networks import ENCODERS
 
+RESPONSES = "responses.png"
 LINES = 25  # lines of metrics.jsonl, and checkpoints, in a run
 
 
@@ -340,6 +341,9 @@ class Run:
         """Print the folder and the names of its files."""
         names = sorted(file.name for file in self.folder.iterdir() if file.name != ".lock")
         print(f"{self.folder}{os.sep}: {', '.join(names)}")
+        if RESPONSES in names:
+            print(f"open {self.path(RESPONSES)}: each row is a feature, "
+                  "and a good one moves in one column")
 
 
 def layout(arrays):

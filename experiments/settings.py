@@ -179,13 +179,6 @@ def out_path(config, name):
     return Path(config.results) / name
 
 
-def announce(config):
-    """Print the experiment and all its settings in one line."""
-    values = dataclasses.asdict(config)
-    words = [f"{name}={value}" for name, value in values.items() if value not in ("", ())]
-    print(experiment_of(config), *words)
-
-
 # ------------------------------------------------------------------------------ memory
 
 
@@ -237,7 +230,7 @@ def identify(config, **more):
     return content, hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-NO_NUMBERS = ("plots", "results", "process")  # of experiments/: how a run is kept, told and drawn
+NO_NUMBERS = ("plots", "results", "process", "tell")  # of experiments/
 
 
 def sources(path):

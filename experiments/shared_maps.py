@@ -17,7 +17,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import maps, results, settings, sharing
+from experiments import maps, results, settings, sharing, tell
 from experiments.settings import option
 from experiments.sharing_data import BinaryTasks
 from solvers import NotIdentified
@@ -46,7 +46,7 @@ class SharedMaps(settings.RunSettings):
 
 def command(config):
     """Run, and tell the scores."""
-    settings.announce(config)
+    tell.announce(config, "about a minute")
     result, run = shared_maps(config)
     told = ", ".join(f"{result[f'accuracy_{shot}']:.3f} of {shot}" for shot in SHOTS)
     print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}   DCI-D {result['dci_d']:.4f}, "

@@ -22,15 +22,8 @@ import data
 import metrics
 import solvers
 import sparsedis
-from experiments import plots, results, settings
-from experiments.disentangle import (
-    IMAGE_BYTES,
-    SCORES,
-    draw_training,
-    features_of,
-    score_features,
-    tell_scores,
-)
+from experiments import plots, results, settings, tell
+from experiments.disentangle import IMAGE_BYTES, draw_training, features_of, score_features
 from experiments.episode_heads import sharing_episode
 from experiments.settings import ELSEWHERE, option
 from experiments.sharing_data import BinaryTasks, DSprites
@@ -54,8 +47,8 @@ class Sharing(settings.RunSettings):
 
     version: ClassVar[int] = 2
     numbers: ClassVar[tuple] = (
-        "steps", "seconds", *SCORES, "accuracy", "accuracy_ci", "accuracy_seen", "entropy", "zeros",
-        "unused", "transfer_mcc", "transfer_dci_d", "transfer_accuracy")
+        "steps", "seconds", *tell.SCORES, "accuracy", "accuracy_ci", "accuracy_seen", "entropy",
+        "zeros", "unused", "transfer_mcc", "transfer_dci_d", "transfer_accuracy")
     source: str = option("shapes", SOURCE, choices=("shapes", "dsprites", "features"))
     data: str = option("", DATA, **ELSEWHERE)
     method: str = option("sharing", METHOD, choices=METHODS)
@@ -81,7 +74,7 @@ class Sharing(settings.RunSettings):
 def tell_images(config):
     """Run on images, and tell the scores."""
     result, run = sharing(config)
-    tell_scores(result)
+    tell.scores(result)
     unseen = f"{100 * result['accuracy']:.2f} +- {100 * result['accuracy_ci']:.2f} %"
     print(
         f"unseen tasks: accuracy {unseen} (seen {100 * result['accuracy_seen']:.2f} %); "

@@ -16,7 +16,7 @@ import numpy as np
 
 import metrics
 import sparsedis
-from experiments import results, settings, sharing
+from experiments import results, settings, sharing, tell
 from experiments.episodes import support_first
 from experiments.sharing import Sharing, fit_heads, objective_of
 
@@ -149,7 +149,7 @@ def spread(rng, cells, n):
 
 def command(config):
     """Run on images (sharing.py), or on precomputed features, where a file of them is given."""
-    settings.announce(config)
+    tell.announce(config, "some minutes")
     if config.source == "features":
         tell_features(config)
     else:
@@ -168,11 +168,11 @@ def tell_features(config):
         else:
             print("mean over the domains left out")
         for method in TRAINED:
-            tell(config, result, method, f"_{place}" if place else "")
+            tell_method(config, result, method, f"_{place}" if place else "")
     run.tell_files()
 
 
-def tell(config, result, method, suffix):
+def tell_method(config, result, method, suffix):
     """The scores of a method in one line."""
     percent = {key: 100 * result[f"{method}_{key}{suffix}"] for key in FEATURE_SCORES}
     print(

@@ -27,7 +27,7 @@ from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
 
 import metrics
-from experiments import report, results, settings, tables
+from experiments import report, results, settings, tables, tell
 from experiments.disentangle import EPS, FLAT, SPLIT, WARMUP
 from experiments.settings import ELSEWHERE, option
 from sparsedis import OptimiserState, Snapshot, cpu_threads
@@ -78,7 +78,7 @@ class TableTasks(settings.RunSettings):
 
 def command(config):
     """Run, and tell what was found."""
-    settings.announce(config)
+    tell.announce(config, "seconds to minutes")
     result, run = tasks(config)
     report.tell(result)
     run.tell_files()

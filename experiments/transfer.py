@@ -20,7 +20,7 @@ from sklearn.linear_model import LassoCV, RidgeCV
 import data
 import metrics
 import sparsedis
-from experiments import maps, results, settings
+from experiments import maps, results, settings, tell
 from experiments.settings import option
 
 ENCODERS = {  # method: head and eps of the encoder; eps of Lasso and ridge is the best of `main`
@@ -44,7 +44,7 @@ class Transfer(settings.RunSettings):
 
 def command(config):
     """Run, and tell the scores."""
-    settings.announce(config)
+    tell.announce(config, "about a minute, and the encoder's training where it is not there")
     result, run = transfer(config)
     for n in SIZES:
         told = [f"{key} {result[f'{key}_{n}']:.3f}" for key in ("lasso", "ridge")]

@@ -19,6 +19,8 @@ SAID = {
     "your_images": "MCC",
     "add_a_head": "True",
     "add_an_encoder": "parameters",
+    "envelope": "0.0    0.00375       0.00358       0.00358       0.00000",
+    "inexact": "   128     2e-05      5.1e-05 1.8e-04               0%",
     "real_tables": "stability",
     "how_many_targets": "one_or_two",
 }

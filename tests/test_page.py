@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import data
+import metrics
 import run
 import solvers
 import sparsedis
@@ -78,23 +79,41 @@ def test_a_page_of_two_runs_is_small_and_needs_no_network(two, folders):
 def test_the_maps_are_unpacked_as_they_were(two):
     scene = page.pack_scene()
     planes = np.frombuffer(zlib.decompress(base64.b64decode(scene["maps"])), np.uint8)
-    levels = planes.reshape(2, -1).T.copy().view("<i2").reshape(5, 8, 60, 4096)
-    maps = np.cumsum(levels, axis=1, dtype=np.int16) * scene["step"]
+    levels = planes.reshape(2, -1).T.copy().view("<i2").reshape(5, 8, 4, 15, 4096)
+    maps = np.cumsum(np.cumsum(levels, axis=3), axis=1) * scene["step"]
     wanted = np.moveaxis(data.geometry_maps(), -1, 0).reshape(maps.shape)
-    assert np.abs(maps - wanted).max() <= 0.51 * scene["step"] < 3e-5
+    assert np.abs(maps - wanted).max() <= 0.51 * scene["step"] < 0.1 / 255
 
 
-def test_weights_are_halved_only_where_no_feature_changes(folders):
+def test_weights_are_rounded_and_features_follow_them(folders):
     trained = page.read_run(folders["lasso"])
-    shapes, drawn = data.Shapes3D(), np.arange(page.UNIFORM)
-    halves = {name: a.astype(np.float16).astype(np.float32) for name, a in trained.params.items()}
-    far = halves | {"linear2.b": halves["linear2.b"] + np.float32(3000.3)}  # a half is 3000
-    for params, wanted in ((halves, np.float16), (far, np.float32)):
-        own = dataclasses.replace(trained, params=params)
-        F = page.features_on_page(own, params, shapes, drawn)
-        kept, dtype = page.fit_to_page(own, F, shapes, drawn)
-        assert dtype == wanted
-        assert all(np.array_equal(kept[name], params[name]) for name in params)
+    params, _ = page.pack_encoder(trained)
+    for name, a in trained.params.items():
+        step = np.abs(a).max(axis=tuple(range(a.ndim - 1))) / 127
+        assert np.all(np.abs(params[name] - a) <= (0.51 * step if name.endswith(".W") else 0))
+    index = np.arange(300) * 1600
+    F, told = (page.features_on_page(trained, own, data.Shapes3D(), index)
+               for own in (trained.params, params))
+    assert np.diag(metrics.correlation(F, told)).min() > 0.995
+    dead, scale = page.rounded(np.zeros((3, 2), np.float32))
+    assert not dead.any() and np.all(scale == 1)
+
+
+def test_an_unmixed_run_is_the_same_features_times_a_matrix(folders):
+    trained = page.read_run(folders["lasso"])
+    own = page.unmixed(trained)
+    index = np.arange(300) * 1600
+    F, rotated = (page.features_on_page(run, run.params, data.Shapes3D(), index)
+                  for run in (trained, own))
+    _, p = data.latents(data.Shapes3D())
+    seen = np.random.default_rng(30_001).choice(480_000, page.SEEN, p=p)
+    of_seen = page.features_on_page(trained, trained.params, data.Shapes3D(), seen)
+    deviation = page.deviation_of(of_seen)
+    wanted = (F - of_seen.mean(axis=0)) / deviation @ own.M
+    np.testing.assert_allclose(rotated, wanted, atol=2e-3)
+    assert page.title_of(own) == "unmixed"
+    assert page.title_of(dataclasses.replace(trained, config=own.config | {"eps": 0.0})) == (
+        "no penalty")
 
 
 def test_features_that_are_constant_are_drawn_and_numbers_that_are_none_are_refused(folders):
@@ -137,12 +156,15 @@ def test_default_runs_are_trained_when_asked(tmp_path, monkeypatch, capsys):
     assert run.main(["page"]) == 2
     error = capsys.readouterr().err
     assert "--train" in error and "--head inner-ridge --eps 0.1" in error
-    plain = disentangle.Disentangle
-    monkeypatch.setattr(disentangle, "Disentangle", lambda **own: plain(**TINY, **own))
+    tiny = [(name, int, value) for name, value in TINY.items()]
+    short = dataclasses.make_dataclass(
+        "Disentangle", tiny, bases=(disentangle.Disentangle,), frozen=True)
+    monkeypatch.setattr(disentangle, "Disentangle", short)
     for draw in ("draw_training", "draw_correlation", "draw_responses"):
         monkeypatch.setattr(plots, draw, lambda *args, **options: None)
     assert run.main(["page", "--train"]) == 0
-    assert (tmp_path / "results/page.html").stat().st_size > 1e6
+    told = (tmp_path / "results/page.html").read_text()
+    assert 1e6 < len(told) < 3e6 and '"title": "unmixed"' in told
     assert run.main(["page"]) == 0  # they are there now
 
 
@@ -220,16 +242,7 @@ def test_the_picture_is_that_of_compose(tab):
     wanted = data.compose(geometry, FACTORS[:, :3]).reshape(20, -1)
     found = tab.evaluate("all => all.map(f => [...compose(f)])", FACTORS.tolist())
     away = np.abs(255 * (np.array(found) - wanted))
-    assert away.max() < 1.01 and (away < 0.5).mean() > 0.99
-
-
-@in_browser
-def test_halves_are_numpys(tab):
-    bits = np.arange(2**16, dtype=np.uint16)
-    wanted = bits.view(np.float16)
-    finite = np.isfinite(wanted)
-    found = np.array(tab.evaluate("bits => bits.map(half)", bits[finite].tolist()))
-    assert np.array_equal(found, wanted[finite].astype(float))
+    assert away.max() < 1.01 and (away < 0.55).mean() > 0.99
 
 
 @in_browser
@@ -240,12 +253,13 @@ def test_features_are_pythons(tab, folders):
     found = tab.evaluate(script, FACTORS.tolist())
     for r, name in enumerate(("lasso", "ridge")):
         trained = page.read_run(folders[name])
-        F = page.features_on_page(trained, trained.params, shapes, index)
+        F = page.features_on_page(trained, page.pack_encoder(trained)[0], shapes, index)
         told = tab.evaluate(f"(({{order, sign, mean, deviation}}) => "
                             f"[order, sign, mean, deviation])(runs[{r}])")
         order, sign, mean, deviation = map(np.array, told)
         wanted = sign * ((F - mean) / deviation)[:, order]
-        assert np.abs(np.array([own[r] for own in found]) - wanted).max() < 1e-3
+        # a level of the picture's 256, here and there, is all that may differ
+        assert np.abs(np.array([own[r] for own in found]) - wanted).max() < 5e-3
 
 
 @in_browser
@@ -269,6 +283,7 @@ def test_fits_are_those_of_the_solvers(tab, n, m):
 
 @in_browser
 def test_a_task_is_fitted_to_what_it_shows(tab, folders):
+    tab.evaluate("find('samples').value = 25; find('eps').value = 2")
     tab.evaluate("task.w = [0, 1.5, 0, 0, -1, 0]; showTask()")
     shown = tab.evaluate("({...sampleTask(), fits: task.fits})")
     z, p = data.latents(data.Shapes3D())
@@ -277,10 +292,11 @@ def test_a_task_is_fitted_to_what_it_shows(tab, folders):
     signal = z[drawn[ids]] @ [0, 1.5, 0, 0, -1, 0]
     assert np.std(y - signal) == pytest.approx(0.1 * np.std(signal), rel=0.1)
     trained = page.read_run(folders["lasso"])
-    F = page.features_on_page(trained, trained.params, data.Shapes3D(), drawn[ids]).astype(float)
+    params, _ = page.pack_encoder(trained)
+    F = page.features_on_page(trained, params, data.Shapes3D(), drawn[ids]).astype(float)
     fit, _ = sparsedis.normalise(F[None, :25])
     centred = y[None, :25]
-    w, _ = solvers.lasso(fit, centred, 0.03 * solvers.lasso_lambda_max(fit, centred))
+    w, _ = solvers.lasso(fit, centred, 0.01 * solvers.lasso_lambda_max(fit, centred))
     order, sign = (np.array(tab.evaluate(f"runs[0].{name}")) for name in ("order", "sign"))
     assert np.allclose(shown["fits"][0]["w"], sign * w[0, order], atol=1e-4)
     mean, deviation = F[:25].mean(axis=0), np.sqrt(F[:25].var(axis=0) + 1e-5)
@@ -337,6 +353,22 @@ def test_buttons_draw_pictures_and_tasks(tab):
     assert tab.inner_text("#fits") == by_lasso
     tab.evaluate("find('w-0').value = 2; find('w-0').dispatchEvent(new Event('input'))")
     assert tab.evaluate("task.w[0]") == 2 and tab.inner_text("#w-told-0") == "2.0"
+    tab.click("#reset")
+    assert tab.evaluate("state.factors") == tab.evaluate("FIRST")
+    assert tab.evaluate("task.w") == [1.2, 0, 0, -0.7, 0, 0]
+    assert tab.input_value("#samples") == "10" and tab.is_checked("input[value=lasso]")
+
+
+@in_browser
+def test_true_weights_are_marked_where_a_feature_would_have_them(tab):
+    tab.click("#reset")
+    deviation = tab.evaluate(
+        "deviation(sampleTask().ids.slice(0, 10).map(id => draws.z[6 * id]))")
+    bars = tab.locator("#fits .card").first.locator("svg g")
+    marks = bars.evaluate_all("all => all.map(g => Number(g.children[3].getAttribute('x')))")
+    reach = tab.evaluate("Math.max(2, ...task.fits.flatMap(({w}) => w.map(Math.abs)))")
+    assert marks[0] == pytest.approx(191 + 100 / reach * 1.2 * deviation)
+    assert marks[1] == 191 and marks[3] < 191  # 0, and a negative one
 
 
 @in_browser
@@ -367,6 +399,28 @@ def test_any_runs_fit_any_screen(browser, folders, tmp_path, names, width):
     assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
     tab.click("#task")
     assert tab.faults == []
+    tab.close()
+
+
+@in_browser
+def test_on_a_phone_picture_sliders_and_bars_are_in_one_view(browser, folders, tmp_path):
+    path = tmp_path / "page.html"
+    written(folders, path, "lasso", "ridge", "lasso")
+    tab = opened(browser, path, viewport={"width": 390, "height": 800})
+    boxes = [tab.locator(name).bounding_box() for name in ("#picture", "#factors", "#features")]
+    top = min(box["y"] for box in boxes)
+    assert max(box["y"] + box["height"] for box in boxes) - top < 600
+    tab.close()
+
+
+@in_browser
+def test_the_matrix_of_an_unmixed_run_is_shown(browser, folders, tmp_path):
+    path = tmp_path / "page.html"
+    chosen = [str(folders[name]) for name in ("ridge", "lasso")]
+    assert run.main(["page", *chosen, "--unmix", "--out", str(path)]) == 0
+    tab = opened(browser, path)
+    assert tab.is_visible("#told-matrix") and tab.locator("#scores table").count() == 3
+    assert "unmixed" in tab.inner_text("#scores")
     tab.close()
 
 

@@ -35,7 +35,9 @@ def test_a_run_leaves_scores_figures_and_a_checkpoint(finished):
     rows = lines_of(where)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["unsolved"] == 0 for row in rows)
-    assert "rho=0.9" in out and "MCC" in out and where.name in out
+    assert "--steps 6" in out and "--rho" not in out  # what is not the default's
+    assert "3.6 supports tell all factors apart" in out and "MCC" in out
+    assert out.splitlines()[-1].startswith(f"open results/disentangle/{where.name}/responses.png")
 
 
 def test_a_finished_run_is_not_run_again(finished, capsys):

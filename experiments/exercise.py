@@ -1,0 +1,158 @@
+"""exercise.py -- write it yourself: eight functions, checked, and what is wrong told in words.
+
+    run.py exercise                  the eight, in the order of the code
+    run.py exercise 3                what to write, and what to read before
+    run.py exercise 3 mine.py        the starter file, where there is no mine.py yet; else: is it
+                                     right, and if not, what is wrong
+
+    theirs, ours     functions by name: those of the file, and the code's own
+    trial            a title, and a function that returns what is wrong, or None
+
+What is asked of a function is in experiments/exercise_trials.py: optimality, or the cases of
+gradcheck.py with the function in the place of the code's own. Here: the command, and the file.
+"""
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import shutil
+import textwrap
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+import sparsedis
+from experiments import settings
+from experiments.exercise_trials import EXERCISES, Wrong
+from experiments.settings import option
+
+STARTERS = settings.ROOT / "docs" / "exercises"
+WHICH = "its number, and the file that you write it in; the list of all when not given"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExerciseSettings:
+    """Write one of eight functions of the method yourself, and hear what is wrong with it.
+
+    Exit status 1 if something is. The file is run as it is: check no file that you do not trust.
+    """
+
+    exercise: tuple = option((), WHICH, positional=True)
+
+
+def exercise(config):
+    """List, explain or check; returns the exit status."""
+    if not config.exercise:
+        tell_all()
+        return 0
+    number, *files = config.exercise
+    if number not in map(str, EXERCISES) or len(files) > 1:
+        raise ValueError(
+            f"found {' '.join(config.exercise)}, expected a number from 1 to {len(EXERCISES)} and "
+            "a file")
+    if not files:
+        explain(int(number))
+        return 0
+    path = Path(files[0])
+    if path.exists():
+        return check_file(int(number), path)
+    shutil.copyfile(starter_of(int(number)), path)
+    print(f"{path}: written, to be filled in; then the same command checks it")
+    return 0
+
+
+def starter_of(number):
+    """The path of a starter file."""
+    return STARTERS / f"{number}_{EXERCISES[number].name}.py"
+
+
+def tell_all():
+    """The list."""
+    for number, own in EXERCISES.items():
+        print(f"{number}  {own.name:<20} {own.title}")
+    print("\npython run.py exercise N          what to write\n"
+          "python run.py exercise N mine.py  writes the starter file; then, checks what you wrote")
+
+
+def explain(number):
+    """What to write, and what to read before."""
+    own = EXERCISES[number]
+    print(f"{own.name}: {own.title}\nread: {own.read}\n")
+    print(starter_of(number).read_text())
+
+
+# ------------------------------------------------------------------------------ a file is checked
+
+
+def check_file(number, path):
+    """Try what a file holds, and tell; returns the exit status."""
+    own = EXERCISES[number]
+    theirs = {name: careful(f) for name, f in functions_of(path, own.ours).items()}
+    print(f"{own.name}: {own.title}")
+    failed = set()
+    with sparsedis.cpu_threads(1):
+        for title, trial in own.trials(theirs):
+            words = outcome(trial)
+            print(textwrap.fill(
+                f"{title:<32}{words or 'right'}", 100, initial_indent="  ",
+                subsequent_indent=34 * " "))
+            failed |= {title} if words else set()
+    for words, where in own.hints.items():
+        if failed == set(where):
+            print(f"Wrong only {words}")
+    print("Something is wrong." if failed else f"All is right. Ours: {own.read}")
+    return int(bool(failed))
+
+
+def outcome(trial):
+    """What is wrong, or None."""
+    try:
+        with np.errstate(all="ignore"):
+            return trial()
+    except Wrong as wrong:
+        return str(wrong)
+
+
+def functions_of(path, names):
+    """The functions of these names in a file; ValueError where it does not run or lacks one."""
+    spec = importlib.util.spec_from_file_location("theirs", path)
+    if spec is None:
+        raise ValueError(f"{path}: expected a file of Python, .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path}: {told_error(error)}") from None
+    missing = [name for name in names if not callable(getattr(module, name, None))]
+    if missing:
+        raise ValueError(f"{path}: found no function {', '.join(missing)}")
+    return {name: getattr(module, name) for name in names}
+
+
+def careful(f):
+    """f on copies of its arguments; Wrong where it fails, or changes one of them."""
+    def called(*args):
+        copies = [np.copy(a) if isinstance(a, np.ndarray) else a for a in args]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                out = f(*copies)
+        except NotImplementedError:
+            raise Wrong("is not written yet") from None
+        except Exception as error:
+            raise Wrong(told_error(error)) from None
+        if not all(np.array_equal(a, copy) for a, copy in zip(args, copies, strict=True)):
+            raise Wrong("changes one of its arguments: work on a copy")
+        return out
+
+    return called
+
+
+def told_error(error):
+    """An exception in one line, with the line where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = getattr(error, "lineno", None) or frames[-1].lineno
+    for frame in frames:                                            # the last one in their file
+        line = frame.lineno if "/experiments/" not in frame.filename else line
+    return f"{type(error).__name__}: {error} (line {line})"

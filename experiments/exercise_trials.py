@@ -1,0 +1,796 @@
+"""exercise_trials.py -- what the eight exercises ask, and the words for what goes wrong.
+
+    theirs           name -> function of one task: F (n, m), y (n,), no leading T
+    trial            (title, f): f() returns what is wrong, in words, or None
+    found, wanted    an array of theirs, and what it should be
+    mistakes         words -> what an array is if that mistake is made
+
+A function is right by its optimality conditions, or because gradcheck's differences say so. What
+is wrong is then found by comparison: with usual mistakes, with multiples of what is wanted, with
+parts of it.
+"""
+import functools
+from collections import namedtuple
+
+import numpy as np
+
+import solvers
+import sparsedis
+from experiments import episode_networks, gradcheck
+
+# title; functions of docs/ and code to read; ours (name -> function); trials(theirs); hints, words
+# -> titles of the trials that fail together when that is the reason
+Exercise = namedtuple("Exercise", "name title read ours trials hints", defaults=({},))
+
+
+class Wrong(Exception):
+    """What is wrong with a function, in words."""
+
+
+# ------------------------------------------------------------------------------ words for arrays
+
+
+def fault(found, wanted, mistakes=None, sizes=None):
+    """What is wrong with an array, in words, or None.
+
+    sizes: name -> number, by which a result may be too large or too small.
+    """
+    found = as_numbers(found, wanted)
+    if near(found, wanted):
+        return None
+    for words, other in (mistakes or {}).items():
+        if near(found, other):
+            return words
+    return multiple(found, wanted, sizes or {}) or partly(found, wanted)
+
+
+def as_numbers(found, wanted):
+    """As an array of the shape that is wanted; Wrong where it is none."""
+    try:
+        if found is None:
+            raise TypeError
+        found = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise Wrong(f"is {type(found).__name__}, expected {form(wanted)}") from None
+    if found.shape != np.shape(wanted):
+        turned = ": transposed?" if found.T.shape == np.shape(wanted) else ""
+        raise Wrong(f"has shape {found.shape}, expected {form(wanted)}{turned}")
+    if not np.isfinite(found).all():
+        raise Wrong("holds values that are not finite: is something divided by 0?")
+    return found
+
+
+def form(wanted):
+    """The shape of an array, in words."""
+    return f"an array {np.shape(wanted)}" if np.ndim(wanted) else "a number"
+
+
+def near(found, wanted, share=1e-6):
+    """Whether two arrays are the same, but for a share of their size."""
+    size = max(np.linalg.norm(wanted), np.linalg.norm(found))
+    return np.linalg.norm(np.subtract(found, wanted)) <= share * size + 1e-10
+
+
+def multiple(found, wanted, sizes):
+    """What a result is too large or too small by, if it is a multiple of what is wanted."""
+    square = np.sum(np.square(wanted))
+    c = np.sum(found * wanted) / square if square else 0
+    if not near(found, c * wanted) or abs(c) < 1e-9:
+        return None
+    sign = "has the wrong sign" if c < 0 else ""
+    size = "" if np.isclose(abs(c), 1) else factor(abs(c), sizes)
+    return "right but for a factor: " + " and ".join(filter(None, (sign, size)))
+
+
+def factor(c, sizes):
+    """c in words."""
+    for name, size in {"2": 2, **sizes}.items():
+        if size != 1 and np.isclose(c, size):
+            return f"{name} times too large"
+        if size != 1 and np.isclose(c, 1 / size):
+            return f"1/{name} of what it should be"
+    return f"{c:.4g} times what it should be"
+
+
+def partly(found, wanted):
+    """How far an array is off, and where it is right."""
+    if near(found, -wanted):
+        return "has the wrong sign"
+    right = np.isclose(found, wanted, rtol=1e-6, atol=1e-9 * np.abs(wanted).max(initial=1e-300))
+    off = np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-300)
+    told = f"; {right.mean():.0%} of its numbers are right" if right.any() else ""
+    return f"is off by {off:.0%} of its length{told}"
+
+
+def parts(out, **wanted):
+    """Results of the shapes of arrays, by name; Wrong where one has another."""
+    if not isinstance(out, tuple | list) or len(out) != len(wanted):
+        names = ", ".join(f"d{name}" for name in wanted)
+        raise Wrong(f"is {type(out).__name__}, expected {len(wanted)} results: {names}")
+    found = []
+    for (name, like), a in zip(wanted.items(), out, strict=True):
+        try:
+            found.append(as_numbers(a, like))
+        except Wrong as wrong:
+            raise Wrong(f"d{name}: {wrong}") from None
+    return found
+
+
+# ------------------------------------------------------------------------------ words for gradients
+
+
+def gradient_fault(case_of, theirs, ours, mistakes, sizes=None):
+    """What is wrong with a backward function, or None: by differences on the case that
+    case_of(backward) makes. mistakes(*its arguments) -> name of an array -> words -> array."""
+    calls = []
+
+    def noted(*args):
+        calls.append(args)
+        return theirs(*args)
+
+    wanted = gradients_of(case_of(ours))
+    case = case_of(noted)
+    found = gradients_of(case)
+    if gradcheck.passes(gradcheck.check_gradient(case.f, case.arrays)):
+        return None
+    usual = mistakes(*calls[0])
+    told = {}                                                       # words -> names
+    for name, a in wanted.items():
+        words = fault(found[name], a, usual.get(name), sizes)
+        told.setdefault(words, []).append(f"d{name}")
+    return "; ".join(f"{', '.join(names)}: {words}" for words, names in told.items() if words)
+
+
+def gradients_of(case):
+    """name -> gradient, of a gradcheck.Case."""
+    _, gradients, _ = case.f(case.arrays)
+    return gradients()
+
+
+# ------------------------------------------------------------------------------ 1 soft_threshold
+
+POINTS = {  # title: a, tau
+    "a above tau": ([1.5, 4.0], 1.0),
+    "a below -tau": ([-1.5, -4.0], 1.0),
+    "a between, 0 and the thresholds": ([0.4, -0.7, 0.0, 1.0, -1.0], 1.0),
+    "tau = 0": ([-2.0, 0.0, 3.0], 0.0),
+    "a matrix": ([[-3.0, 0.2, 1.1], [0.0, 2.5, -0.4]], 0.7)}
+
+
+def threshold_trials(theirs):
+    """soft_threshold(a, tau) at points."""
+    for title, (a, tau) in POINTS.items():
+        yield title, functools.partial(
+            threshold_fault, theirs["soft_threshold"], np.array(a), tau)
+
+
+def threshold_fault(f, a, tau):
+    """What is wrong at a; right is what minimises (x - a)^2/2 + tau |x|."""
+    x = as_numbers(f(a, tau), a)
+    slope = x - a
+    violation = np.where(x != 0, np.abs(slope + tau * np.sign(x)), np.abs(slope) - tau)
+    if np.max(violation) <= 1e-9:
+        return None
+    size, sign = np.abs(a), np.sign(a)
+    return fault(x, solvers.soft_threshold(a, tau), {
+        "is right for a > 0 only": np.maximum(a - tau, 0),
+        "is never below 0: where is the sign of a?": np.maximum(size - tau, 0),
+        "goes past 0 where |a| < tau: there the minimum is at 0": sign * (size - tau),
+        "keeps what is beyond tau as it is: that is the hard threshold": a * (size > tau),
+        "shrinks in proportion, and makes nothing 0: that is ridge's": a / (1 + tau),
+        "moves away from 0, by tau": sign * (size + tau) * (size > tau),
+        "shrinks by tau/2: is it (x - a)^2/2?": sign * np.maximum(size - tau / 2, 0),
+        "shrinks by 2 tau: is it (x - a)^2/2?": sign * np.maximum(size - 2 * tau, 0)})
+
+
+# ------------------------------------------------------------------------------ 2 lasso
+
+
+def lasso_trials(theirs):
+    """lasso(F, y, lam) on problems, lasso_gap(F, y, lam, w) at weights right and wrong."""
+    for title, (F, y, lam) in lasso_problems().items():
+        yield title, functools.partial(lasso_fault, theirs["lasso"], F, y, lam)
+    F, y, lam = lasso_problems()[CORRELATED]
+    right = lasso_of(F, y, lam)
+    for title, w in {
+            "lasso_gap: the solution": right, "lasso_gap: w = 0": 0 * right,
+            "lasso_gap: a weight moved": right + 0.1 * (np.arange(6) == np.argmax(np.abs(right))),
+            "lasso_gap: no penalty": lasso_of(F, y, 0.0)}.items():
+        yield title, functools.partial(gap_fault, theirs["lasso_gap"], F, y, lam, w)
+
+
+CORRELATED, LENGTHS = "correlated features", "features of other lengths"
+
+
+@functools.cache
+def lasso_problems():
+    """title -> F (n, m), y (n,), lam."""
+    F, y = (a[0] for a in gradcheck.regression(np.random.default_rng(5), 1, 30, 6, 0.9).values())
+    F = F / np.sqrt(np.mean(F * F, axis=0))                         # F_j'F_j/n = 1
+    apart = np.linalg.qr(F)[0] * 30 ** 0.5
+    scaled = apart * [0.3, 1, 2, 0.5, 1, 3]
+    top = lasso_lambda_max(F, y)
+    return {
+        "uncorrelated features": (apart, y, 0.2 * lasso_lambda_max(apart, y)),
+        LENGTHS: (scaled, y, 0.2 * lasso_lambda_max(scaled, y)),
+        CORRELATED: (F, y, 0.1 * top), "lam = 0": (F, y, 0.0),
+        "lam above lambda_max": (F, y, 1.5 * top)}
+
+
+def lasso_of(F, y, lam):
+    """solvers.lasso of one task."""
+    return solvers.lasso(F[None], y[None], lam)[0][0]
+
+
+def lasso_lambda_max(F, y):
+    """solvers.lasso_lambda_max of one task."""
+    return float(solvers.lasso_lambda_max(F[None], y[None])[0])
+
+
+def gap_of(F, y, lam, w):
+    """The largest violation of optimality, as a share of lambda_max."""
+    q = F.T @ (y - F @ w) / len(y)
+    v = solvers.lasso_violation(q[None], np.array([lam]), w[None])
+    return float(np.max(v) / lasso_lambda_max(F, y))
+
+
+def lasso_fault(f, F, y, lam):
+    """What is wrong with weights."""
+    w = as_numbers(f(F, y, lam), F[0])
+    gap = gap_of(F, y, lam, w)
+    if gap <= 1e-8:
+        return None
+    n, free = len(y), lasso_of(F, y, 0.0)
+    other = {
+        "is the solution of n lam: is the square divided by 2 n?": n * lam,
+        "is the solution of lam/n: is the square divided by 2 n?": lam / n,
+        "is the solution of 2 lam: is the square divided by 2?": 2 * lam,
+        "is the solution of lam/2: is the square divided by 2?": lam / 2}
+    mistakes = {words: lasso_of(F, y, wrong) for words, wrong in other.items()}
+    mistakes |= {
+        "is the solution without penalty": free,
+        "is ridge's solution": solvers.ridge(F[None], y[None], lam)[0],
+        "is the least-squares solution, thresholded: right for uncorrelated features only":
+            solvers.soft_threshold(free, lam)}
+    unsolved = f"is no solution: it violates optimality by {gap:.0e} of lambda_max"
+    known = fault(w, lasso_of(F, y, lam), mistakes)
+    return known if known in mistakes else unsolved
+
+
+def gap_fault(f, F, y, lam, w):
+    """What is wrong with a certificate."""
+    q = F.T @ (y - F @ w) / len(y)
+    top = lasso_lambda_max(F, y)
+    on = np.abs(q - lam * np.sign(w)) * (w != 0)
+    off = np.maximum(np.abs(q) - lam, 0)
+    each = np.where(w != 0, on, off)
+    n = len(y)
+    mistakes = {
+        "looks at features that are used only: w = 0 would be called right": np.max(on) / top,
+        "asks too little of features that are used: there q_j = lam sign(w_j)":
+            np.max(off) / top,
+        "does not look at features that are used": np.max(off * (w == 0)) / top,
+        "is not divided by lambda_max, and so depends on the unit of y": np.max(each),
+        "is a sum: one weight may hide behind many": np.sum(each) / top,
+        "is a mean: one weight may hide behind many": np.mean(each) / top,
+        "lacks the 1/n of F'(y - F w)/n": np.max(np.where(
+            w != 0, np.abs(n * q - lam * np.sign(w)), np.maximum(np.abs(n * q) - lam, 0))) / top}
+    return fault(f(F, y, lam, w), gap_of(F, y, lam, w), mistakes)
+
+
+# ------------------------------------------------------------------------------ 3 lasso_vjp
+
+
+def lasso_vjp_trials(theirs):
+    """lasso_vjp(F, y, lam, w, dw) -> dF, dy, dlam."""
+    for title, eps, seed in (
+            ("every weight is used", 1e-3, 0), ("some weights are 0", 0.3, 0),
+            ("one weight is left", 0.8, 1), ("all weights are 0", 1.5, 2)):
+        case_of = functools.partial(lasso_vjp_case, eps, seed)
+        yield title, functools.partial(
+            gradient_fault, case_of, theirs["lasso_vjp"], lasso_vjp, lasso_vjp_mistakes,
+            {"n": 12, "m": 5})
+
+
+def lasso_vjp_case(eps, seed, vjp):
+    """gradcheck's case of a Lasso, with this vjp of one task."""
+    def batched(F, y, lam, w, dw):
+        out = vjp(F[0], y[0], float(lam[0]), w[0], dw[0])
+        return [a[None] for a in parts(out, F=F[0], y=y[0], lam=0.0)]
+
+    how = solvers.lasso, batched, solvers.lasso_lambda_max
+    rng = np.random.default_rng(seed)
+    return gradcheck.regression_case(rng, "lasso", how, 1, 12, 5, eps, correlation=0.5)
+
+
+def lasso_vjp(F, y, lam, w, dw):
+    """solvers.lasso_vjp of one task."""
+    return [a[0] for a in solvers.lasso_vjp(F[None], y[None], lam, w[None], dw[None])]
+
+
+def lasso_vjp_mistakes(F, y, lam, w, dw):
+    """What dF, dy and dlam are where this or that is forgotten."""
+    n, G = len(y), F.T @ F / len(y)
+    S, r = w != 0, y - F @ w
+    u = np.zeros_like(w)
+    u[S] = np.linalg.solve(G[np.ix_(S, S)], dw[S])
+    of_all = np.linalg.solve(G, dw)
+
+    def dF(u):
+        return (np.outer(r, u) - np.outer(F @ u, w)) / n
+
+    cut = of_all * S
+    wrong_u = {
+        "u is taken on all features: off the support it is 0, and their rows leave the system":
+            of_all,
+        "u is that of all features' system, cut to the support: cut the system first": cut,
+        "u is dw itself: A u = dw is still to be solved": dw,
+        "u is dw on the support: A u = dw is still to be solved": dw * S,
+        "u is A dw: A u = dw is to be solved": G @ dw}
+    mistakes = {
+        "F": {
+            "is the part through y - F w alone: F is there twice, and the part of F' is left":
+                -np.outer(F @ u, w) / n,
+            "is the part of F' alone: the part through y - F w is missing": np.outer(r, u) / n,
+            "adds the parts r u' and (F u) w': the second is subtracted":
+                (np.outer(r, u) + np.outer(F @ u, w)) / n,
+            "has w and u exchanged": (np.outer(r, w) - np.outer(F @ w, u)) / n},
+        "y": {"lacks the 1/n": F @ u, "is F dw/n: u is not dw": F @ dw / n},
+        "lam": {
+            "is right but for the sign": np.sum(np.sign(w) * u),
+            "lacks sign(w): right where weights are positive": -np.sum(u),
+            "has w for sign(w), as ridge has": -np.sum(w * u)}}
+    for words, wrong in wrong_u.items():
+        mistakes["F"][words] = dF(wrong)
+        mistakes["y"][words] = F @ wrong / n
+        mistakes["lam"][words] = -np.sum(np.sign(w) * wrong)
+        mistakes["lam"][f"{words}; and the sign is wrong"] = np.sum(np.sign(w) * wrong)
+    return mistakes
+
+
+# ------------------------------------------------------------------------------ 4, 5 layers
+
+
+def batch_norm_trials(theirs):
+    """batch_norm_backward(dout, x, g) -> dx, dg, db."""
+    for title, shift, N in (("x of mean 0", 0.0, 8), ("x of any mean", 3.0, 8),
+                            ("three samples", 1.0, 3)):
+        case_of = functools.partial(batch_norm_case, shift, N)
+        yield title, functools.partial(
+            gradient_fault, case_of, theirs["batch_norm_backward"], batch_norm_backward,
+            batch_norm_mistakes, {"N": N, "C": 4})
+
+
+def batch_norm_case(shift, N, backward):
+    """gradcheck's case of a batch norm of x (N, 4), with this backward."""
+    rng = np.random.default_rng(N)
+    x = rng.standard_normal((N, 4))
+    arrays = {"x": x - x.mean(axis=0) + shift, "g": rng.standard_normal(4),
+              "b": rng.standard_normal(4)}
+
+    def forward(x, g, b):
+        out, _ = episode_networks.batch_norm(x, g, b)
+        return out, lambda dout: parts(backward(dout, x, g), x=x, g=g, b=b), []
+
+    return gradcheck.output_case(rng, "batch_norm", forward, arrays)
+
+
+def batch_norm_backward(dout, x, g):
+    """episode_networks.batch_norm_backward from x itself."""
+    _, cache = episode_networks.batch_norm(x, g, 0 * g)
+    dx, grads = episode_networks.batch_norm_backward(dout, cache)
+    return dx, grads["g"], grads["b"]
+
+
+def batch_norm_mistakes(dout, x, g):
+    """What dx and dg are where this or that is forgotten."""
+    centred = x - x.mean(axis=0)
+    variance = x.var(axis=0) + 1e-5
+    x_hat, d = centred / variance ** 0.5, dout * g
+    along = x_hat * (d * x_hat).mean(axis=0)
+    rootless = centred / variance
+    return {
+        "x": {
+            "holds mean and deviation constant: both move with x": d / variance ** 0.5,
+            "lets the mean move with x, and not the deviation":
+                (d - d.mean(axis=0)) / variance ** 0.5,
+            "lets the deviation move with x, and not the mean": (d - along) / variance ** 0.5,
+            "lacks the factor g": (dout - dout.mean(axis=0) - x_hat * (dout * x_hat).mean(axis=0))
+            / variance ** 0.5,
+            "is divided by the variance, not by the deviation":
+                (d - d.mean(axis=0) - along) / variance,
+            "has the variance in the place of the deviation":
+                (d - d.mean(axis=0) - rootless * (d * rootless).mean(axis=0)) / variance},
+        "g": {
+            "is the sum of dout x: the scale g multiplies x_hat": np.sum(dout * x, axis=0),
+            "is the sum of dout (x - mean): divide by the deviation":
+                np.sum(dout * centred, axis=0),
+            "has the variance in the place of the deviation": np.sum(dout * rootless, axis=0)},
+        "b": {"has a factor g that the shift has not": d.sum(axis=0)}}
+
+
+CONVOLUTIONS = {  # title: side, k, C, O, stride, pad
+    "1 x 1": (3, 1, 2, 3, 1, 0), "2 x 2, stride 2": (6, 2, 2, 3, 2, 0),
+    "3 x 3": (5, 3, 2, 3, 1, 0), "3 x 3, padded": (5, 3, 2, 3, 1, 1),
+    "4 x 4, stride 2, padded": (6, 4, 2, 3, 2, 1)}
+
+
+def conv2d_trials(theirs):
+    """conv2d_backward(dout, x, W, stride, pad) -> dx, dW, db."""
+    for title, setting in CONVOLUTIONS.items():
+        case_of = functools.partial(conv2d_case, setting)
+        yield title, functools.partial(
+            gradient_fault, case_of, theirs["conv2d_backward"], conv2d_backward, conv2d_mistakes,
+            {"N": 5})
+
+
+def conv2d_case(setting, backward):
+    """gradcheck's case of a convolution of five images, with this backward."""
+    side, k, C, O, stride, pad = setting
+    rng = np.random.default_rng(side)
+    shapes = {"x": (5, side, side, C), "W": (k, k, C, O), "b": (O,)}
+    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+
+    def forward(x, W, b):
+        out, _ = sparsedis.conv2d(x, W, b, stride, pad)
+        return out, lambda dout: parts(backward(dout, x, W, stride, pad), x=x, W=W, b=b), []
+
+    return gradcheck.output_case(rng, "conv2d", forward, arrays)
+
+
+def conv2d_backward(dout, x, W, stride, pad):
+    """sparsedis.conv2d_backward from x itself."""
+    _, cache = sparsedis.conv2d(x, W, 0 * W[0, 0, 0], stride, pad)
+    dx, grads = sparsedis.conv2d_backward(dout, cache)
+    return dx, grads["W"], grads["b"]
+
+
+def conv2d_mistakes(dout, x, W, stride, pad):
+    """What dx, dW and db are where this or that is done instead."""
+    turned = W[::-1, ::-1]
+    _, dW, _ = conv2d_backward(dout, x, W, stride, pad)
+    return {
+        "x": {
+            "has the kernel turned by 180 degrees once too often":
+                conv2d_backward(dout, x, turned, stride, pad)[0],
+            "is overwritten where windows overlap: add to what is there":
+                overwritten(dout, W, x.shape, stride, pad)},
+        "W": {"is turned by 180 degrees": dW[::-1, ::-1],
+              "has rows and columns exchanged": dW.transpose(1, 0, 2, 3)},
+        "b": {"is the sum over images alone, at one pixel": dout[:, 0, 0].sum(axis=0),
+              "is a mean over images and pixels: the same b is added at all of them":
+                  dout.mean(axis=(0, 1, 2))}}
+
+
+def overwritten(dout, W, shape, stride, pad):
+    """dx where each window replaces what others have left."""
+    k, (N, H, width, C) = len(W), shape
+    dx = np.zeros((N, H + 2 * pad, width + 2 * pad, C))
+    for i in range(dout.shape[1]):
+        for j in range(dout.shape[2]):
+            rows, columns = (slice(stride * a, stride * a + k) for a in (i, j))
+            dx[:, rows, columns] = np.einsum("no,abco->nabc", dout[:, i, j], W)
+    return dx[:, pad:pad + H, pad:pad + width]
+
+
+# ------------------------------------------------------------------------------ 6 norm_curvature
+
+
+def curvature_trials(theirs):
+    """norm_curvature(W, U, lam) -> (k, m)."""
+    for title, k, lengths in (
+            ("three outputs", 3, (1, 1, 1, 1)), ("columns of other lengths", 3, (0.2, 1, 3, 0.5)),
+            ("a column is 0", 3, (1, 0, 2, 1)), ("one output", 1, (1, 2, 1, 0.5))):
+        yield title, functools.partial(
+            curvature_fault, theirs["norm_curvature"], k, np.array(lengths, dtype=float))
+
+
+def curvature_fault(f, k, lengths):
+    """What is wrong with the derivative of lam W_j/||W_j||: columns that are 0 stay 0."""
+    on, lam = lengths > 0, 0.7
+    rng = np.random.default_rng(k)
+    W = solvers.directions(rng.standard_normal((1, k, len(lengths))))[0] * lengths
+    if np.any(as_numbers(f(W, rng.standard_normal(W.shape), lam), W)[:, ~on]):
+        return "is not 0 in a column where W_j = 0: it leaves the system"
+
+    def all_columns(some):
+        out = np.zeros(W.shape)
+        out[:, on] = some
+        return out
+
+    def case_of(curvature):
+        def forward(columns):
+            def pull_back(dout):
+                out = curvature(all_columns(columns), all_columns(dout), lam)
+                return [as_numbers(out, W)[:, on]]
+
+            return lam * solvers.directions(columns[None])[0], pull_back, []
+
+        return gradcheck.output_case(np.random.default_rng(1), "norm", forward, {"U": W[:, on]})
+
+    def mistakes(*args):
+        wrong = curvature_mistakes(*args)
+        return {"U": {words: a[:, on] for words, a in wrong.items()}}
+
+    return gradient_fault(case_of, f, norm_curvature, mistakes, {"lam": lam})
+
+
+def norm_curvature(W, U, lam):
+    """lam (I - v_j v_j') U_j/||W_j||, 0 where W_j = 0: the bend of group_curvature."""
+    v = solvers.directions(W[None])[0]
+    size = solvers.column_norms(W[None])[0]
+    return np.where(size > 0, lam * (U - v * np.vecdot(v, U, axis=0)), 0) / np.where(size, size, 1)
+
+
+def curvature_mistakes(W, U, lam):
+    """What the curvature is where this or that is forgotten."""
+    size = np.linalg.norm(W, axis=0)
+    size = np.where(size > 0, size, 1)
+    v = W / size
+    across = U - v * np.sum(v * U, axis=0)
+    rows = np.linalg.norm(W, axis=1, keepdims=True)
+    whole = W / np.linalg.norm(W)
+    return {
+        "keeps the part along W_j: a longer W_j has the same direction": lam * U / size,
+        "is the part along W_j: what turns it is the part across": lam * (U - across) / size,
+        "lacks 1/||W_j||": lam * across,
+        "is divided by ||W_j||^2: v' is W_j'/||W_j|| already": lam * across / size ** 2,
+        "has the norm of rows: a group is a feature, a column of W":
+            lam * (U - W / rows * np.sum(W / rows * U, axis=1, keepdims=True)) / rows,
+        "has the norm of all of W: each column has its own":
+            lam * (U - whole * np.sum(whole * U)) / np.linalg.norm(W),
+        "projects with W_j, which has not norm 1": lam * (U - W * np.sum(W * U, axis=0)) / size}
+
+
+# ------------------------------------------------------------------------------ 7 the SVM's dual
+
+
+def svm_trials(theirs):
+    """weights, step and gap of (F, Y, Lam, lam1, lam2)."""
+    svm, right = svm_problem()
+    even = np.full_like(right, 1 / right.shape[1])
+    some = np.random.default_rng(2).dirichlet(np.ones(right.shape[1]), len(right))
+    points = {"Lam even": even, "Lam random": some, "the solution": right}
+    for title, Lam in points.items():
+        yield f"weights: {title}", functools.partial(weights_fault, theirs["weights"], svm, Lam)
+    for title, Lam in points.items():
+        yield f"gap: {title}", functools.partial(svm_gap_fault, theirs["gap"], svm, Lam)
+    yield "step: from Lam even", functools.partial(step_fault, theirs["step"], svm, even)
+    yield "step: from Lam random", functools.partial(step_fault, theirs["step"], svm, some)
+    yield "step: at the solution", functools.partial(stay_fault, theirs["step"], svm, right)
+    yield "5,000 steps", functools.partial(steps_fault, theirs["step"], svm, even)
+
+
+@functools.cache
+def svm_problem():
+    """((F, Y, lam1, lam2) of one task of three classes, and its Lam."""
+    rng = np.random.default_rng(0)
+    Y = gradcheck.classes(rng, 1, 15, 3)
+    F = rng.standard_normal((1, 15, 6)) + Y @ rng.standard_normal((1, 3, 6))
+    lam1 = float(0.2 * solvers.svm_lambda_max(F, Y)[0])
+    _, Lam, _ = solvers.group_svm(F, Y, lam1, 3.0)
+    return (F[0], Y[0], lam1, 3.0), Lam[0]
+
+
+def svm_weights(F, Y, Lam, lam1, lam2):
+    """W = BST(V, lam1)/lam2 of V = (Y - Lam)'F, (k, m)."""
+    return solvers.block_soft_threshold((Y - Lam).T @ F, lam1, axis=0) / lam2
+
+
+def svm_primal(W, F, Y, lam1, lam2):
+    """P(W) of [L23, (81)]."""
+    Z = F @ W.T
+    hinge = np.max(1 - Y + Z, axis=1) - np.sum(Y * Z, axis=1)
+    return hinge.sum() + lam1 * np.linalg.norm(W, axis=0).sum() + lam2 / 2 * np.sum(W * W)
+
+
+def svm_dual(F, Y, Lam, lam1, lam2):
+    """D(Lam) of [L23, (10)], with its 1/2."""
+    W = svm_weights(F, Y, Lam, lam1, lam2)
+    return lam2 / 2 * np.sum(W * W) + np.sum(Y * Lam)
+
+
+def svm_gap(F, Y, Lam, lam1, lam2):
+    """P(W) + D(Lam) - n."""
+    W = svm_weights(F, Y, Lam, lam1, lam2)
+    return svm_primal(W, F, Y, lam1, lam2) + svm_dual(F, Y, Lam, lam1, lam2) - len(F)
+
+
+def svm_step(F, Y, Lam, lam1, lam2):
+    """A projected step down D, of length 1/L, L = ||F||^2/lam2 bounding its curvature."""
+    W = svm_weights(F, Y, Lam, lam1, lam2)
+    L = np.linalg.norm(F, 2) ** 2 / lam2
+    return solvers.project_simplex(Lam - (Y - F @ W.T) / L)
+
+
+def weights_fault(f, svm, Lam):
+    """What is wrong with the weights at a dual point."""
+    F, Y, lam1, lam2 = svm
+    V = (Y - Lam).T @ F
+    block = functools.partial(solvers.block_soft_threshold, axis=0)
+    return fault(f(F, Y, Lam, lam1, lam2), svm_weights(F, Y, Lam, lam1, lam2), {
+        "has V of Lam - Y: the label pulls, the others push": -block(V, lam1) / lam2,
+        "is not divided by lam2": block(V, lam1),
+        "is V/lam2: without the threshold lam1": V / lam2,
+        "divides by lam2 first, and then the threshold is lam1/lam2": block(V / lam2, lam1),
+        "thresholds the rows: a group is a feature, a column":
+            solvers.block_soft_threshold(V, lam1, axis=1) / lam2,
+        "thresholds each number by itself: groups go to 0 as one":
+            solvers.soft_threshold(V, lam1) / lam2})
+
+
+def svm_gap_fault(f, svm, Lam):
+    """What is wrong with the gap at a dual point."""
+    F, Y, lam1, lam2 = svm
+    W, n = svm_weights(F, Y, Lam, lam1, lam2), len(F)
+    P, D = svm_primal(W, F, Y, lam1, lam2), svm_dual(F, Y, Lam, lam1, lam2)
+    square, Z = lam2 / 2 * np.sum(W * W), F @ W.T
+    plain = np.sum(np.max(Z, axis=1) - np.sum(Y * Z, axis=1))
+    hinge = P - lam1 * np.linalg.norm(W, axis=0).sum() - square
+    return fault(f(F, Y, Lam, lam1, lam2), P + D - n, {
+        "has D without the 1/2 before its square: so does the paper's (10)": P + D - n + square,
+        "lacks <Y, Lam> in D": P + square - n,
+        "lacks the - n: min P = n - min D": P + D,
+        "has D with the wrong sign: min P = n - min D": P - D - n,
+        "has a hinge without its margin 1 - Y": P - hinge + plain + D - n,
+        "has the mean of hinges for their sum": P - hinge + hinge / n + D - n,
+        "lacks lam1 sum ||W_j|| in P": hinge + square + D - n})
+
+
+def step_fault(f, svm, Lam):
+    """What is wrong with a step from a dual point."""
+    F, Y, lam1, lam2 = svm
+    new = as_numbers(f(F, Y, Lam, lam1, lam2), Lam)
+    if np.min(new) < -1e-9:
+        return "leaves the simplex: numbers below 0"
+    if not np.allclose(new.sum(axis=1), 1):
+        return f"leaves the simplex: rows sum to {new.sum(axis=1).min():.2f} and more, expected 1"
+    before, after = svm_dual(F, Y, Lam, lam1, lam2), svm_dual(F, Y, new, lam1, lam2)
+    if after > before + 1e-9:
+        uphill = np.sum((new - Lam) * (Y - F @ svm_weights(F, Y, Lam, lam1, lam2).T)) > 0
+        return ("goes up D: the dual as it is here is minimised" if uphill else
+                "goes too far: D rises; 1/L is the longest safe step")
+    return None if after < before - 1e-9 else "does not lower D"
+
+
+def stay_fault(f, svm, Lam):
+    """What is wrong with a step from the solution, which should stay there."""
+    F, Y, lam1, lam2 = svm
+    new = as_numbers(f(F, Y, Lam, lam1, lam2), Lam)
+    away = np.abs(new - Lam).max()
+    if away <= 1e-6:
+        return None
+    return (f"moves by {away:.2g}: is the gradient Y - F W', and the way back to the simplex its "
+            "nearest point?")
+
+
+def steps_fault(f, svm, Lam):
+    """What is wrong with many steps."""
+    F, Y, lam1, lam2 = svm
+    heights = []
+    for _ in range(5000):
+        new = as_numbers(f(F, Y, Lam, lam1, lam2), Lam)
+        heights.append(svm_dual(F, Y, new, lam1, lam2))
+        if near(new, Lam, 1e-12):
+            break
+        Lam = new
+    left = svm_gap(F, Y, Lam, lam1, lam2)
+    if left <= 1e-3:
+        return None
+    if max(np.diff(heights)) > 1e-6:
+        return f"end at a gap of {left:.2g}: D goes up and down; 1/L is the longest safe step"
+    return f"end at a gap of {left:.2g}: steps that are too short, or to another end"
+
+
+# ------------------------------------------------------------------------------ 8 sparse_basis
+
+
+def sparse_trials(theirs):
+    """sparse_basis(W) -> Q, an orthogonal (m, m)."""
+    for title, m, T, noise, tolerance in (
+            ("two features", 2, 100, 0.0, 1e-3), ("five features", 5, 300, 0.0, 1e-3),
+            ("five features, noisy weights", 5, 300, 0.05, 0.1)):
+        yield title, functools.partial(
+            sparse_fault, theirs["sparse_basis"], m, T, noise, tolerance)
+
+
+def mixed_weights(m, T, noise):
+    """Sparse weights S (T, m), and W = S Q' mixed by an orthogonal Q, with noise."""
+    rng = np.random.default_rng(m)
+    on = rng.random((T, m)) < 0.3
+    on[np.arange(T), rng.integers(m, size=T)] = True
+    S = rng.standard_normal((T, m)) * on
+    Q = np.linalg.qr(rng.standard_normal((m, m)))[0]
+    return S, S @ Q.T + noise * rng.standard_normal((T, m)), Q
+
+
+def sparse_basis(W):
+    """solvers.sparse_rotation on white features, made orthogonal."""
+    M, _ = solvers.sparse_rotation(W, np.eye(W.shape[1]), width=0.1)
+    U, _, Vt = np.linalg.svd(np.linalg.inv(M).T)
+    return U @ Vt
+
+
+def sparse_fault(f, m, T, noise, tolerance):
+    """What is wrong with a basis: each column should be a column of the true Q, up to its sign."""
+    _, W, true = mixed_weights(m, T, noise)
+    Q = as_numbers(f(W), true)
+    if np.abs(Q.T @ Q - np.eye(m)).max() > 1e-6:
+        return "is not orthogonal: Q'Q is not the identity"
+    if missed(Q, true) <= tolerance:
+        return None
+    if missed(Q.T, true) <= tolerance:
+        return "is the transpose: W Q is asked to be sparse, not W Q'"
+    _, principal = np.linalg.eigh(W.T @ W)
+    found = int(np.sum(np.max(np.abs(true.T @ Q), axis=0) > 1 - tolerance))
+    dense = np.abs(W @ Q).sum() > np.abs(W).sum()
+    return next(words for words, so in {
+        "is the identity: nothing is turned": near(np.abs(Q), np.eye(m), 1e-3),
+        "is that of principal components: they make loadings uncorrelated, not sparse":
+            missed(Q, principal) <= 1e-3,
+        "makes loadings dense: is what you minimise really lower where they are sparse?": dense,
+        f"finds {found} of {m} directions: a local optimum, or too early an end; try more starts "
+        "and steps, and keep the best": True}.items() if so)
+
+
+def missed(Q, true):
+    """How far the columns of Q are from those of another basis, up to order and sign."""
+    C = np.abs(true.T @ Q)
+    return float(1 - min(C.max(axis=0).min(), C.max(axis=1).min()))
+
+
+# ------------------------------------------------------------------------------ all of them
+
+EXERCISES = {
+    1: Exercise(
+        "soft_threshold", "the minimum of (x - a)^2/2 + tau |x|",
+        "solvers.soft_threshold; docs/derivations.md, 1",
+        {"soft_threshold": solvers.soft_threshold}, threshold_trials),
+    2: Exercise(
+        "lasso", "a Lasso by coordinate descent, and its certificate",
+        "solvers.coordinate_descent_step, lasso_violation; docs/derivations.md, 2",
+        {"lasso": lasso_of, "lasso_gap": gap_of}, lasso_trials,
+        {"where features have another length: is the step divided by G_jj = F_j'F_j/n?": [LENGTHS],
+         "where features are correlated: does a weight's step see the others' last ones, and are "
+         "there enough sweeps?": [CORRELATED],
+         "where features are correlated (also at lam = 0): does a weight's step see the others' "
+         "last ones, and are there enough sweeps?": [CORRELATED, "lam = 0"]}),
+    3: Exercise(
+        "lasso_vjp", "the gradient through the solution of a Lasso",
+        "solvers.lasso_vjp, pull_back; docs/derivations.md, 0 and 2",
+        {"lasso_vjp": lasso_vjp}, lasso_vjp_trials,
+        {"where a weight is 0: is u zero off the support, and does the system have the support's "
+         "rows and columns alone?":
+            ["some weights are 0", "one weight is left", "all weights are 0"],
+         "where every weight is 0: no u is left, and all gradients are 0": ["all weights are 0"]}),
+    4: Exercise(
+        "batch_norm_backward", "a batch normalisation, backward",
+        "sparsedis.normalise_backward, episode_networks.batch_norm_backward; "
+        "docs/derivations.md, 8",
+        {"batch_norm_backward": batch_norm_backward}, batch_norm_trials,
+        {"where x has a mean: is it x_hat, with the mean taken off, everywhere?":
+            ["x of any mean", "three samples"]}),
+    5: Exercise(
+        "conv2d_backward", "a convolution, backward",
+        "sparsedis.conv2d, conv2d_backward; docs/derivations.md, 8",
+        {"conv2d_backward": conv2d_backward}, conv2d_trials,
+        {"with padding: pad x before, and cut the border of dx off after":
+            ["3 x 3, padded", "4 x 4, stride 2, padded"],
+         "with a stride: window i begins at row stride * i":
+            ["2 x 2, stride 2", "4 x 4, stride 2, padded"],
+         "where windows overlap: a pixel's gradient is the sum over all windows that it is in":
+            ["3 x 3", "3 x 3, padded", "4 x 4, stride 2, padded"]}),
+    6: Exercise(
+        "norm_curvature", "the curvature of group Lasso's penalty",
+        "solvers.group_curvature; docs/derivations.md, 1 and 4",
+        {"norm_curvature": norm_curvature}, curvature_trials,
+        {"where columns have another length: has each its own norm?":
+            ["columns of other lengths", "a column is 0", "one output"]}),
+    7: Exercise(
+        "svm_dual", "the group-Lasso SVM's dual: weights, a step on the simplex, the gap",
+        "solvers, from \"group-Lasso SVM\" on; docs/derivations.md, 5",
+        {"weights": svm_weights, "step": svm_step, "gap": svm_gap}, svm_trials),
+    8: Exercise(
+        "sparse_basis", "a rotation that makes tasks' weights sparse",
+        "solvers.sparse_rotation; docs/derivations.md, 10",
+        {"sparse_basis": sparse_basis}, sparse_trials)}
