@@ -87,13 +87,37 @@ def test_the_map_names_all_that_cite_an_equation(module):
             assert f"`{module}.{name}`" in MAP, f"{module}.{name}"
 
 
+def links_of(path):
+    """Where a page's links and figures lead, file and anchor, as texts; within the project."""
+    text = re.sub(r"```.*?```", "", (ROOT / path).read_text(), flags=re.S)
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text)
+    return [(one or other).partition("#")[::2] for one, other in links
+            if not (one or other).startswith("http")]
+
+
+def anchors_of(path):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_links_and_figures_exist(path):
-    text = (ROOT / path).read_text()
-    for link in re.findall(r"\]\(([^)#]+?)\)|src=\"([^\"]+)\"", text):
-        target = link[0] or link[1]
-        if not target.startswith("http"):
-            assert ((ROOT / path).parent / target).exists(), f"{path}: {target}"
+    for file, anchor in links_of(path):
+        target = (ROOT / path).parent / file if file else ROOT / path
+        assert target.exists(), f"{path}: {file}"
+        assert not anchor or anchor in anchors_of(target), f"{path}: {file}#{anchor}"
+
+
+def test_docs_can_be_served_as_they_are():
+    """No link leaves docs/, and every page is reached from index.md."""
+    pages = [path for path in PAGES if path.startswith("docs/")]
+    for path in pages:
+        for file, _ in links_of(path):
+            target = ((ROOT / path).parent / file).resolve()
+            assert target.is_relative_to(ROOT / "docs"), f"{path}: {file}"
+    reached = {f"docs/{file}" for file, _ in links_of("docs/index.md")}
+    assert {*pages} - reached <= {"docs/index.md"}
 
 
 def test_the_readme_quotes_lasso_vjp_whole():

@@ -1,6 +1,6 @@
 """The page: what Python packs, and what a browser makes of it.
 
-    python -m tests.test_page PAGE.html OUT.png [1180 600]
+    PYTHONPATH=. python tests/test_page.py PAGE.html OUT.png [1180 600]
 
 is a screenshot of a page in a window of that size, and tells how long it opens and draws.
 """
