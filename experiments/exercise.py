@@ -27,6 +27,7 @@ from experiments import settings
 from experiments.exercise_trials import EXERCISES, Wrong
 from experiments.settings import option
 
+UNWRITTEN = "is not written yet"
 STARTERS = settings.ROOT / "docs" / "exercises"
 WHICH = "its number, and the file that you write it in; the list of all when not given"
 
@@ -88,21 +89,29 @@ def explain(number):
 def check_file(number, path):
     """Try what a file holds, and tell; returns the exit status."""
     own = EXERCISES[number]
-    theirs = {name: careful(f) for name, f in functions_of(path, own.ours).items()}
+    theirs = {name: careful(f, str(path)) for name, f in functions_of(path, own.ours).items()}
     print(f"{own.name}: {own.title}")
-    failed = set()
+    failed = {}                                                     # title -> words
     with sparsedis.cpu_threads(1):
         for title, trial in own.trials(theirs):
             words = outcome(trial)
             print(textwrap.fill(
                 f"{title:<32}{words or 'right'}", 100, initial_indent="  ",
                 subsequent_indent=34 * " "))
-            failed |= {title} if words else set()
-    for words, where in own.hints.items():
-        if failed == set(where):
-            print(f"Wrong only {words}")
-    print("Something is wrong." if failed else f"All is right. Ours: {own.read}")
+            failed |= {title: words} if words else {}
+    tell_end(own, failed)
     return int(bool(failed))
+
+
+def tell_end(own, failed):
+    """The last lines: what the wrong trials have in common."""
+    if not failed:
+        print(f"All is right. Ours: {own.read}")
+    elif set(failed.values()) == {UNWRITTEN}:
+        print("Nothing is written yet.")
+    else:
+        hints = [words for words, where in own.hints.items() if failed.keys() <= set(where)]
+        print(f"Wrong only {hints[0]}" if hints else "Something is wrong.")
 
 
 def outcome(trial):
@@ -124,24 +133,24 @@ def functions_of(path, names):
         with contextlib.redirect_stdout(io.StringIO()):
             spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"{path}: {told_error(error)}") from None
+        raise ValueError(f"{path}: {told_error(error, str(path))}") from None
     missing = [name for name in names if not callable(getattr(module, name, None))]
     if missing:
         raise ValueError(f"{path}: found no function {', '.join(missing)}")
     return {name: getattr(module, name) for name in names}
 
 
-def careful(f):
-    """f on copies of its arguments; Wrong where it fails, or changes one of them."""
+def careful(f, path):
+    """f of a file on copies of its arguments; Wrong where it fails, or changes one of them."""
     def called(*args):
         copies = [np.copy(a) if isinstance(a, np.ndarray) else a for a in args]
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 out = f(*copies)
         except NotImplementedError:
-            raise Wrong("is not written yet") from None
+            raise Wrong(UNWRITTEN) from None
         except Exception as error:
-            raise Wrong(told_error(error)) from None
+            raise Wrong(told_error(error, path)) from None
         if not all(np.array_equal(a, copy) for a, copy in zip(args, copies, strict=True)):
             raise Wrong("changes one of its arguments: work on a copy")
         return out
@@ -149,10 +158,10 @@ def careful(f):
     return called
 
 
-def told_error(error):
-    """An exception in one line, with the line where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = getattr(error, "lineno", None) or frames[-1].lineno
-    for frame in frames:                                            # the last one in their file
-        line = frame.lineno if "/experiments/" not in frame.filename else line
-    return f"{type(error).__name__}: {error} (line {line})"
+def told_error(error, path):
+    """An exception in one line, with the last line of the file on the way to it."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == path]
+    return f"{type(error).__name__}: {error} (line {lines[-1] if lines else '?'})"

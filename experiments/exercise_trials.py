@@ -19,7 +19,7 @@ import sparsedis
 from experiments import episode_networks, gradcheck
 
 # title; functions of docs/ and code to read; ours (name -> function); trials(theirs); hints, words
-# -> titles of the trials that fail together when that is the reason
+# -> titles of the trials of which some fail, and no others, when that is the reason
 Exercise = namedtuple("Exercise", "name title read ours trials hints", defaults=({},))
 
 
@@ -38,9 +38,13 @@ def fault(found, wanted, mistakes=None, sizes=None):
     found = as_numbers(found, wanted)
     if near(found, wanted):
         return None
+    if not np.any(wanted):
+        return "should be 0"
     for words, other in (mistakes or {}).items():
         if near(found, other):
             return words
+    if not np.any(found):
+        return "is 0, and should not be"
     return multiple(found, wanted, sizes or {}) or partly(found, wanted)
 
 
@@ -72,41 +76,41 @@ def near(found, wanted, share=1e-6):
 
 
 def multiple(found, wanted, sizes):
-    """What a result is too large or too small by, if it is a multiple of what is wanted."""
-    square = np.sum(np.square(wanted))
-    c = np.sum(found * wanted) / square if square else 0
-    if not near(found, c * wanted) or abs(c) < 1e-9:
+    """What a result is too large or too small by, if it is a multiple of what is wanted; a single
+    number always is one: of it only factors that have a name."""
+    c = np.sum(found * wanted) / np.sum(np.square(wanted))
+    size, sign = factor(abs(c), sizes), "has the wrong sign" if c < 0 else ""
+    if not size and np.ndim(wanted):
+        size = f"{abs(c):.4g} times too large"
+    told = [sign] if np.isclose(abs(c), 1) else [f"is {size}" if size else "", sign]
+    if not near(found, c * wanted) or not told[0]:
         return None
-    sign = "has the wrong sign" if c < 0 else ""
-    size = "" if np.isclose(abs(c), 1) else factor(abs(c), sizes)
-    return "right but for a factor: " + " and ".join(filter(None, (sign, size)))
+    return ", and ".join(filter(None, told))
 
 
 def factor(c, sizes):
-    """c in words."""
+    """c in words, if it has a name."""
     for name, size in {"2": 2, **sizes}.items():
         if size != 1 and np.isclose(c, size):
             return f"{name} times too large"
         if size != 1 and np.isclose(c, 1 / size):
             return f"1/{name} of what it should be"
-    return f"{c:.4g} times what it should be"
 
 
 def partly(found, wanted):
     """How far an array is off, and where it is right."""
-    if near(found, -wanted):
-        return "has the wrong sign"
     right = np.isclose(found, wanted, rtol=1e-6, atol=1e-9 * np.abs(wanted).max(initial=1e-300))
     off = np.linalg.norm(found - wanted) / max(np.linalg.norm(wanted), 1e-300)
     told = f"; {right.mean():.0%} of its numbers are right" if right.any() else ""
-    return f"is off by {off:.0%} of its length{told}"
+    return f"is off by {off:.2g} of its length{told}"
 
 
 def parts(out, **wanted):
     """Results of the shapes of arrays, by name; Wrong where one has another."""
     if not isinstance(out, tuple | list) or len(out) != len(wanted):
         names = ", ".join(f"d{name}" for name in wanted)
-        raise Wrong(f"is {type(out).__name__}, expected {len(wanted)} results: {names}")
+        count = len(out) if isinstance(out, tuple | list) else 1
+        raise Wrong(f"gives {count} result{'s' * (count != 1)}, expected {len(wanted)}: {names}")
     found = []
     for (name, like), a in zip(wanted.items(), out, strict=True):
         try:
@@ -134,11 +138,21 @@ def gradient_fault(case_of, theirs, ours, mistakes, sizes=None):
     if gradcheck.passes(gradcheck.check_gradient(case.f, case.arrays)):
         return None
     usual = mistakes(*calls[0])
+    wrong = [name for name, a in wanted.items() if not near(found[name], a)]
     told = {}                                                       # words -> names
-    for name, a in wanted.items():
-        words = fault(found[name], a, usual.get(name), sizes)
+    for name in wrong:
+        words = (common_fault(found, wrong, usual)
+                 or fault(found[name], wanted[name], usual.get(name), sizes))
         told.setdefault(words, []).append(f"d{name}")
-    return "; ".join(f"{', '.join(names)}: {words}" for words, names in told.items() if words)
+    return "; ".join(f"{', '.join(names)}: {words}" for words, names in told.items())
+
+
+def common_fault(found, wrong, usual):
+    """The one mistake that explains all arrays that are wrong, if there is one."""
+    for words in usual.get(wrong[0], {}) if len(wrong) > 1 else ():
+        others = {name: usual.get(name, {}).get(words) for name in wrong}
+        if all(a is not None and near(found[name], a) for name, a in others.items()):
+            return words
 
 
 def gradients_of(case):
@@ -247,6 +261,7 @@ def lasso_fault(f, F, y, lam):
         "is the solution of 2 lam: is the square divided by 2?": 2 * lam,
         "is the solution of lam/2: is the square divided by 2?": lam / 2}
     mistakes = {words: lasso_of(F, y, wrong) for words, wrong in other.items()}
+    mistakes = {words: w for words, w in mistakes.items() if np.any(w)}
     mistakes |= {
         "is the solution without penalty": free,
         "is ridge's solution": solvers.ridge(F[None], y[None], lam)[0],
@@ -254,7 +269,7 @@ def lasso_fault(f, F, y, lam):
             solvers.soft_threshold(free, lam)}
     unsolved = f"is no solution: it violates optimality by {gap:.0e} of lambda_max"
     known = fault(w, lasso_of(F, y, lam), mistakes)
-    return known if known in mistakes else unsolved
+    return known if known in mistakes or not np.any(w) else unsolved
 
 
 def gap_fault(f, F, y, lam, w):
@@ -273,6 +288,10 @@ def gap_fault(f, F, y, lam, w):
         "is not divided by lambda_max, and so depends on the unit of y": np.max(each),
         "is a sum: one weight may hide behind many": np.sum(each) / top,
         "is a mean: one weight may hide behind many": np.mean(each) / top,
+        "asks q_j = lam sign(w_j) of unused features, too: there |q_j| <= lam is enough":
+            np.max(np.abs(q - lam * np.sign(w))) / top,
+        "has the sign wrong at used features: there q_j = + lam sign(w_j)":
+            np.max(np.where(w != 0, np.abs(q + lam * np.sign(w)), off)) / top,
         "lacks the 1/n of F'(y - F w)/n": np.max(np.where(
             w != 0, np.abs(n * q - lam * np.sign(w)), np.maximum(np.abs(n * q) - lam, 0))) / top}
     return fault(f(F, y, lam, w), gap_of(F, y, lam, w), mistakes)
@@ -281,11 +300,14 @@ def gap_fault(f, F, y, lam, w):
 # ------------------------------------------------------------------------------ 3 lasso_vjp
 
 
+SUPPORTS = {  # title: eps, seed
+    "every weight is used": (1e-3, 0), "some weights are 0": (0.3, 2),
+    "one weight is left": (0.8, 1), "all weights are 0": (1.5, 2)}
+
+
 def lasso_vjp_trials(theirs):
     """lasso_vjp(F, y, lam, w, dw) -> dF, dy, dlam."""
-    for title, eps, seed in (
-            ("every weight is used", 1e-3, 0), ("some weights are 0", 0.3, 0),
-            ("one weight is left", 0.8, 1), ("all weights are 0", 1.5, 2)):
+    for title, (eps, seed) in SUPPORTS.items():
         case_of = functools.partial(lasso_vjp_case, eps, seed)
         yield title, functools.partial(
             gradient_fault, case_of, theirs["lasso_vjp"], lasso_vjp, lasso_vjp_mistakes,
@@ -312,9 +334,13 @@ def lasso_vjp_mistakes(F, y, lam, w, dw):
     """What dF, dy and dlam are where this or that is forgotten."""
     n, G = len(y), F.T @ F / len(y)
     S, r = w != 0, y - F @ w
-    u = np.zeros_like(w)
-    u[S] = np.linalg.solve(G[np.ix_(S, S)], dw[S])
-    of_all = np.linalg.solve(G, dw)
+
+    def of_S(A):
+        u = np.zeros_like(w)
+        u[S] = np.linalg.solve(A[np.ix_(S, S)], dw[S])
+        return u
+
+    u, of_all, half = of_S(G), np.linalg.solve(G, dw), np.linalg.solve(G, dw * S)
 
     def dF(u):
         return (np.outer(r, u) - np.outer(F @ u, w)) / n
@@ -324,21 +350,25 @@ def lasso_vjp_mistakes(F, y, lam, w, dw):
         "u is taken on all features: off the support it is 0, and their rows leave the system":
             of_all,
         "u is that of all features' system, cut to the support: cut the system first": cut,
+        "u solves the system of all rows, with dw cut to the support: cut both": half,
+        "A lacks its 1/n": of_S(n * G), "A is its diagonal alone": of_S(np.diag(np.diag(G))),
         "u is dw itself: A u = dw is still to be solved": dw,
         "u is dw on the support: A u = dw is still to be solved": dw * S,
         "u is A dw: A u = dw is to be solved": G @ dw}
     mistakes = {
         "F": {
-            "is the part through y - F w alone: F is there twice, and the part of F' is left":
+            "is the part through y - F w alone: F is there twice, and the part of F' is missing":
                 -np.outer(F @ u, w) / n,
             "is the part of F' alone: the part through y - F w is missing": np.outer(r, u) / n,
+            "has r = F w - y in the first part: there it is y - F w":
+                (-np.outer(r, u) - np.outer(F @ u, w)) / n,
             "adds the parts r u' and (F u) w': the second is subtracted":
                 (np.outer(r, u) + np.outer(F @ u, w)) / n,
             "has w and u exchanged": (np.outer(r, w) - np.outer(F @ w, u)) / n},
         "y": {"lacks the 1/n": F @ u, "is F dw/n: u is not dw": F @ dw / n},
         "lam": {
-            "is right but for the sign": np.sum(np.sign(w) * u),
             "lacks sign(w): right where weights are positive": -np.sum(u),
+            "has the wrong sign": np.sum(np.sign(w) * u),
             "has w for sign(w), as ridge has": -np.sum(w * u)}}
     for words, wrong in wrong_u.items():
         mistakes["F"][words] = dF(wrong)
@@ -535,6 +565,7 @@ def curvature_mistakes(W, U, lam):
         "is the part along W_j: what turns it is the part across": lam * (U - across) / size,
         "lacks 1/||W_j||": lam * across,
         "is divided by ||W_j||^2: v' is W_j'/||W_j|| already": lam * across / size ** 2,
+        "adds the part along W_j: it is subtracted": lam * (2 * U - across) / size,
         "has the norm of rows: a group is a feature, a column of W":
             lam * (U - W / rows * np.sum(W / rows * U, axis=1, keepdims=True)) / rows,
         "has the norm of all of W: each column has its own":
@@ -752,17 +783,15 @@ EXERCISES = {
         {"lasso": lasso_of, "lasso_gap": gap_of}, lasso_trials,
         {"where features have another length: is the step divided by G_jj = F_j'F_j/n?": [LENGTHS],
          "where features are correlated: does a weight's step see the others' last ones, and are "
-         "there enough sweeps?": [CORRELATED],
-         "where features are correlated (also at lam = 0): does a weight's step see the others' "
-         "last ones, and are there enough sweeps?": [CORRELATED, "lam = 0"]}),
+         "there enough sweeps?": [CORRELATED, "lam = 0"]}),
     3: Exercise(
         "lasso_vjp", "the gradient through the solution of a Lasso",
         "solvers.lasso_vjp, pull_back; docs/derivations.md, 0 and 2",
         {"lasso_vjp": lasso_vjp}, lasso_vjp_trials,
-        {"where a weight is 0: is u zero off the support, and does the system have the support's "
+        {"where every weight is 0: no u is left, and all gradients are 0": ["all weights are 0"],
+         "where a weight is 0: is u zero off the support, and does the system have the support's "
          "rows and columns alone?":
-            ["some weights are 0", "one weight is left", "all weights are 0"],
-         "where every weight is 0: no u is left, and all gradients are 0": ["all weights are 0"]}),
+            ["some weights are 0", "one weight is left", "all weights are 0"]}),
     4: Exercise(
         "batch_norm_backward", "a batch normalisation, backward",
         "sparsedis.normalise_backward, episode_networks.batch_norm_backward; "

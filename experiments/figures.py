@@ -27,7 +27,15 @@ import solvers
 from experiments import beyond, fewshot, plots, regression, rotation, sharing, theory
 from experiments.apply import encode_images
 from experiments.settings import option
-from experiments.sweeps import RESPONSES, SCALES, SWEEP_OF, read_table, sweep_configs, where
+from experiments.sweeps import (
+    IDEA,
+    RESPONSES,
+    SCALES,
+    SWEEP_OF,
+    read_table,
+    sweep_configs,
+    where,
+)
 
 # A line or a bar: what the name of its heads ends with, what its scores' do, label and colour.
 Method = namedtuple("Method", "penalty suffix label color")
@@ -290,7 +298,7 @@ def draw_idea(rows, path):
     realised = abs(plots.realised_correlation(0.9))
     title = f"training images: correlation {realised:.2f} ($\\rho$ = 0.9)"
     axes[0].set(xticks=[], yticks=[], title=title)
-    for ax, part, label in ((axes[1], RESPONSES[3], "ridge"), (axes[2], RESPONSES[2], "Lasso")):
+    for ax, part, label in ((axes[1], IDEA[1], "ridge"), (axes[2], IDEA[0], "Lasso")):
         row = row_of(rows, part)
         own = encoded(row, shapes)
         plots.show_correlation(ax, own.C, own.matched, shapes.names)

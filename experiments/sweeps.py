@@ -110,6 +110,10 @@ VARIANTS = [
 RESPONSES = [shown("inner-lasso", 0.3, 0.0), shown("inner-ridge", 0.0, 0.0),
              shown("inner-lasso", 0.3, 0.9), shown("inner-ridge", 0.03, 0.9)]
 
+# The README's picture: Lasso and ridge, each with its best eps of six, of this seed.
+IDEA = [RESPONSES[2], shown("inner-ridge", 0.3, 0.9)]
+
+
 def protocol(steps, seeds):
     """The paper's protocol up to a step (its learning rate is constant, so that a long run begins
     as a short one): the runs of RESPONSES, and inner-Ridge at all eps, one seed."""
@@ -134,6 +138,7 @@ SWEEPS = {
             Part(laplace(CORNERS), INNER, EPS, 3), Part(laplace(BETWEEN), INNER, CURVE_EPS, 3)],
         "paper": [Part(laplace(ALL), INNER, EPS, 10)]},
     "responses": {"quick": RESPONSES, "paper": RESPONSES},
+    "idea": {"quick": IDEA, "paper": IDEA},
     "protocol": {"quick": protocol(1500, 3), "paper": protocol(20_000, 3)},
     "variants": {
         scale: [Part(VARIANTS, INNER[:1], (0.3,), seeds)]
@@ -215,7 +220,7 @@ NAMES = (*SWEEPS, *EPISODE_SWEEPS, *QUESTIONS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "main": ("fig4", "fig6", "fig15", "rho"), "glyphs": ("fig5",),
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
-    "responses": ("idea", "fig11", "fig12", "fig13", "fig14"), "rotation": ("rotation",),
+    "responses": ("fig11", "fig12", "fig13", "fig14"), "idea": ("idea",), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods"),
     **{name: (name,) for name in (*MAP_SWEEPS, "encoders", "shared")},
     "transfer": ("transfer", "seen")}

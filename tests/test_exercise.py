@@ -152,16 +152,27 @@ MISTAKES = [
     (2, "np.where(w != 0, on, off)", "on * (w != 0)", "w = 0 would be called right"),
     (2, "np.where(w != 0, on, off)", "off", "asks too little of features"),
     (2, "off)) / top", "off))", "not divided by lambda_max"),
-    (3, "-np.sign(w) @ u", "np.sign(w) @ u", "dlam: is right but for the sign"),
+    (3, "-np.sign(w) @ u", "np.sign(w) @ u", "dlam: has the wrong sign"),
     (3, "(np.outer(r, u) - np.outer(F @ u, w)) / n", "np.outer(r, u) / n",
      "the part of F' alone"),
     (3, "np.outer(r, u) - np", "np.outer(r, u) + np", "the second is subtracted"),
     (3, "S = np.flatnonzero(w)", "S = np.arange(len(w))", "off the support it is 0"),
     (3, "np.linalg.solve(A, dw[S])", "dw[S]", "A u = dw is still to be solved"),
-    (3, "F[:, S].T @ F[:, S] / n", "F[:, S].T @ F[:, S]", "1/n of what it should be"),
+    (3, "F[:, S].T @ F[:, S] / n", "F[:, S].T @ F[:, S]", "A lacks its 1/n"),
     (3, "np.outer(r, u) - np.outer(F @ u, w)", "(np.outer(r, u) - np.outer(F @ u, w)).T",
      "transposed?"),
     (3, "dy = F @ u / n", "dy = F @ u", "dy: lacks the 1/n"),
+    (3, "r = y - F @ w", "r = F @ w - y", "there it is y - F w"),
+    (3, "np.linalg.solve(A, dw[S])", "np.linalg.solve(F.T @ F / n, dw)[S]",
+     "cut the system first"),
+    (3, "u[S] = np.linalg.solve(A, dw[S])", "u = np.linalg.solve(F.T @ F / n, dw * (w != 0))",
+     "dw cut to the support: cut both"),
+    (3, "np.linalg.solve(A, dw[S])", "dw[S] / np.diag(A)", "A is its diagonal alone"),
+    (3, "-np.sign(w) @ u", "-u.sum()", "lacks sign(w)"),
+    (2, "np.where(w != 0, on, off)", "on", "there |q_j| <= lam is enough"),
+    (2, "q - lam * np.sign(w)", "q + lam * np.sign(w)", "has the sign wrong at used features"),
+    (2, "return w", "return 0 * w", "is 0, and should not be"),
+    (6, "U[:, j] - v * (v @ U[:, j])", "U[:, j] + v * (v @ U[:, j])", "it is subtracted"),
     (4, "d - d.mean(axis=0) - x_hat * (d * x_hat).mean(axis=0)", "d", "constant"),
     (4, "d - d.mean(axis=0) - x_hat", "d - x_hat", "and not the mean"),
     (4, " - x_hat * (d * x_hat).mean(axis=0)", "", "and not the deviation"),
@@ -184,7 +195,7 @@ MISTAKES = [
      "what turns it is the part across"),
     (6, "if size > 0:", "if True:", "divided by 0"),
     (6, "v = W[:, j] / size", "v = W[:, j]", "has not norm 1"),
-    (6, "lam * across", "across", "right but for a factor"),
+    (6, "lam * across", "across", "is 1/lam of what it should be"),
     (7, "(Y - Lam).T", "(Lam - Y).T", "the label pulls"),
     (7, "keep / lam2", "keep", "not divided by lam2"),
     (7, "Lam - G / L", "Lam + G / L", "goes up D"),
@@ -256,15 +267,16 @@ def test_the_starter_tells_ours_by_a_worked_number(number):
         exercise.starter_of(number).name for number in EXERCISES}
 
 
-@pytest.mark.parametrize("eps, seed, used", [(1e-3, 0, 5), (0.3, 0, 2), (0.8, 1, 1), (1.5, 2, 0)])
-def test_the_supports_are_as_the_titles_of_exercise_3_say(eps, seed, used):
+@pytest.mark.parametrize("title, used", [*zip(exercise_trials.SUPPORTS, (5, 3, 1, 0))])
+def test_the_supports_are_as_the_titles_of_exercise_3_say(title, used):
     seen = []
 
     def vjp(F, y, lam, w, dw):
         seen.append(np.count_nonzero(w))
         return 0 * F, 0 * y, 0.0
 
-    exercise_trials.gradients_of(exercise_trials.lasso_vjp_case(eps, seed, vjp))
+    exercise_trials.gradients_of(
+        exercise_trials.lasso_vjp_case(*exercise_trials.SUPPORTS[title], vjp))
     assert seen == [used]
 
 
@@ -278,7 +290,7 @@ def test_what_breaks_is_told_in_a_line(tmp_path, capsys):
         status, told = checked(1, source, tmp_path, capsys)
         assert status == 1 and words in told and "Traceback" not in told, told
     _, told = checked(3, "def lasso_vjp(F, y, lam, w, dw):\n    return dw", tmp_path, capsys)
-    assert "expected 3 results: dF, dy, dlam" in told
+    assert "gives 1 result, expected 3: dF, dy, dlam" in told
 
 
 def test_files_that_hold_no_function_are_refused(tmp_path, capsys):
@@ -305,21 +317,26 @@ def test_the_list_an_explanation_and_a_starter(tmp_path, capsys):
     path = tmp_path / "mine.py"
     assert run.main(["exercise", "3", str(path)]) == 0 and "written" in capsys.readouterr().out
     assert run.main(["exercise", "3", str(path)]) == 1
-    assert capsys.readouterr().out.count("is not written yet") == 4
+    told = capsys.readouterr().out
+    assert told.count("is not written yet") == 4 and told.endswith("Nothing is written yet.\n")
 
 
 def test_words_for_arrays():
     wanted = np.array([1.0, 2.0, 3.0])
     for found, words in (
         (wanted, None),
-        (-wanted, "right but for a factor: has the wrong sign"),
-        (-6 * wanted, "has the wrong sign and m times too large"),
+        (-wanted, "has the wrong sign"),
+        (-6 * wanted, "is m times too large, and has the wrong sign"),
         (wanted / 2, "1/2 of what it should be"),
-        (3.7 * wanted, "3.7 times what it should be"),
+        (3.7 * wanted, "is 3.7 times too large"),
+        (0 * wanted, "is 0, and should not be"),
         ([1, 2, 4], "67% of its numbers are right"),
     ):
         told = exercise_trials.fault(found, wanted, sizes={"m": 6})
         assert told is None if words is None else words in told
+    assert exercise_trials.fault(0.3, 0.7) == "is off by 0.57 of its length"
+    assert exercise_trials.fault(-0.7, 0.7) == "has the wrong sign"
+    assert exercise_trials.fault(wanted, 0 * wanted) == "should be 0"
     for found in ("one", None, [1, 2], [1, 2, np.nan]):
         with pytest.raises(exercise_trials.Wrong):
             exercise_trials.fault(found, wanted)

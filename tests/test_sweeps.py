@@ -127,11 +127,11 @@ QUICK = {"main": 270, "blocks": 108, "laplace": 198, "outer": 36, "responses": 4
 PAPER = {"main": 1200, "blocks": 360, "laplace": 1200, "outer": 120, "responses": 4}
 QUICK |= {"glyphs": 18, "shapes": 4, "sharing": 33}
 PAPER |= {"glyphs": 30, "shapes": 20, "sharing": 33}
-QUICK |= {"rotation": 102, "protocol": 17, "variants": 24}
+QUICK |= {"rotation": 102, "protocol": 17, "variants": 24, "idea": 2}
 MAPS = {"problem4": 306, "pools": 200, "mixing": 215, "exactness": 72}
 MAPS |= {"transfer": 48, "encoders": 36, "shared": 125}
 QUICK |= MAPS
-PAPER |= {"rotation": 340, "protocol": 17, "variants": 70} | MAPS
+PAPER |= {"rotation": 340, "protocol": 17, "variants": 70, "idea": 2} | MAPS
 
 
 @pytest.mark.parametrize("scale, counts", [("quick", QUICK), ("paper", PAPER)])
