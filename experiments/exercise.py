@@ -24,7 +24,8 @@ import numpy as np
 
 import sparsedis
 from experiments import settings
-from experiments.exercise_trials import EXERCISES, Wrong
+from experiments.exercise_trials import EXERCISES
+from experiments.exercise_words import Wrong
 from experiments.settings import option
 
 UNWRITTEN = "is not written yet"

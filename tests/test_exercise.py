@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import run
-from experiments import exercise, exercise_trials
+from experiments import exercise, exercise_trials, exercise_words
 from experiments.exercise_trials import EXERCISES
 
 # What a student may write: a right answer to each exercise, in another way than the code's.
@@ -275,7 +275,7 @@ def test_the_supports_are_as_the_titles_of_exercise_3_say(title, used):
         seen.append(np.count_nonzero(w))
         return 0 * F, 0 * y, 0.0
 
-    exercise_trials.gradients_of(
+    exercise_words.gradients_of(
         exercise_trials.lasso_vjp_case(*exercise_trials.SUPPORTS[title], vjp))
     assert seen == [used]
 
@@ -332,11 +332,11 @@ def test_words_for_arrays():
         (0 * wanted, "is 0, and should not be"),
         ([1, 2, 4], "67% of its numbers are right"),
     ):
-        told = exercise_trials.fault(found, wanted, sizes={"m": 6})
+        told = exercise_words.fault(found, wanted, sizes={"m": 6})
         assert told is None if words is None else words in told
-    assert exercise_trials.fault(0.3, 0.7) == "is off by 0.57 of its length"
-    assert exercise_trials.fault(-0.7, 0.7) == "has the wrong sign"
-    assert exercise_trials.fault(wanted, 0 * wanted) == "should be 0"
+    assert exercise_words.fault(0.3, 0.7) == "is off by 0.57 of its length"
+    assert exercise_words.fault(-0.7, 0.7) == "has the wrong sign"
+    assert exercise_words.fault(wanted, 0 * wanted) == "should be 0"
     for found in ("one", None, [1, 2], [1, 2, np.nan]):
-        with pytest.raises(exercise_trials.Wrong):
-            exercise_trials.fault(found, wanted)
+        with pytest.raises(exercise_words.Wrong):
+            exercise_words.fault(found, wanted)
