@@ -171,7 +171,7 @@ def draw_exactness(rows, path):
         names = [f"{t:g}" for t in tolerances] + ["one step"]
         ax.set_xticks(range(len(names)), names, fontsize=8)
         ax.set(xlabel="relative violation", ylabel=label)
-    axes[1].set_yscale("symlog", linthresh=1e-8)
+    axes[1].set_yscale("log")
     axes[0].legend(fontsize=7)
     plots.save(fig, path)
 

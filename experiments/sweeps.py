@@ -314,7 +314,7 @@ def sweep(config):
 
 def run_of(config):
     """The Run of settings; at eps = 0 Lasso and ridge are one problem, which is run once."""
-    if config.eps == 0 and getattr(config, "head", "").endswith("-ridge"):
+    if getattr(config, "eps", 1) == 0 and getattr(config, "head", "").endswith("-ridge"):
         config = dataclasses.replace(config, head=config.head.replace("ridge", "lasso"))
     return results.Run(config)
 
