@@ -58,7 +58,7 @@ def exercise(config):
         return 0
     path = Path(files[0])
     if path.exists():
-        return check_file(int(number), path)
+        return check_file(int(number), path.absolute())
     shutil.copyfile(starter_of(int(number)), path)
     print(f"{path}: written, to be filled in; then the same command checks it")
     return 0

@@ -280,7 +280,7 @@ def test_the_supports_are_as_the_titles_of_exercise_3_say(title, used):
     assert seen == [used]
 
 
-def test_what_breaks_is_told_in_a_line(tmp_path, capsys):
+def test_what_breaks_is_told_in_a_line(tmp_path, monkeypatch, capsys):
     for source, words in (
         ("def soft_threshold(a, tau):\n    return b", "name 'b' is not defined (line 4)"),
         ("def soft_threshold(a, tau):\n    return None", "is NoneType, expected an array"),
@@ -289,6 +289,10 @@ def test_what_breaks_is_told_in_a_line(tmp_path, capsys):
     ):
         status, told = checked(1, source, tmp_path, capsys)
         assert status == 1 and words in told and "Traceback" not in told, told
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def soft_threshold(a, tau):\n    return int('x')")
+    assert run.main(["exercise", "1", "mine.py"]) == 1  # a relative path
+    assert "ValueError" in (told := capsys.readouterr().out) and "(line 2)" in told
     _, told = checked(3, "def lasso_vjp(F, y, lam, w, dw):\n    return dw", tmp_path, capsys)
     assert "gives 1 result, expected 3: dF, dy, dlam" in told
 
