@@ -393,7 +393,7 @@ for number, (part, printed) in enumerate(zip(RESPONSES, PRINTED, strict=True), 1
 
 ALONE = {
     "fig2": theory.draw_fig2, "fig3": theory.draw_fig3, "fig7": draw_latents,
-    "thresholds": draw_thresholds}
+    "thresholds": draw_thresholds, "theorem": theory.draw_theorem}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -176,6 +176,30 @@ def subset_losses(L, C, W):
     return np.array(losses), dL
 
 
+def draw_theorem(path):
+    """Theorem 3.1 on two factors, correlated at 0.8: two features are turned from them away; the
+    error of tasks of one factor or both, fitted with as many features as they have factors, or with
+    both."""
+    C = np.array([[1, 0.8], [0.8, 1]])
+    W = np.array([[1.0, 0], [0, 1], [1, 1], [1, -1], [1, -0.3], [0.4, 1]])
+    size, signal = np.count_nonzero(W, axis=1), np.sum(W @ C * W, axis=1)
+    degrees, errors = np.linspace(0, 180, 181), []
+    for angle in np.radians(degrees):
+        L = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        losses, _ = subset_losses(L, C, W)
+        errors.append([np.mean(losses[size, range(len(W))] / signal), np.mean(losses[2] / signal)])
+    fig, ax = plots.subplots(1, 1, (6, 3.2))
+    for error, style, label in zip(np.transpose(errors), ("-", "--"), BUDGETS, strict=True):
+        ax.plot(degrees, 100 * error, style, label=label)
+    ax.set(xlabel="features turned from the factors away, degrees", xticks=range(0, 181, 45),
+           ylabel="error, % of the signal", ylim=(-0.2, 5))
+    ax.legend(fontsize=8)
+    plots.save(fig, path)
+
+
+BUDGETS = ("as many features as factors, Problem (4)", "both features")
+
+
 def shared_out(losses, total):
     """The numbers of features (T,), `total` in all, by which the sum of the losses is least."""
     least, chosen = np.full(total + 1, np.inf), []                          # of so many features
