@@ -10,7 +10,8 @@ from experiments import beyond, figures, plots, sweeps, transfer
 
 SCORES = (
     "mcc r mcc_seen r_seen mcc_rotated inside inside_rotated inside_ica inside_chance allowed "
-    "gradient_error support_error leak dci_d dci_d_matched accuracy_5 unused"
+    "gradient_error support_error leak dci_d dci_d_matched accuracy_5 accuracy_13 "
+    "accuracy_50 unused"
 ).split()
 
 
@@ -73,3 +74,13 @@ def test_gains_are_paired_by_seed():
 def test_groups_keep_the_order_of_their_rows():
     rows = [{"a": 2, "x": 0.1}, {"a": 1, "x": 0.2}, {"a": 2, "x": 0.3}]
     assert list(beyond.groups_of(rows, ("a",), "x").items()) == [((2,), [0.1, 0.3]), ((1,), [0.2])]
+
+
+def test_a_table_of_gains_is_written(tmp_path):
+    rows = [{"m": 10, "alpha": 0.1, "factors": 2, "shot": 13, "seed": seed, "beta": beta}
+            | dict.fromkeys((*beyond.GAINS, "accuracy_13", "accuracy_50"), seed + 10 * beta)
+            for seed in range(4) for beta in (0.0, 0.02, 0.1) if (seed, beta) != (3, 0.1)]
+    keys = ("m", "alpha", "factors", "shot")
+    beyond.write_gains(rows, [(10, 0.1, 2, 13)], keys, tmp_path / "g.csv")
+    lines = (tmp_path / "g.csv").read_text().splitlines()
+    assert lines[1] == "mcc,0.02,0.200000,0.000000,4" and lines[2] == "mcc,0.1,1.000000,0.000000,3"
