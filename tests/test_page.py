@@ -99,7 +99,8 @@ def test_weights_are_rounded_and_features_follow_them(folders):
     assert not dead.any() and np.all(scale == 1)
 
 
-def test_an_unmixed_run_is_the_same_features_times_a_matrix(folders):
+def test_an_unmixed_run_is_the_same_features_times_a_matrix(folders, monkeypatch):
+    monkeypatch.setattr(page, "SEEN", 1000)
     trained = page.read_run(folders["lasso"])
     own = page.unmixed(trained)
     index = np.arange(300) * 1600
@@ -153,6 +154,7 @@ def test_features_without_a_factor_come_last(folders, tmp_path):
 
 def test_default_runs_are_trained_when_asked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "SEEN", 1000)
     assert run.main(["page"]) == 2
     error = capsys.readouterr().err
     assert "--train" in error and "--head inner-ridge --eps 0.1" in error

@@ -175,9 +175,10 @@ import os, signal, threading, time
 import solvers
 begun = []
 def block(i):
+    if i == 0:  # once blocks are at work: a signal within a ctypes callback before is swallowed
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     begun.append(i)
     time.sleep(0.2)
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     with solvers.cpu_threads(2):
         solvers.on_threads(block, range(1000))
