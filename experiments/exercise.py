@@ -1,7 +1,7 @@
 """exercise.py -- write it yourself: eight functions, checked, and what is wrong told in words.
 
     run.py exercise                  the eight, in the order of the code
-    run.py exercise 3                what to write, and what to read before
+    run.py exercise 3                what to write
     run.py exercise 3 mine.py        the starter file, where there is no mine.py yet; else: is it
                                      right, and if not, what is wrong
 
@@ -78,10 +78,10 @@ def tell_all():
 
 
 def explain(number):
-    """What to write, and what to read before."""
+    """What to write, and where ours is, to be read afterwards."""
     own = EXERCISES[number]
-    print(f"{own.name}: {own.title}\nread: {own.read}\n")
     print(starter_of(number).read_text())
+    print(f"# Ours, for afterwards: {own.read}")
 
 
 # ------------------------------------------------------------------------------ a file is checked

@@ -102,10 +102,10 @@ def lasso_lambda_max(F, y):
 
 
 def gap_of(F, y, lam, w):
-    """The largest violation of optimality, as a share of lambda_max."""
-    q = F.T @ (y - F @ w) / len(y)
-    v = solvers.lasso_violation(q[None], np.array([lam]), w[None])
-    return float(np.max(v) / lasso_lambda_max(F, y))
+    """solvers.lasso_gap of one task."""
+    G, c = solvers.gram(F[None]), solvers.correlations(F[None], y[None])
+    gap, _ = solvers.lasso_gap(w[None], G, c, np.array([lam]), lasso_lambda_max(F, y))
+    return float(gap[0])
 
 
 def lasso_fault(f, F, y, lam):
@@ -190,31 +190,33 @@ def lasso_vjp(F, y, lam, w, dw):
     return [a[0] for a in solvers.lasso_vjp(F[None], y[None], lam, w[None], dw[None])]
 
 
-def lasso_vjp_mistakes(F, y, lam, w, dw):
-    """What dF, dy and dlam are where this or that is forgotten."""
-    n, G = len(y), F.T @ F / len(y)
-    S, r = w != 0, y - F @ w
+def solved_on(S, A, b):
+    """u with A_SS u_S = b_S, 0 off S."""
+    u = np.zeros_like(b)
+    u[S] = np.linalg.solve(A[np.ix_(S, S)], b[S])
+    return u
 
-    def of_S(A):
-        u = np.zeros_like(w)
-        u[S] = np.linalg.solve(A[np.ix_(S, S)], dw[S])
-        return u
 
-    u, of_all, half = of_S(G), np.linalg.solve(G, dw), np.linalg.solve(G, dw * S)
-
-    def dF(u):
-        return (np.outer(r, u) - np.outer(F @ u, w)) / n
-
-    cut = of_all * S
-    wrong_u = {
+def wrong_adjoints(G, S, dw, n):
+    """What u is where its system is another one."""
+    of_all = np.linalg.solve(G, dw)
+    return {
         "u is taken on all features: off the support it is 0, and their rows leave the system":
             of_all,
-        "u is that of all features' system, cut to the support: cut the system first": cut,
-        "u solves the system of all rows, with dw cut to the support: cut both": half,
-        "A lacks its 1/n": of_S(n * G), "A is its diagonal alone": of_S(np.diag(np.diag(G))),
+        "u is that of all features' system, cut to the support: cut the system first": of_all * S,
+        "u solves the system of all rows, with dw cut to the support: cut both":
+            np.linalg.solve(G, dw * S),
+        "A lacks its 1/n": solved_on(S, n * G, dw),
+        "A is its diagonal alone": solved_on(S, np.diag(np.diag(G)), dw),
         "u is dw itself: A u = dw is still to be solved": dw,
         "u is dw on the support: A u = dw is still to be solved": dw * S,
         "u is A dw: A u = dw is to be solved": G @ dw}
+
+
+def lasso_vjp_mistakes(F, y, lam, w, dw):
+    """What dF, dy and dlam are where this or that is forgotten."""
+    n, G, r = len(y), F.T @ F / len(y), y - F @ w
+    u = solved_on(w != 0, G, dw)
     mistakes = {
         "F": {
             "is the part through y - F w alone: F is there twice, and the part of F' is missing":
@@ -230,8 +232,8 @@ def lasso_vjp_mistakes(F, y, lam, w, dw):
             "lacks sign(w): right where weights are positive": -np.sum(u),
             "has the wrong sign": np.sum(np.sign(w) * u),
             "has w for sign(w), as ridge has": -np.sum(w * u)}}
-    for words, wrong in wrong_u.items():
-        mistakes["F"][words] = dF(wrong)
+    for words, wrong in wrong_adjoints(G, w != 0, dw, n).items():
+        mistakes["F"][words] = (np.outer(r, wrong) - np.outer(F @ wrong, w)) / n
         mistakes["y"][words] = F @ wrong / n
         mistakes["lam"][words] = -np.sum(np.sign(w) * wrong)
         mistakes["lam"][f"{words}; and the sign is wrong"] = np.sum(np.sign(w) * wrong)
@@ -406,10 +408,10 @@ def curvature_fault(f, k, lengths):
 
 
 def norm_curvature(W, U, lam):
-    """lam (I - v_j v_j') U_j/||W_j||, 0 where W_j = 0: the bend of group_curvature."""
-    v = solvers.directions(W[None])[0]
-    size = solvers.column_norms(W[None])[0]
-    return np.where(size > 0, lam * (U - v * np.vecdot(v, U, axis=0)), 0) / np.where(size, size, 1)
+    """solvers.group_curvature of features that are 0, times U; 0 where W_j = 0."""
+    k, m = W.shape
+    H, = solvers.group_curvature(np.zeros((1, 1, m)), np.array([lam]), W[None], "squared")
+    return np.where(np.any(W, axis=0), (H @ U.T.ravel()).reshape(m, k).T, 0)
 
 
 def curvature_mistakes(W, U, lam):
@@ -463,9 +465,16 @@ def svm_problem():
     return (F[0], Y[0], lam1, 3.0), Lam[0]
 
 
-def svm_weights(F, Y, Lam, lam1, lam2):
-    """W = BST(V, lam1)/lam2 of V = (Y - Lam)'F, (k, m)."""
-    return solvers.block_soft_threshold((Y - Lam).T @ F, lam1, axis=0) / lam2
+def svm_point(F, Y, Lam, lam1, lam2):
+    """W (k, m) and grad_D (n, k) of solvers.svm_primal, of one task."""
+    lams = np.array([lam1]), np.array([lam2])
+    _, W, grad_D = solvers.svm_primal(solvers.svm_problem(F[None], Y[None], *lams), Lam[None])
+    return W[0], grad_D[0]
+
+
+def svm_weights(*point):
+    """W that belongs to Lam, (k, m)."""
+    return svm_point(*point)[0]
 
 
 def svm_primal(W, F, Y, lam1, lam2):
@@ -482,16 +491,16 @@ def svm_dual(F, Y, Lam, lam1, lam2):
 
 
 def svm_gap(F, Y, Lam, lam1, lam2):
-    """P(W) + D(Lam) - n."""
-    W = svm_weights(F, Y, Lam, lam1, lam2)
-    return svm_primal(W, F, Y, lam1, lam2) + svm_dual(F, Y, Lam, lam1, lam2) - len(F)
+    """P(W) + D(Lam) - n, as the sum that solvers.svm_gap makes of it: <Lam, slacks>."""
+    _, grad_D = svm_point(F, Y, Lam, lam1, lam2)
+    return np.sum(Lam * solvers.slacks(grad_D[None])[0])
 
 
 def svm_step(F, Y, Lam, lam1, lam2):
     """A projected step down D, of length 1/L, L = ||F||^2/lam2 bounding its curvature."""
-    W = svm_weights(F, Y, Lam, lam1, lam2)
+    _, grad_D = svm_point(F, Y, Lam, lam1, lam2)
     L = np.linalg.norm(F, 2) ** 2 / lam2
-    return solvers.project_simplex(Lam - (Y - F @ W.T) / L)
+    return solvers.project_simplex(Lam - grad_D / L)
 
 
 def weights_fault(f, svm, Lam):
@@ -518,7 +527,7 @@ def svm_gap_fault(f, svm, Lam):
     square, Z = lam2 / 2 * np.sum(W * W), F @ W.T
     plain = np.sum(np.max(Z, axis=1) - np.sum(Y * Z, axis=1))
     hinge = P - lam1 * np.linalg.norm(W, axis=0).sum() - square
-    return fault(f(F, Y, Lam, lam1, lam2), P + D - n, {
+    return fault(f(F, Y, Lam, lam1, lam2), svm_gap(F, Y, Lam, lam1, lam2), {
         "has D without the 1/2 before its square: so does the paper's (10)": P + D - n + square,
         "lacks <Y, Lam> in D": P + square - n,
         "lacks the - n: min P = n - min D": P + D,
@@ -538,7 +547,7 @@ def step_fault(f, svm, Lam):
         return f"leaves the simplex: rows sum to {new.sum(axis=1).min():.2f} and more, expected 1"
     before, after = svm_dual(F, Y, Lam, lam1, lam2), svm_dual(F, Y, new, lam1, lam2)
     if after > before + 1e-9:
-        uphill = np.sum((new - Lam) * (Y - F @ svm_weights(F, Y, Lam, lam1, lam2).T)) > 0
+        uphill = np.sum((new - Lam) * svm_point(F, Y, Lam, lam1, lam2)[1]) > 0
         return ("goes up D: the dual as it is here is minimised" if uphill else
                 "goes too far: D rises; 1/L is the longest safe step")
     return None if after < before - 1e-9 else "does not lower D"

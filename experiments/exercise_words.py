@@ -121,10 +121,11 @@ def gradient_fault(case_of, theirs, ours, mistakes, sizes=None):
     wanted = gradients_of(case_of(ours))
     case = case_of(noted)
     found = gradients_of(case)
-    if gradcheck.passes(gradcheck.check_gradient(case.f, case.arrays)):
-        return None
-    usual = mistakes(*calls[0])
+    right = gradcheck.passes(gradcheck.check_gradient(case.f, case.arrays))
     wrong = [name for name, a in wanted.items() if not near(found[name], a)]
+    if not wrong:
+        return None if right else "differs from central differences"
+    usual = mistakes(*calls[0])
     told = {}                                                       # words -> names
     for name in wrong:
         words = (common_fault(found, wrong, usual)

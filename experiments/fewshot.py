@@ -72,7 +72,7 @@ class FewShot(settings.RunSettings):
 
 def command(config):
     """Run, and tell the accuracy."""
-    tell.announce(config, "five to twenty minutes")
+    tell.announce(config, "three minutes to half an hour")
     result, run = fewshot(config)
     print(
         f"accuracy {in_percent(result, 'accuracy')} on {config.test_episodes} test episodes; "

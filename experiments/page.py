@@ -293,7 +293,8 @@ def rounded(a):
 def pack_encoder(run):
     """The parameters as the page has them, and the layers of sparsedis.cnn: of each the weights
     (outputs, inputs), deflated, after one another; then all scales, and all biases."""
-    params, weights, scales, biases = dict(run.params), [], [], []
+    params = dict(run.params)
+    weights, scales, biases = [], [], []
     packed = {"convolutions": [], "linear": []}
     for layer in layers_with_weights(run.encoder.layer):
         name, bias = layer.shapes

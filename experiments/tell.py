@@ -22,10 +22,17 @@ def announce(config, takes):
     what, _, _ = (type(config).__doc__ or "").partition("\n")
     print(re.sub(r"\s*\[.*\]$", "", what))
     fields = [field for field in dataclasses.fields(config) if field.metadata.get("in_hash", True)]
-    changed = [f"{settings.flag_of(field.name)} {getattr(config, field.name)}" for field in fields
+    changed = [as_typed(field, getattr(config, field.name)) for field in fields
                if getattr(config, field.name) != field.default]
     told = ", all other settings as by default" if changed else "All settings as by default"
     print(f"It takes {takes}. {' '.join(changed)}{told} (all: config.json).")
+
+
+def as_typed(field, value):
+    """A setting as it stands on a command line."""
+    words = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    flag = "" if field.metadata.get("positional") else settings.flag_of(field.name)
+    return flag if value is True else f"{flag} {words}".strip()
 
 
 def training_data(latents, verdicts):

@@ -325,6 +325,13 @@ def test_the_list_an_explanation_and_a_starter(tmp_path, capsys):
     assert told.count("is not written yet") == 4 and told.endswith("Nothing is written yet.\n")
 
 
+def test_differences_have_the_last_word(monkeypatch):
+    own = EXERCISES[3]
+    monkeypatch.setattr(exercise_words.gradcheck, "passes", lambda found: False)
+    told = {exercise.outcome(trial) for _, trial in own.trials(own.ours)}
+    assert told == {"differs from central differences"}
+
+
 def test_words_for_arrays():
     wanted = np.array([1.0, 2.0, 3.0])
     for found, words in (
