@@ -1,7 +1,7 @@
 """beyond.py -- questions that the papers leave open, as figures.                 [docs/beyond.md]
 
     run.py sweep NAME     the runs: problem4, pools, mixing, exactness (of maps.py), encoders (of
-                          nuisance.py), transfer, shared (of shared_maps.py)
+                          nuisance.py), transfer, shared (of shared_maps.py), penalties
     run.py figure NAME    the figure, from the sweep's table; of transfer also: seen
 
     rows      a sweep's finished runs, as dicts; ON the features that the maps were trained on
@@ -253,6 +253,57 @@ def gains_of(rows, beta, key):
     with_it, without = ({row["seed"]: row[key] for row in where(rows, {"beta": value})}
                         for value in (beta, 0.0))
     return [with_it[seed] - without[seed] for seed in with_it if seed in without]
+
+
+# ------------------------------------------------------------------------------ learned penalties
+
+WAYS_TO_CHOOSE = {  # of the runs on which eps is chosen; the scores told are of others
+    "factors known": ("mcc", max, "s"), "UDR": ("udr", max, "^"),
+    "held-out loss": ("loss", min, "v")}
+PROBLEMS = {False: ("Problem (6)", "C0"), True: ("Problem (7)", "C1")}
+
+
+def draw_penalties(rows, path):
+    """MCC against eps, fitted and scored on the same samples or on others; where each way to choose
+    eps ends, and where it goes when it is learned. Beside it, as CSV, what was chosen."""
+    kinds = list(dict.fromkeys((row["on"], row["rho"], row["samples"]) for row in rows))
+    fig, axes = plots.subplots(1, len(kinds), (4 * len(kinds), 4), sharey=True)
+    lines = ["on,rho,samples,held_out,way,eps,mcc,sd"]
+    for ax, (on, rho, samples) in zip(axes, kinds, strict=True):
+        own = where(rows, {"on": on, "rho": rho, "samples": samples})
+        for held_out, (label, color) in PROBLEMS.items():
+            inside = where(own, {"held_out": held_out})
+            told = where(inside, {"seed": 1, "learn": False})
+            plots.draw_line(ax, [row["eps"] for row in told], [row["mccs"] for row in told],
+                            label, color)
+            for way, eps, scores, marker in choices(inside):
+                spread = plots.sample_deviation(scores)
+                ax.plot(eps, np.mean(scores), marker, ms=9, mfc="none", color=color)
+                lines.append(f"{on},{rho},{samples},{held_out},{way},{eps:.6g},"
+                             f"{np.mean(scores):.6f},{spread:.6f}")
+        ax.axhline(metrics.chance(6, 6), **plots.CHANCE)
+        ax.set(title=f"{ON_TITLES[on]},\n$\\rho$ = {rho:g}, {samples} samples a task",
+               xscale="log", xlabel="$\\epsilon$", ylim=(0.3, 1.02))
+    axes[0].set_ylabel("MCC")
+    handles, labels = axes[0].get_legend_handles_labels()
+    markers = {way: marker for way, (_, _, marker) in WAYS_TO_CHOOSE.items()} | {"learned": "*"}
+    for way, marker in markers.items():
+        handles += axes[0].plot([], [], marker, ms=9, mfc="none", color="k")
+        labels.append(way)
+    fig.legend(handles, labels, fontsize=8, ncols=7, loc="outside upper center")
+    plots.save(fig, path)
+    results.write_text(path.with_name(f"{path.stem}-choices.csv"), "\n".join(lines) + "\n")
+
+
+def choices(rows):
+    """Of each way to choose eps its name, eps, MCC of the runs that are scored, and marker."""
+    chosen_on, scored = where(rows, {"seed": 0}), where(rows, {"seed": 1})
+    for way, (key, best, marker) in WAYS_TO_CHOOSE.items():
+        eps = best(where(chosen_on, {"learn": False}), key=lambda row: row[key])["eps"]
+        row, = where(scored, {"learn": False, "eps": eps})
+        yield way, eps, row["mccs"], marker
+    for row in where(scored, {"learn": True}):
+        yield f"learned from {row['eps']:g}", row["eps_end"], row["mccs"], "*"
 
 
 # ------------------------------------------------------------------------------ transfer

@@ -24,7 +24,7 @@ from numpy.linalg import norm
 
 import solvers
 import sparsedis
-from experiments import episode_networks, inner_problems, sharing, sharing_features
+from experiments import episode_networks, inner_problems, penalties, sharing, sharing_features
 from experiments.episode_heads import EPISODE_HEADS
 from experiments.episode_networks import Residual, conv4, resnet12
 from experiments.sharing_solver import sparse_sharing, sparse_sharing_vjp
@@ -402,6 +402,20 @@ def task_head_case(rng, name, n_support):
     return loss_case(f"head {name}, Problem ({problem})", fitted, F=F)
 
 
+def learned_penalty_case(n_support):
+    """A Lasso whose penalties are a common factor of fixed ones, in F and in that factor's log."""
+    rng = np.random.default_rng(4)
+    F, y = regression(rng, 3, 20, 4).values()
+    lam = 0.1 * solvers.lasso_lambda_max(F, y)
+
+    def fitted(F, log_lam):
+        loss, dF, _, info = penalties.lasso_and_penalty(F, y, lam * np.exp(log_lam), n_support)
+        return loss, {"F": dF, "log_lam": info["dlog_lam"]}, info
+
+    problem = 6 if n_support is None else 7
+    return loss_case(f"learned penalty, Problem ({problem})", fitted, F=F, log_lam=np.array(0.3))
+
+
 def sets_case(rng, kind):
     """A Lasso for each of K = 3 tasks on two image sets, through the normalisation of features.
 
@@ -471,6 +485,8 @@ def head_cases(rng):
     own = np.random.default_rng(3)                                  # the cases below are as before
     for name, n_support in itertools.product(inner_problems.HEADS, (None, 14)):
         yield task_head_case(own, name, n_support)
+    yield learned_penalty_case(None)
+    yield learned_penalty_case(14)
     yield sets_case(rng, "batch")
     yield sets_case(rng, "layer")
     yield sets_case(rng, "none")

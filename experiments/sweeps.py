@@ -34,6 +34,7 @@ from experiments import (
     fewshot,
     maps,
     nuisance,
+    penalties,
     process,
     results,
     settings,
@@ -199,9 +200,16 @@ SHARED = [
     *crossed(seed=FIVE, m=[10], factors=[1, 3], beta=[0.0, 0.02, 0.1]),
     *crossed(seed=FIVE, m=[10], shot=[5], beta=[0.0, 0.02, 0.1]),
     *crossed(seed=FIVE, m=[10, 20], method=["lasso", "erm"])]
+PENALTIES = [
+    given | {"seed": seed} | own
+    for given in ({"rho": 0.0}, {"rho": 0.9}, {"rho": 0.9, "samples": 8}, {"on": "encoder"})
+    for seed in range(2)
+    for own in (*crossed(held_out=[False, True], eps=[0.01, 0.03, 0.1, 0.2, 0.3, 0.5]),
+                *crossed(held_out=[False, True], eps=[0.03, 0.3], learn=[True]))]
 QUESTIONS = {name: (maps.Maps, cells) for name, cells in MAP_SWEEPS.items()}
 QUESTIONS |= {"transfer": (transfer.Transfer, TRANSFER), "encoders": (nuisance.Nuisance, ENCODERS),
-              "shared": (shared_maps.SharedMaps, SHARED)}
+              "shared": (shared_maps.SharedMaps, SHARED),
+              "penalties": (penalties.Penalties, PENALTIES)}
 
 # The cells of the sweep of Sharing: seeds; alpha and beta; factors per task; beside [L23].
 SHARING_SWEEP = [
@@ -214,7 +222,8 @@ SHARING_SWEEP = [
       for seed in (0, 1) for rho in (0.0, 0.9) for method in sharing.METHODS)]
 
 SHORT = {maps.Maps: {"steps": TINY["steps"]}, transfer.Transfer: {"draws": 1},
-         nuisance.Nuisance: TINY, shared_maps.SharedMaps: {"steps": TINY["steps"]}}
+         nuisance.Nuisance: TINY, shared_maps.SharedMaps: {"steps": TINY["steps"]},
+         penalties.Penalties: {"steps": TINY["steps"]}}
 
 NAMES = (*SWEEPS, *EPISODE_SWEEPS, *QUESTIONS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
@@ -222,7 +231,7 @@ FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("fig11", "fig12", "fig13", "fig14"), "idea": ("idea",), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods"),
-    **{name: (name,) for name in (*MAP_SWEEPS, "encoders", "shared")},
+    **{name: (name,) for name in (*MAP_SWEEPS, "encoders", "shared", "penalties")},
     "transfer": ("transfer", "seen")}
 ROWS_ONLY = (                                                       # figures need no more
     "main", "blocks", "laplace", "outer", "sharing", "rotation", "variants", "protocol",
