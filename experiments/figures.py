@@ -24,7 +24,16 @@ from sklearn.linear_model import lasso_path
 import data
 import metrics
 import solvers
-from experiments import beyond, fewshot, plots, regression, rotation, sharing, theory
+from experiments import (
+    beyond,
+    entropy,
+    fewshot,
+    plots,
+    regression,
+    rotation,
+    sharing,
+    theory,
+)
 from experiments.apply import encode_images
 from experiments.settings import option
 from experiments.sweeps import (
@@ -394,7 +403,8 @@ for number, (part, printed) in enumerate(zip(RESPONSES, PRINTED, strict=True), 1
 
 ALONE = {
     "fig2": theory.draw_fig2, "fig3": theory.draw_fig3, "fig7": draw_latents,
-    "thresholds": draw_thresholds, "theorem": theory.draw_theorem}
+    "thresholds": draw_thresholds, "theorem": theory.draw_theorem,
+    "entropy": entropy.draw_entropy}
 
 
 @dataclasses.dataclass(frozen=True)

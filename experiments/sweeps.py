@@ -375,7 +375,7 @@ def backend_of(address):
 EXPERIMENTS = {
     "Disentangle": disentangle, "FewShot": fewshot, "Sharing": sharing, "Maps": maps,
     "Transfer": transfer, "Nuisance": nuisance,
-    "SharedMaps": shared_maps}
+    "SharedMaps": shared_maps, "Penalties": penalties}
 
 
 def run_quietly(experiment, values, of_ours=False):

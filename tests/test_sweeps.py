@@ -140,6 +140,7 @@ def test_the_runs_of_a_sweep_differ(scale, counts):
     for name, expected in counts.items():
         configs = sweeps.sweep_configs(name, scale, "results")
         assert len(configs) == len(set(configs)) == expected
+        assert {type(config).__name__ for config in configs} <= sweeps.EXPERIMENTS.keys()
         assert len({sweeps.run_of(config).name for config in configs}) >= 0.8 * expected
 
 
