@@ -23,8 +23,10 @@ SAID = {
     "inexact": "   128     2e-05      5.1e-05 1.8e-04               0%",
     "real_tables": "stability",
     "how_many_targets": "one_or_two",
+    "sharing_cost": "beta 0.02  T 64  m 10",
 }
-WORDS = {"real_tables": ["wine"], "how_many_targets": ["1", "200", "2"]}
+WORDS = {"real_tables": ["wine"], "how_many_targets": ["1", "200", "2"],
+         "sharing_cost": ["1"]}
 ERROR = r"(?:gradient error|violation|violated by) (\S+?),?\s"
 NEEDS = {"torch_layer": ("torch", "PyTorch"), "jax_layer": ("jax", "JAX")}
 
@@ -36,8 +38,9 @@ def skip_without(name):
         pytest.skip(f"{title} is not installed")
 
 
-SLOW = [pytest.param(EXAMPLES / f"{name}.py", marks=pytest.mark.slow, id=name) for name in NEEDS]
-APART = {*NEEDS, "shortcut"}
+SLOW = [pytest.param(EXAMPLES / f"{name}.py", marks=pytest.mark.slow, id=name)
+        for name in (*NEEDS, "sharing_cost")]
+APART = {*NEEDS, "shortcut", "sharing_cost"}
 FAST = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in APART]
 
 
