@@ -208,7 +208,7 @@ def draw_encoders(rows, path):
 # ------------------------------------------------------------------------------ [F23]
 
 GAINS = {"mcc": "MCC", "dci_d": "DCI-D", "dci_d_matched": "DCI-D, matched",
-         "accuracy_5": "accuracy", "unused": "unused features"}
+         "accuracy_5": "accuracy of 5 samples", "unused": "unused features"}
 
 
 def draw_shared(rows, path):
@@ -237,14 +237,17 @@ def draw_shared(rows, path):
 
 
 def write_gains(rows, cells, keys, path):
-    """As CSV: of each score the mean over all cells of what beta adds, paired by seed, and half its
-    95 % interval over the pairs."""
-    lines = ["score,beta,gain,half,pairs"]
+    """As CSV: the mean of what beta adds to each score, paired by seed, and half its 95 % interval
+    over the pairs; of each cell, and of all together."""
+    lines = [f"{','.join(keys)},score,beta,gain,half,pairs"]
     for key, beta in itertools.product((*GAINS, "accuracy_13", "accuracy_50"), (0.02, 0.1)):
-        gains = [gain for cell in cells for gain in
-                 gains_of(where(rows, dict(zip(keys, cell, strict=True))), beta, key)]
-        half = stats.sem(gains) * stats.t.ppf(0.975, len(gains) - 1)
-        lines.append(f"{key},{beta},{np.mean(gains):.6f},{half:.6f},{len(gains)}")
+        pairs = {cell: gains_of(where(rows, dict(zip(keys, cell, strict=True))), beta, key)
+                 for cell in cells}
+        pairs[("all",) * len(keys)] = sum(pairs.values(), [])
+        for cell, gains in pairs.items():
+            half = stats.sem(gains) * stats.t.ppf(0.975, len(gains) - 1)
+            told = f"{key},{beta},{np.mean(gains):.6f},{half:.6f},{len(gains)}"
+            lines.append(f"{','.join(map(str, cell))},{told}")
     results.write_text(path, "\n".join(lines) + "\n")
 
 
@@ -258,7 +261,7 @@ def gains_of(rows, beta, key):
 # ------------------------------------------------------------------------------ learned penalties
 
 WAYS_TO_CHOOSE = {  # of the runs on which eps is chosen; the scores told are of others
-    "factors known": ("mcc", max, "s"), "UDR": ("udr", max, "^"),
+    "factors known": ("mcc", max, "s"), "UDR": ("udr", max, "x"),
     "held-out loss": ("loss", min, "v")}
 PROBLEMS = {False: ("Problem (6)", "C0"), True: ("Problem (7)", "C1")}
 
@@ -279,7 +282,7 @@ def draw_penalties(rows, path):
             for way, eps, scores, marker in choices(inside):
                 spread = plots.sample_deviation(scores)
                 ax.plot(eps, np.mean(scores), marker, ms=9, mfc="none", color=color)
-                lines.append(f"{on},{rho},{samples},{held_out},{way},{eps:.6g},"
+                lines.append(f"{on},{rho},{samples},{held_out},{way.replace(' ', '-')},{eps:.6g},"
                              f"{np.mean(scores):.6f},{spread:.6f}")
         ax.axhline(metrics.chance(6, 6), **plots.CHANCE)
         ax.set(title=f"{ON_TITLES[on]},\n$\\rho$ = {rho:g}, {samples} samples a task",

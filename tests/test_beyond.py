@@ -83,4 +83,6 @@ def test_a_table_of_gains_is_written(tmp_path):
     keys = ("m", "alpha", "factors", "shot")
     beyond.write_gains(rows, [(10, 0.1, 2, 13)], keys, tmp_path / "g.csv")
     lines = (tmp_path / "g.csv").read_text().splitlines()
-    assert lines[1] == "mcc,0.02,0.200000,0.000000,4" and lines[2] == "mcc,0.1,1.000000,0.000000,3"
+    assert lines[1:3] == ["10,0.1,2,13,mcc,0.02,0.200000,0.000000,4",
+                          "all,all,all,all,mcc,0.02,0.200000,0.000000,4"]
+    assert lines[3] == "10,0.1,2,13,mcc,0.1,1.000000,0.000000,3"
