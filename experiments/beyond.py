@@ -201,7 +201,8 @@ def draw_encoders(rows, path):
         ax.set_xticks(range(len(kinds)), [f"{m} features,\n{needed} needed" for needed, m in kinds],
                       fontsize=7)
         ax.set(title=f"inner-Lasso, eps {eps:g}" if eps else "no penalty", ylim=(0, 1.02))
-    axes[0].legend(fontsize=7, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, ncols=5, loc="outside upper center")
     plots.save(fig, path)
 
 
