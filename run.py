@@ -32,6 +32,7 @@ COMMANDS = {  # name: module of experiments/, settings class, function, what it 
     "nuisance": ("nuisance", "Nuisance", "command", "tasks that need some of the factors only"),
     "shared-maps": ("shared_maps", "SharedMaps", "command", "[F23] on a linear map, in a minute"),
     "penalties": ("penalties", "Penalties", "command", "eps learned by its hypergradient"),
+    "subsets": ("subsets", "Subsets", "command", "an encoder through best subsets"),
     "theory": ("theory", "Theory", "command", "the formal claims, on numbers"),
     "choose-eps": ("sweeps", "ChooseEps", "choose_eps", "choose eps without ground truth, by UDR"),
     "gradcheck": ("gradcheck", "GradCheck", "gradcheck", "every derivative against differences"),

@@ -1,7 +1,8 @@
 """beyond.py -- questions that the papers leave open, as figures.                 [docs/beyond.md]
 
     run.py sweep NAME     the runs: problem4, pools, mixing, exactness (of maps.py), encoders (of
-                          nuisance.py), transfer, shared (of shared_maps.py), penalties
+                          nuisance.py), transfer, shared (of shared_maps.py), penalties,
+                          subsets
     run.py figure NAME    the figure, from the sweep's table; of transfer also: seen
 
     rows      a sweep's finished runs, as dicts; ON the features that the maps were trained on
@@ -63,6 +64,18 @@ def draw_starts(ax, rows):
         ax.axhline(np.mean([row["r"] for row in rows]), color="grey", ls=":", label="R")
     names = [f"{head}\n{eps:g}" if eps else head for head, eps in kinds]
     ax.set_xticks(range(len(kinds)), names, fontsize=7, rotation=30)
+
+
+def draw_subsets(rows, path):
+    """MCC of encoders trained through other inner problems, by where training starts, as above."""
+    rhos = sorted({row["rho"] for row in rows}, reverse=True)
+    fig, axes = plots.subplots(1, len(rhos), (9, 3.6), sharey=True, width_ratios=(3, 1))
+    for ax, rho in zip(axes, rhos, strict=True):
+        draw_starts(ax, where(rows, {"rho": rho}))
+        ax.set(title=f"$\\rho$ = {rho:g}", ylim=(0.5, 1.005))
+    axes[0].set_ylabel("MCC")
+    axes[0].legend(fontsize=8, loc="lower right")
+    plots.save(fig, path)
 
 
 # ------------------------------------------------------------------------------ how many tasks

@@ -396,7 +396,7 @@ FIGURES = {
     "rotation": rotation.draw, "problem4": beyond.draw_problem4, "pools": beyond.draw_pools,
     "mixing": beyond.draw_mixing, "exactness": beyond.draw_exactness,
     "encoders": beyond.draw_encoders, "shared": beyond.draw_shared,
-    "penalties": beyond.draw_penalties,
+    "penalties": beyond.draw_penalties, "subsets": beyond.draw_subsets,
     "transfer": beyond.draw_transfer, "seen": beyond.draw_seen}
 for number, (part, printed) in enumerate(zip(RESPONSES, PRINTED, strict=True), 11):
     FIGURES[f"fig{number}"] = partial(draw_run_responses, part=part, printed=printed)

@@ -40,6 +40,7 @@ from experiments import (
     settings,
     shared_maps,
     sharing,
+    subsets,
     transfer,
 )
 from experiments.settings import option
@@ -206,10 +207,19 @@ PENALTIES = [
     for seed in range(2)
     for own in (*crossed(held_out=[False, True], eps=[0.01, 0.03, 0.1, 0.2, 0.3, 0.5]),
                 *crossed(held_out=[False, True], eps=[0.03, 0.3], learn=[True]))]
+AFTER_LASSO = {"start": "lasso", "steps": 400, "lr": 2e-3}
+SUBSETS = [
+    {"seed": seed} | own for seed in THREE
+    for own in (*crossed(rho=[0.9, 0.0], head=["subset-size"]),
+                *(AFTER_LASSO | more for more in crossed(rho=[0.9, 0.0], head=["subset-size"])),
+                {"head": "subset", "eps": 0.01},
+                *(AFTER_LASSO | {"head": head, "eps": eps} for head, eps in
+                  (("inner-lasso", 0.3), ("subset", 0.1), ("relaxed", 0.1), ("mcp", 0.3))))]
 QUESTIONS = {name: (maps.Maps, cells) for name, cells in MAP_SWEEPS.items()}
 QUESTIONS |= {"transfer": (transfer.Transfer, TRANSFER), "encoders": (nuisance.Nuisance, ENCODERS),
               "shared": (shared_maps.SharedMaps, SHARED),
-              "penalties": (penalties.Penalties, PENALTIES)}
+              "penalties": (penalties.Penalties, PENALTIES),
+              "subsets": (subsets.Subsets, SUBSETS)}
 
 # The cells of the sweep of Sharing: seeds; alpha and beta; factors per task; beside [L23].
 SHARING_SWEEP = [
@@ -223,7 +233,7 @@ SHARING_SWEEP = [
 
 SHORT = {maps.Maps: {"steps": TINY["steps"]}, transfer.Transfer: {"draws": 1},
          nuisance.Nuisance: TINY, shared_maps.SharedMaps: {"steps": TINY["steps"]},
-         penalties.Penalties: {"steps": TINY["steps"]}}
+         penalties.Penalties: {"steps": TINY["steps"]}, subsets.Subsets: {"steps": TINY["steps"]}}
 
 NAMES = (*SWEEPS, *EPISODE_SWEEPS, *QUESTIONS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
@@ -231,7 +241,7 @@ FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("fig11", "fig12", "fig13", "fig14"), "idea": ("idea",), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods"),
-    **{name: (name,) for name in (*MAP_SWEEPS, "encoders", "shared", "penalties")},
+    **{name: (name,) for name in (*MAP_SWEEPS, "encoders", "shared", "penalties", "subsets")},
     "transfer": ("transfer", "seen")}
 ROWS_ONLY = (                                                       # figures need no more
     "main", "blocks", "laplace", "outer", "sharing", "rotation", "variants", "protocol",
@@ -375,7 +385,7 @@ def backend_of(address):
 EXPERIMENTS = {
     "Disentangle": disentangle, "FewShot": fewshot, "Sharing": sharing, "Maps": maps,
     "Transfer": transfer, "Nuisance": nuisance,
-    "SharedMaps": shared_maps, "Penalties": penalties}
+    "SharedMaps": shared_maps, "Penalties": penalties, "Subsets": subsets}
 
 
 def run_quietly(experiment, values, of_ours=False):
