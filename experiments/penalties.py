@@ -5,9 +5,9 @@
     lam_t        eps lambda_max of task t                          dlam (T,)   dL/dlam_t
     dL/dlog eps  sum_t dlam_t lam_t, with lambda_max a constant, as everywhere
 
-A run trains five maps, from other starts and on other tasks, on the same features, so that they
-can be compared by UDR. Seed 0 has starts 0 to 4, on which eps is chosen; seed 1 has 5 to 9, whose
-scores are told.
+Moments of features and labels are of all samples of a set, held out or not. A run trains five
+maps, from other starts and on other tasks, on the same features, so that they can be compared by
+UDR. Seed 0 has starts 0 to 4, on which eps is chosen; seed 1 has 5 to 9, whose scores are told.
 """
 import dataclasses
 from typing import ClassVar
@@ -76,6 +76,13 @@ def usual_tasks(z, n, sets=4):
     return maps.DrawnTasks(z, maps.draw_of(maps.Maps(), z.shape[1]), sets, n)
 
 
+def centred_labels(tasks, rng):
+    """index (G, n) and y (G, K, n) of a step, each task's labels of mean 0, as its features are:
+    where not all are fitted, predictors have no intercept to make up for it."""
+    index, y = tasks.sample_labels(rng, tasks.sample_coefficients(rng))
+    return index, y - y.mean(axis=-1, keepdims=True)
+
+
 def learn(config, given, start):
     """The map V and eps at the end of a training."""
     m = given.z.shape[1]
@@ -88,7 +95,7 @@ def learn(config, given, start):
 
     def sample(step):
         rng = np.random.default_rng([start, step])
-        index, y = tasks.sample_labels(rng, tasks.sample_coefficients(rng))
+        index, y = centred_labels(tasks, rng)
         return [given.X[index.ravel()]], y
 
     objective = objective_of(config.eps, config.warmup, n if config.held_out else None)
@@ -127,7 +134,7 @@ def lasso_and_penalty(F, y, lam, n_support=None):
 def held_out_loss(given, V, eps, n):
     """The loss of Problem (7) at a map, on 640 tasks, the same for all."""
     tasks, rng = usual_tasks(given.z, 2 * n, sets=40), np.random.default_rng(10_000)
-    index, y = tasks.sample_labels(rng, tasks.sample_coefficients(rng))
+    index, y = centred_labels(tasks, rng)
     loss, _, _ = sparsedis.head_on_sets(
         sparsedis.inner_lasso, solvers.lasso_lambda_max, (given.X @ V)[index], y, eps, n)
     return float(loss)
