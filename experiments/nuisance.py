@@ -3,7 +3,7 @@
     z (N, 6)     the factors of an image, of which the first `needed` enter the tasks' labels
     m            features of the encoder; the others of z are nuisance
 
-[L23, Sec. 3.2 (i)] does not assume that images are a function of the factors alone; nobody tried.
+[L23, Sec. 3.2 (i)] does not assume that images are a function of the factors alone; its trials do.
 The main job otherwise: disentangle.py's encoder, tasks and training.
 """
 import dataclasses
