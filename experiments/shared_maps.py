@@ -121,7 +121,7 @@ def score_heads(own, features, tasks):
 
 
 def rotated(config, own, X, z, scored, tasks):
-    """MCC of X itself, unmixed by linear weights of the training tasks' labels on 100 images of each
+    """MCC of X itself, unmixed by linear weights of the training tasks' labels on 100 images of a
     class: what is there without any training. None where the tasks tell no basis."""
     rng = np.random.default_rng([config.seed, 13])
     index, Y = tasks.sample(rng, np.arange(own.pool), 100, 1)
