@@ -57,6 +57,8 @@ def draw_starts(ax, rows):
         own = groups_of(where(rows, {"start": start}), ("head", "eps"), "mcc")
         places = [n + 0.27 * (k - 1) for n, kind in enumerate(kinds) if kind in own]
         values = [own[kind] for kind in kinds if kind in own]
+        if not places:
+            continue
         spreads = [plots.sample_deviation(group) for group in values]
         ax.bar(places, [np.mean(group) for group in values], 0.25, yerr=spreads, capsize=2,
                color=color, label=f"from {start}")
@@ -74,7 +76,8 @@ def draw_subsets(rows, path):
         draw_starts(ax, where(rows, {"rho": rho}))
         ax.set(title=f"$\\rho$ = {rho:g}", ylim=(0.5, 1.005))
     axes[0].set_ylabel("MCC")
-    axes[0].legend(fontsize=8, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, ncols=3, loc="outside upper center")
     plots.save(fig, path)
 
 
