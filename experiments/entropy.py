@@ -19,7 +19,8 @@ from experiments import plots, results, sharing
 from experiments.sharing_data import BinaryTasks
 from experiments.sharing_solver import sharing_entropy
 
-USED, ROTATIONS, PATH = (2, 3, 4, 6), 3, (0, 0.05, 0.1, 0.2, 0.4, 0.7, 1)
+USED = (2, 3, 4, 6)
+ROTATIONS, PATH = 3, (0, 0.05, 0.1, 0.2, 0.4, 0.7, 1)
 TASKS, SCORED = 40, 5000  # binary tasks of two factors; images of DCI
 KEYS = ("used", "rotation", "t", "H", "dci_d", "accuracy", "correlation")
 

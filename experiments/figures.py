@@ -24,16 +24,7 @@ from sklearn.linear_model import lasso_path
 import data
 import metrics
 import solvers
-from experiments import (
-    beyond,
-    entropy,
-    fewshot,
-    plots,
-    regression,
-    rotation,
-    sharing,
-    theory,
-)
+from experiments import beyond, entropy, fewshot, plots, regression, rotation, sharing, theory
 from experiments.apply import encode_images
 from experiments.settings import option
 from experiments.sweeps import (

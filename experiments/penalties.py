@@ -71,11 +71,6 @@ def penalties(config):
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
 
 
-def usual_tasks(z, n, sets=4):
-    """The main job's tasks, of n images a set."""
-    return maps.DrawnTasks(z, maps.draw_of(maps.Maps(), z.shape[1]), sets, n)
-
-
 def centred_labels(tasks, rng):
     """index (G, n) and y (G, K, n) of a step, each task's labels of mean 0, as its features are:
     where not all are fitted, predictors have no intercept to make up for it."""
@@ -91,11 +86,11 @@ def learn(config, given, start):
     if config.learn:
         params |= {LOG_EPS: np.log(np.array(config.eps))}
     n = config.samples
-    tasks = usual_tasks(given.z, 2 * n if config.held_out else n)
+    images = 2 * n if config.held_out else n                        # of a set
+    tasks = maps.tasks_of(maps.Maps(samples=images), given.z)
 
     def sample(step):
-        rng = np.random.default_rng([start, step])
-        index, y = centred_labels(tasks, rng)
+        index, y = centred_labels(tasks, np.random.default_rng([start, step]))
         return [given.X[index.ravel()]], y
 
     objective = objective_of(config.eps, config.warmup, n if config.held_out else None)
@@ -133,8 +128,8 @@ def lasso_and_penalty(F, y, lam, n_support=None):
 
 def held_out_loss(given, V, eps, n):
     """The loss of Problem (7) at a map, on 640 tasks, the same for all."""
-    tasks, rng = usual_tasks(given.z, 2 * n, sets=40), np.random.default_rng(10_000)
-    index, y = centred_labels(tasks, rng)
+    tasks = maps.tasks_of(maps.Maps(samples=2 * n), given.z, sets=40)
+    index, y = centred_labels(tasks, np.random.default_rng(10_000))
     loss, _, _ = sparsedis.head_on_sets(
         sparsedis.inner_lasso, solvers.lasso_lambda_max, (given.X @ V)[index], y, eps, n)
     return float(loss)

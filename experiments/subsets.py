@@ -104,7 +104,6 @@ def trained_params(usual):
 
 def losses(config, z, F):
     """The outer loss of 640 tasks at full strength, on features F (N, m), and on the factors z."""
-    d = z.shape[1]
-    tasks = maps.DrawnTasks(z, lambda rng, T: data.sample_tasks(rng, T, d), sets=40, samples=25)
+    tasks = maps.tasks_of(maps.Maps(), z, sets=40)
     return {"loss": maps.outer_loss(config, F, tasks),
             "loss_at_truth": maps.outer_loss(config, z, tasks)}

@@ -44,7 +44,7 @@ def test_learned_on_fitted_samples_it_vanishes_and_on_others_it_lowers_the_loss(
 
 def test_labels_have_mean_0_as_features_have(tmp_path):
     given = maps.features_of_images("factors", 0.9, 0, "unused")
-    tasks = penalties.usual_tasks(given.z, 16)
+    tasks = maps.tasks_of(maps.Maps(samples=16), given.z)
     index, y = penalties.centred_labels(tasks, np.random.default_rng(0))
     np.testing.assert_allclose(y.mean(axis=-1), 0, atol=1e-12)
     assert index.shape == (4, 16) and y.shape == (4, 16, 16)
