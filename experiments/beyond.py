@@ -244,7 +244,7 @@ def draw_shared(rows, path):
             ax.errorbar(means, places, xerr=spreads, fmt="o", color=f"C{k}", capsize=2,
                         label=f"beta {beta}")
         ax.axvline(0, color="grey", lw=0.7)
-        ax.set(xlabel=f"{label}, less that of beta 0")
+        ax.set_xlabel(f"{label}, less that of beta 0", fontsize=8)
     names = [f"m {m}, alpha {alpha:g},\n{factors} factors, {shot} samples"
              for m, alpha, factors, shot in cells]
     axes[0].set_yticks(range(len(cells)), names, fontsize=7)
