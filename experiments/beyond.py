@@ -218,7 +218,7 @@ def draw_encoders(rows, path):
                       fontsize=7)
         ax.set(title=f"inner-Lasso, eps {eps:g}" if eps else "no penalty", ylim=(0, 1.02))
     handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, fontsize=8, ncols=5, loc="outside upper center")
+    fig.legend(handles, labels, fontsize=8, ncols=5, loc="outside upper center", markerscale=0.5)
     plots.save(fig, path)
 
 

@@ -59,8 +59,8 @@ def page(config):
     folders = [Path(run) for run in config.runs] or default_runs(config)
     if len(folders) > MOST_RUNS:
         raise ValueError(f"runs: found {len(folders)}, expected at most {MOST_RUNS}")
-    path = out_path(config, "page.html")
     trained = [read_run(folder) for folder in folders]
+    path = out_path(config, "page.html")
     with sparsedis.cpu_threads():
         if config.unmix or not config.runs:
             trained[-1] = unmixed(trained[-1])

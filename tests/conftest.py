@@ -1,5 +1,7 @@
 """What the tests share: array libraries, real data, and a tiny run of the main job."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ import scipy.linalg  # noqa: F401
 from threadpoolctl import threadpool_limits
 
 import metrics
+import run
 from experiments import plots, sweeps
 
 ROOT = Path(__file__).parent.parent
@@ -103,17 +106,43 @@ def same_bits(path, other):
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A finished run of TINY: the folder it was started in, and what it printed."""
-    folder = tmp_path_factory.mktemp("finished")
-    return folder, command(*TINY, "--threads", "1", cwd=folder)[0]
-
-
 def stub_drawing(*args):
     """Writes what begins like a PNG to the path among the arguments."""
     (path,) = (a for a in args if isinstance(a, Path))
     path.write_bytes(b"\x89PNG")
+
+
+PICTURES = {name: getattr(plots, name)
+            for name in ("draw_training", "draw_correlation", "draw_responses")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stubbed_pictures():
+    """The three pictures of a training take more than all else of a tiny one: they are drawn for
+    `finished`, and for tests that ask for `pictures`, and stubbed elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PICTURES:
+            patch.setattr(plots, name, stub_drawing)
+        yield
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """The pictures of a training are drawn."""
+    for name, draw in PICTURES.items():
+        monkeypatch.setattr(plots, name, draw)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, stubbed_pictures):
+    """A finished run of TINY, its pictures drawn: the folder it was started in, what it printed."""
+    folder, out = tmp_path_factory.mktemp("finished"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(folder)
+        for name, draw in PICTURES.items():
+            patch.setattr(plots, name, draw)
+        assert run.main([*TINY, "--threads", "1"]) == 0
+    return folder, out.getvalue()
 
 
 @pytest.fixture
@@ -128,6 +157,4 @@ def tiny_sweeps(monkeypatch, tmp_path):
     monkeypatch.setitem(sweeps.SWEEPS, "main", {"quick": main})
     shown = [part._replace(eps=(0.3,)) for part in sweeps.RESPONSES]
     monkeypatch.setitem(sweeps.SWEEPS, "responses", {"quick": shown})
-    for draw in ("draw_training", "draw_correlation", "draw_responses"):  # slow, tested elsewhere
-        monkeypatch.setattr(plots, draw, stub_drawing)
     monkeypatch.chdir(tmp_path)

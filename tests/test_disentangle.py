@@ -4,33 +4,18 @@ import pytest
 from conftest import TINY, result_of
 
 import run
-from experiments import disentangle, plots
+from experiments import disentangle
+
+LINES = ["--head inner-ridge", "--split 11", "--norm layer", "--features 8", "--warmup 0",
+         "--outputs 3", "--shift 2", "--head outer-lasso", "--eps 0"]
+MORE = ["--norm none", "--tasks laplace", "--outputs 3 --likelihood categorical",
+        "--alpha 0 --rho 0", "--lr 0.01", "--seed 1"]
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        "--head inner-ridge",
-        "--split 11",
-        "--norm layer",
-        "--norm none",
-        "--features 8",
-        "--warmup 0",
-        "--tasks laplace",
-        "--outputs 3",
-        "--outputs 3 --likelihood categorical",
-        "--shift 2",
-        "--head outer-lasso",
-        "--alpha 0 --rho 0",
-        "--lr 0.01",
-        "--eps 0",
-        "--seed 1",
-    ],
-)
+    "line", [*LINES, *(pytest.param(line, marks=pytest.mark.slow) for line in MORE)])
 def test_settings_reach_the_training(finished, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for draw in ("draw_training", "draw_correlation", "draw_responses"):  # drawn in `finished`
-        monkeypatch.setattr(plots, draw, lambda *args: None)
     assert run.main([*TINY, *line.split()]) == 0
     assert result_of(tmp_path)[0]["mcc"] != result_of(finished[0])[0]["mcc"]
 

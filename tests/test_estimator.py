@@ -28,8 +28,14 @@ NETWORK = {"encoder": "mlp", "steps": 3, "samples": 10, "hidden": 8, "rotate": F
 SAME = {"rotate": False, "encoder": "linear"}  # the rotation's search ends within 1e-3
 
 
-@parametrize_with_checks([SparseTasks(n_components=2)])
+@parametrize_with_checks([SparseTasks(n_components=2, rotate=False)])
 def test_the_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([SparseTasks(n_components=2)])
+def test_the_checks_of_scikit_learn_with_a_rotation(estimator, check):
     check(estimator)
 
 

@@ -39,8 +39,8 @@ def skip_without(name):
 
 
 SLOW = [pytest.param(EXAMPLES / f"{name}.py", marks=pytest.mark.slow, id=name)
-        for name in (*NEEDS, "sharing_cost")]
-APART = {*NEEDS, "shortcut", "sharing_cost"}
+        for name in (*NEEDS, "sharing_cost", "how_many_targets")]
+APART = {*NEEDS, "shortcut", "sharing_cost", "how_many_targets"}
 FAST = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in APART]
 
 

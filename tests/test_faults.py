@@ -176,12 +176,12 @@ def test_of_two_processes_the_second_is_told_so(whole, tmp_path, capsys):
     assert run.main([*TINY, "--results", str(tmp_path)]) == 0
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("after", [1, pytest.param(3, marks=pytest.mark.slow), 6])
+@pytest.mark.usefixtures("pictures")
 def test_a_full_disk_is_one_line_and_keeps_what_was_there(
-    after, whole, tmp_path, monkeypatch, capsys
-):
+        after, finished, tmp_path, monkeypatch, capsys):
     args = [*TINY, "--steps", "4", "--results", str(tmp_path)]
-    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    shutil.copytree(finished[0] / "results", tmp_path, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     plain, calls = results.write_atomically, []
 

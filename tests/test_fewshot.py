@@ -64,11 +64,11 @@ RESNET = "--encoder resnet12 --optimiser sgd --lr 0.01 --steps 1 --episodes 1".s
     "flags",
     [
         ["--head", "ridge"],
-        ["--head", "prototypes"],
+        pytest.param(["--head", "prototypes"], marks=pytest.mark.slow),
         pytest.param(LOGISTIC, marks=pytest.mark.slow),
         ["--eps", "0", "--learn-lams"],
         pytest.param(RESNET, marks=pytest.mark.slow),
-        ["--train-shot", "4", "--noise", "0.5"],
+        pytest.param(["--train-shot", "4", "--noise", "0.5"], marks=pytest.mark.slow),
         ["--source", "shapes", "--encoder", "cnn"],
     ],
 )
@@ -98,9 +98,8 @@ def test_a_resumed_few_shot_run_ends_with_the_same_bits(tmp_path, monkeypatch):
         _, folder = run_few(*flags)
         with np.load(folder / "checkpoint.npz") as file:
             ends.append({key: file[key] for key in file.files})
-    assert ends[0].keys() == ends[1].keys() and all(
-        np.array_equal(ends[0][k], ends[1][k]) for k in ends[0]
-    )
+    assert ends[0].keys() == ends[1].keys()
+    assert all(np.array_equal(ends[0][k], ends[1][k]) for k in ends[0])
     assert any("state/block1.norm.mean" == key for key in ends[0])
 
 

@@ -47,19 +47,13 @@ def test_the_number_of_factors_makes_the_truth_a_minimum(tmp_path):
     assert found["mcc"] > 0.999 and found["loss"] < 1.003 * found["loss_at_truth"]
 
 
+KINDS = [{"head": "subset", "eps": 0.01}, {"head": "step"}, {"tasks": "pool", "count": 12}]
+MORE = [{"head": "relaxed", "eps": 0.1, "start": "lasso"}, {"head": "mcp"},
+        {"head": "unfinished", "tolerance": 1e-2}, {"tasks": "example"}]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"head": "subset", "eps": 0.01},
-        {"head": "relaxed", "eps": 0.1, "start": "lasso"},
-        {"head": "mcp"},
-        {"head": "unfinished", "tolerance": 1e-2},
-        {"head": "step"},
-        {"tasks": "pool", "count": 12},
-        {"tasks": "example"},
-    ],
-    ids=str,
-)
+    "settings", [*KINDS, *(pytest.param(own, marks=pytest.mark.slow) for own in MORE)], ids=str)
 def test_every_kind_of_run_trains_and_is_kept(settings, tmp_path, capsys):
     found = trained(tmp_path, **settings | {"steps": 20})
     assert 0 < found["mcc"] <= 1 and 0 < found["inside"] <= 1

@@ -22,7 +22,7 @@ import metrics
 import run
 import solvers
 import sparsedis
-from experiments import disentangle, page, plots
+from experiments import disentangle, page
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -44,14 +44,10 @@ FACTORS = np.random.default_rng(0).integers(data.LEVELS, size=(20, 6))
 def folders(tmp_path_factory):
     """Folders of runs, trained for two steps."""
     home = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
-        for draw in ("draw_training", "draw_correlation", "draw_responses"):
-            patch.setattr(plots, draw, lambda *args, **options: None)
-        configs = {
-            name: disentangle.Disentangle(results=str(home), **TINY, **own)
-            for name, own in RUNS.items()
-        }
-        return {name: disentangle.disentangle(own)[1].folder for name, own in configs.items()}
+    configs = {
+        name: disentangle.Disentangle(results=str(home), **TINY, **own)
+        for name, own in RUNS.items()}
+    return {name: disentangle.disentangle(own)[1].folder for name, own in configs.items()}
 
 
 def written(folders, path, *names):
@@ -152,6 +148,7 @@ def test_features_without_a_factor_come_last(folders, tmp_path):
     assert all(own["sign"][k] in (-1, 1) for k in range(6)) and C.shape == (6, 10)
 
 
+@pytest.mark.slow
 def test_default_runs_are_trained_when_asked(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(page, "SEEN", 1000)
@@ -162,8 +159,6 @@ def test_default_runs_are_trained_when_asked(tmp_path, monkeypatch, capsys):
     short = dataclasses.make_dataclass(
         "Disentangle", tiny, bases=(disentangle.Disentangle,), frozen=True)
     monkeypatch.setattr(disentangle, "Disentangle", short)
-    for draw in ("draw_training", "draw_correlation", "draw_responses"):
-        monkeypatch.setattr(plots, draw, lambda *args, **options: None)
     assert run.main(["page", "--train"]) == 0
     told = (tmp_path / "results/page.html").read_text()
     assert 1e6 < len(told) < 3e6 and '"title": "unmixed"' in told
@@ -388,9 +383,12 @@ def drag_milliseconds(tab):
     return np.median(tab.evaluate(script))
 
 
+ONE = pytest.param(("ten",), marks=pytest.mark.slow)
+
+
 @in_browser
-@pytest.mark.parametrize("names", [("ten",), ("lasso", "ten", "ridge")])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("names", [ONE, ("lasso", "ten", "ridge")])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
 def test_any_runs_fit_any_screen(browser, folders, tmp_path, names, width):
     path = tmp_path / "page.html"
     written(folders, path, *names)
@@ -415,6 +413,7 @@ def test_on_a_phone_picture_sliders_and_bars_are_in_one_view(browser, folders, t
     tab.close()
 
 
+@pytest.mark.slow
 @in_browser
 def test_the_matrix_of_an_unmixed_run_is_shown(browser, folders, tmp_path):
     path = tmp_path / "page.html"

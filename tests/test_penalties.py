@@ -24,6 +24,7 @@ def trained(tmp_path, **settings):
     return penalties.penalties(config)[0]
 
 
+@pytest.mark.slow
 def test_a_given_penalty_stays_and_is_as_inner_lasso_s(tmp_path):
     found = trained(tmp_path, steps=150)
     assert found["eps_end"] == 0.3 and found["mcc"] == np.mean(found["mccs"])

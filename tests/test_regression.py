@@ -8,12 +8,11 @@ from experiments import regression
 
 def test_fig1_draws_four_estimators(tmp_path):
     scores = regression.draw_fig1(
-        "identity", "absolute", "all", 1, tmp_path / "f.png", seeds=2, percents=(5,), sizes=(25, 50)
-    )
+        "identity", "absolute", "all", 1, tmp_path / "f.png", seeds=2, percents=(5,),
+        sizes=(25, 50))
     assert scores.shape == (1, 2, 2, 4) and (tmp_path / "f.png").exists()
-    np.testing.assert_allclose(
-        scores[..., 2], scores[..., 3], atol=1e-6
-    )  # a rotation changes nothing for ridge
+    # a rotation changes nothing for ridge
+    np.testing.assert_allclose(scores[..., 2], scores[..., 3], atol=1e-6)
     assert scores[0, 0, :, 0].mean() > 0.5 > scores[0, 0, :, 1].mean()
 
 
@@ -23,7 +22,10 @@ def test_the_numbers_of_fig1_stand_beside_the_printed_ones(tmp_path):
     assert rows[1] == "20,50,disentangled-lasso,1,1,0.4488,0.12" and len(rows) == 5
 
 
-@pytest.mark.parametrize("varies", regression.VARIES[1:])
+SLOW = [pytest.param(varies, marks=pytest.mark.slow) for varies in ("folds", "test")]
+
+
+@pytest.mark.parametrize("varies", ["rotation", *SLOW])
 def test_of_a_kept_task_one_thing_varies(varies):
     scores = regression.scores_of_seeds("identity", "relative", varies, 1, 0, 2, (5,), (50,))
     spread = np.ptp(scores[0, 0], axis=0)  # lasso, lasso, ridge, ridge

@@ -14,11 +14,11 @@ def small(monkeypatch):
     monkeypatch.setattr(shared_maps, "TEST_TASKS", 4)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"beta": 0.02}, {"method": "erm"}, {"method": "lasso", "factors": 1, "m": 7}],
-    ids=str,
-)
+MORE = [pytest.param(own, marks=pytest.mark.slow)
+        for own in ({"method": "erm"}, {"method": "lasso", "factors": 1, "m": 7})]
+
+
+@pytest.mark.parametrize("settings", [{"beta": 0.02}, *MORE], ids=str)
 def test_every_method_is_scored_and_kept(settings, tmp_path):
     own = {"steps": 12, "threads": 1, "results": str(tmp_path)} | settings
     config = shared_maps.SharedMaps(**own)

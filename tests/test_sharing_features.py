@@ -164,6 +164,7 @@ def test_damaged_features_are_refused_in_one_line(spoil, said, tmp_path, capsys)
     assert said in err and err.count("\n") == 1 and not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_several_classes_and_labels_of_text(tmp_path):
     rng = np.random.default_rng(0)
     y = rng.integers(4, size=400)

@@ -16,11 +16,13 @@ def few(monkeypatch):
     monkeypatch.setattr(subsets.disentangle, "Disentangle", lambda **own: real(**tiny | own))
 
 
+MORE = [{"head": "relaxed", "eps": 0.1, "start": "lasso"}, {"head": "subset", "eps": 0.1},
+        {"head": "mcp", "eps": 0.3}]
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"head": "subset", "eps": 0.1}, {"head": "relaxed", "eps": 0.1, "start": "lasso"},
-     {"head": "mcp", "eps": 0.3}],
-    ids=str)
+    [{}, *(pytest.param(own, marks=pytest.mark.slow) for own in MORE)], ids=str)
 def test_every_kind_of_run_trains_and_is_kept(settings, tmp_path, capsys):
     config = subsets.Subsets(results=str(tmp_path), **SHORT, **settings)
     found, _ = subsets.subsets(config)

@@ -70,6 +70,7 @@ def test_a_table_becomes_a_report(capsys):
     assert "already there" in again and again.splitlines()[3:] == out.splitlines()[2:]
 
 
+@pytest.mark.slow
 def test_targets_that_the_encoder_never_saw_are_learned_from_few_labels(capsys):
     X, Y, _ = write_planted()
     assert run.main(["tasks", "table.npz", "--new-targets", "0.25", *LINEAR]) == 0

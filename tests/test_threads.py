@@ -102,7 +102,7 @@ def asked(context, target):
 
 
 @pytest.mark.parametrize("where", ["outside", "inside", "while another thread is inside"])
-@pytest.mark.parametrize("how", ["fork", "spawn"])
+@pytest.mark.parametrize("how", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_child_processes_get_the_same_bits(how, where):
     if how == "fork" and not hasattr(os, "fork"):
         pytest.skip("no fork here")

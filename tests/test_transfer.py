@@ -20,10 +20,11 @@ def small(monkeypatch):
     monkeypatch.setattr(transfer, "TEST", 300)
 
 
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("lasso", "ridge", "none", "ica")]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow)
+          for name in ("rotated", "lasso", "ridge", "none", "ica")]
 
 
-@pytest.mark.parametrize("method", ["rotated", "factors", *OTHERS])
+@pytest.mark.parametrize("method", ["factors", *OTHERS])
 def test_every_method_has_its_scores(method, tmp_path):
     config = transfer.Transfer(method=method, draws=1, threads=1, results=str(tmp_path))
     found, folder = transfer.transfer(config)
