@@ -153,6 +153,9 @@ def nonempty(rng, S):
     return S
 
 
+LIKELIHOODS = "gaussian", "categorical"
+
+
 class Tasks:
     """Batches of tasks: .sample(rng) -> index (G, n) of images, labels y (G, K, n[, k]).
 
@@ -174,8 +177,11 @@ class Tasks:
         self.outputs, self.likelihood = outputs, likelihood
         self.shift = shift
         sample_tasks(np.random.default_rng(0), 1, z.shape[1], kind)     # refuses an unknown kind
-        if likelihood == "categorical" and outputs < 2:
-            raise ValueError(f"--outputs: found {outputs}, expected at least 2 classes")
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(f"--likelihood: found {likelihood}, expected one of {LIKELIHOODS}")
+        least = 2 if likelihood == "categorical" else 1
+        if outputs < least:
+            raise ValueError(f"--outputs: found {outputs}, expected at least {least}")
 
     def sample(self, rng):
         return self.sample_labels(rng, self.sample_coefficients(rng))

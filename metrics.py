@@ -194,7 +194,8 @@ def udr(models):
     """Unsupervised disentanglement ranking of models' features [(N, m), ...]: a score for each.
 
     Two models agree where each feature of one has one counterpart in the other; a model's score is
-    the median of its agreement with the others, on the same images.   [Duan et al. 2020, Eq. 2]
+    the median of its agreement with the others, on the same images; NaN of one model alone. A dead
+    feature agrees with none, where Duan et al. leave it out.          [Duan et al. 2020, Eq. 2]
     """
     ranks = [np.apply_along_axis(rankdata, 0, standardise(a)) for a in models]
     pairs = np.full((len(models), len(models)), np.nan)

@@ -107,7 +107,7 @@ def carried_out(name, settings_class, function, args):
     except MemoryError as error:
         status, told = 2, f"run.py {name}: out of memory, {error}{settings.suspect(config)}"
     except FloatingPointError as error:
-        status, told = 1, f"run.py {name}: {error}; the last checkpoint is kept"
+        status, told = 1, f"run.py {name}: {error}; a checkpoint, if there is one, is kept"
     except KeyboardInterrupt:
         status, told = 130, "\ninterrupted"
         if name == "sweep" or issubclass(settings_class, settings.RunSettings):

@@ -54,8 +54,9 @@ def lasso(F, y, lam, max_iter=None):
     step on the support so found, which ends the search once that is right. Neither raises the
     objective, so no support with its signs is minimised over twice. A task that is not solved after
     max_iter iterations (100 + 20 m if not given) has converged False. Where the minimiser is not
-    unique (lam = 0 with n < m, equal columns) one of them is returned. Columns are expected to be
-    of similar scale, as normalised features are. Raises ValueError as check_problem does.
+    unique (lam = 0 with n < m, equal columns) one of them is returned, which has no derivative.
+    Columns are expected to be of similar scale, as normalised features are. Raises ValueError as
+    check_problem does.
     """
     F, y, lam = check_problem(F, y, lam)
     xp = array_namespace(F)
@@ -199,17 +200,24 @@ def ridge_vjp(F, y, lam, w, dw):
       1. curvature   A = dR/dw = F'F/n + lam I
       2. adjoint     A u = dw
       3. pull back   dX = -(dR/dX)' u   for X = F, y, lam:  dlam = -w'u
+         At lam = 0 with singular A, w is of least norm, in A's range, which turns with F:
+                     dF += F z dw_0'/n   for A z = w and dw_0 = dw - A u, the part of dw off it
 
-    Shapes as of lasso_vjp. At lam = 0 with singular F'F, u is of least norm.
+    Shapes as of lasso_vjp. Valid where the rank of A does not change.
     """
     F, y, lam = check_shapes(F, y, lam)
+    xp = array_namespace(F)
     # 1 curvature
     A = ridge_curvature(F, lam)                                     # (T, m, m)
     # 2 adjoint
-    u, _ = solve_psd(A, dw)                                         # (T, m)
+    u, singular = solve_psd(A, dw)                                  # (T, m), (T,)
     # 3 pull back
     dF, dy = pull_back(F, y, w, u)
-    return dF, dy, -array_namespace(F).sum(w * u, axis=1)
+    if bool(xp.any(singular)):
+        z, _ = solve_psd(A, w)
+        turned = outer_product(matvec(F, z), dw - matvec(A, u)) / F.shape[1]
+        dF = dF + xp.where(singular[:, None, None], turned, 0)
+    return dF, dy, -xp.sum(w * u, axis=1)
 
 
 # ------------------------------------------------------------------------------ losses of k outputs
@@ -273,7 +281,8 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m), info as of lasso, gap in units
     of group_lasso_lambda_max, converged at 1e-10 (float32: 1e-4). An iteration is a sweep of block
     coordinate descent, which finds the support, and a Newton step on it, taken by each task where
-    it helps. Raises ValueError as check_problem and check_labels do.
+    it helps. At lam = 0 classes that F separates have no minimiser, and W is only large. Raises
+    ValueError as check_problem and check_labels do.
                                             [L23, Problem (6), inner; Yuan and Lin 2006]
     """
     F, Y, lam = check_problem(F, Y, lam)
@@ -341,21 +350,24 @@ def block_sweep(F, Y, lam, W, loss):
 
 
 def newton_group_step(F, Y, lam, W, loss):
-    """W + t d for the Newton step d on the support, and of t = 1, 1/2, 1/4, 1/8 that which lessens
-    the violation most without raising the objective; W if none does."""
+    """W + t d for the Newton step d on the support, t the first of 1, 1/2, ..., 1/1024 that lowers
+    the objective, or, where it is equal to rounding, the violation; W if none does."""
     xp = array_namespace(F)
     g = data_gradient(F, Y, W, loss) + lam[:, None, None] * directions(W)
     d = solve_on_columns(group_curvature(F, lam, W, loss), xp.any(W != 0, axis=1), -g)
-    best, least = W, group_violation(F, Y, lam, W, loss)
-    rounding = 50 * xp.finfo(F.dtype).eps
-    height = group_objective(F, Y, lam, W, loss) * (1 + rounding)
-    for t in (1.0, 0.5, 0.25, 0.125):
-        new = W + t * d
-        violation = group_violation(F, Y, lam, new, loss)
-        better = (violation < least) & (group_objective(F, Y, lam, new, loss) <= height)
-        best = xp.where(better[:, None, None], new, best)
-        least = xp.where(better, violation, least)
-    return best
+    height, violation = (f(F, Y, lam, W, loss) for f in (group_objective, group_violation))
+    rounding = 50 * xp.finfo(F.dtype).eps * height
+    found, moved = W, xp.zeros_like(lam, dtype=xp.bool)
+    for halvings in range(11):
+        new = W + d / 2 ** halvings
+        rise = group_objective(F, Y, lam, new, loss) - height
+        better = group_violation(F, Y, lam, new, loss) < violation
+        lower = (rise < -rounding) | ((rise <= rounding) & better)
+        found = xp.where((lower & ~moved)[:, None, None], new, found)
+        moved = moved | lower
+        if bool(xp.all(moved)):
+            break
+    return found
 
 
 def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
@@ -647,7 +659,7 @@ def svm_certificate(svm, Lam, tol):
     Newton's method would still make. converged: gap and off are small. strict: each entry of Lam is
     clearly positive, or 0 with a slack that clearly is; no ||V_j|| is near lam1; Lam is unique (if
     not, a change of F rules out some of the Lam that share this W, and W may have a kink there).
-    Where W = 0 only ||V_j|| counts: W stays 0, whichever Lam it is.
+    Where lam1 > 0 makes W = 0 only ||V_j|| counts: W stays 0, whichever Lam it is.
     """
     xp, lam1 = array_namespace(Lam), svm.lam1
     V, W, grad_D = svm_primal(svm, Lam)
@@ -660,7 +672,8 @@ def svm_certificate(svm, Lam, tol):
 
     used = Lam > near_Lam[:, None, None]
     unused = (Lam == 0) & (slacks(grad_D) > near_slack[:, None, None])
-    clear = (xp.all(used | unused, axis=(1, 2)) & ~flat_face) | xp.all(W == 0, axis=(1, 2))
+    off_lam1 = xp.all(W == 0, axis=(1, 2)) & (lam1 > 0)
+    clear = (xp.all(used | unused, axis=(1, 2)) & ~flat_face) | off_lam1
     kinked = (xp.abs(column_norms(V) - lam1[:, None]) <= near_lam1) & (lam1 > 0)[:, None]
     gap = svm_gap(svm, Lam)
     converged = (gap <= tol) & (off <= rounding)
@@ -1006,8 +1019,8 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
         evidence         the log-likelihood less occam_cost, to choose a width by
         gap, converged   the largest Newton step of a row along another, in deviations of the slab;
                          gap <= 1e-3
-    Raises NotIdentified where W has no more than m tasks, each of which could be a factor, or spans
-    fewer than m dimensions; ValueError where F does, and as check_tasks does.
+    Raises NotIdentified where W has no more than m > 1 tasks, each of which could be a factor, or
+    spans fewer than m dimensions; ValueError where F does, and as check_tasks does.
     """
     W, C, errors = check_tasks(W, C, errors, starts)
     xp = array_namespace(W)
@@ -1044,7 +1057,7 @@ def white_tasks(W, C, errors):
     x = x / norm[:, None]
     singular = xp.linalg.svdvals(x)
     rank = int(xp.sum(xp.astype(singular > eps ** 0.5 * singular[0], xp.int64)))
-    if rank < m or T <= m > 1:
+    if rank < m or (T <= m and m > 1):
         raise NotIdentified(
             f"W: {T} tasks span {rank} of {m} dimensions: they identify no basis")
     if errors is None:
@@ -1285,8 +1298,8 @@ def descent_direction(A, b):
 
 def solve_psd(A, b):
     """x (T, d) with A x = b for symmetric positive semi-definite A (T, d, d), and singular (T,):
-    which A are so to rounding. There x is the solution of least norm; elsewhere it is as exact as
-    the condition of A, scaled to a diagonal of 1, allows.
+    which A are so to rounding. There x = A^+ b, of least norm, b less its part off A's range;
+    elsewhere it is as exact as the condition of A, scaled to a diagonal of 1, allows.
     """
     xp, d = array_namespace(A), A.shape[-1]
     A, scale = with_unit_diagonal(A)
@@ -1295,24 +1308,31 @@ def solve_psd(A, b):
     x = matvec(A_inv, b)
     x = x + matvec(A_inv, b - matvec(A, x))                         # A_inv is of A + rounding I
     trace = xp.sum(xp.abs(xp.linalg.diagonal(A_inv)), axis=1)       # >= 1 / A's least eigenvalue
-    singular = trace * 1000 * d * xp.finfo(A.dtype).eps > 1         # then refining fails, too
-    x = x / scale
-    if bool(xp.any(singular)):
-        x = xp.where(singular[:, None], least_norm(A, scale, b), x)
+    unclear = trace * 1000 * d * xp.finfo(A.dtype).eps > 1          # then refining fails, too
+    x, singular = x / scale, unclear
+    if bool(xp.any(unclear)):
+        exact, null = least_norm(A, scale, b)
+        x, singular = xp.where(unclear[:, None], exact, x), unclear & null
     return x, singular
 
 
 def least_norm(A, scale, b):
-    """The x of least norm with D A D x = D b (in least squares), D = diag(scale), for singular A:
-    v with A v = b, then x = v/scale less its part in the null space of D A D."""
+    """x = (D A D)^+ D b, D = diag(scale), and whether A is singular (T,): v with A v = b, then
+    x = v/scale; of D b and of x the part in the null space of D A D is left out."""
     xp, d = array_namespace(A), A.shape[-1]
     eigenvalues, E = xp.linalg.eigh(A)
     rounding = 10 * d * xp.finfo(A.dtype).eps * eigenvalues[:, -1:]
     null = (eigenvalues <= rounding)[:, None, :]                    # (T, 1, d)
+    N = xp.where(null, E, 0) / scale[:, :, None]                    # A diag(scale) N = 0
+    N_inv = xp.linalg.pinv(N)
+
+    def in_range(x):
+        return x - matvec(N, matvec(N_inv, x))
+
+    b = in_range(b * scale) / scale
     coefficients = matvec(E.mT, b) / xp.where(null[:, 0, :], 1, eigenvalues)
     x = matvec(xp.where(null, 0, E), coefficients) / scale
-    N = xp.where(null, E, 0) / scale[:, :, None]                    # A diag(scale) N = 0
-    return x - matvec(N, matvec(xp.linalg.pinv(N), x))
+    return in_range(x), xp.any(null, axis=(1, 2))
 
 
 def solve_on_support(A, S, b):

@@ -77,6 +77,7 @@ def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
 
     info counts the tasks whose fit is "unsolved", which have no gradient.
     """
+    F, y = solvers.check_shapes(F, y)
     fit_on, score_on = split_samples(n_support, F.shape[1])
     F_fit, y_fit = F[:, fit_on, :], y[:, fit_on, ...]
     w, info = fit(F_fit, y_fit, lam)
@@ -206,6 +207,8 @@ def normalise(F, norm="batch", n_support=None):
     xp = array_namespace(F)
     if norm == "none":
         return F, None
+    if norm not in ("batch", "layer"):
+        raise ValueError(f"norm: found {norm}, expected batch, layer or none")
     if n_support is not None and norm != "batch":
         raise ValueError("normalise: moments of the support are those of samples, norm='batch'")
     axis = {"batch": 1, "layer": 2}[norm]
@@ -396,7 +399,7 @@ def outer_penalty(penalty, slope, F, y, lam, n_support):
     return bilevel(fit_least_squares, fit_least_squares_vjp, penalised, F, y, lam, n_support)
 
 
-RIDGE = 1e-7  # keeps plain least squares regular, a share of ridge_lambda_max = ||F||_F^2/n
+RIDGE = 1e-7  # keeps plain least squares regular in float64, as a share of ridge_lambda_max
 
 
 def fit_least_squares(F, y, lam):
@@ -857,6 +860,8 @@ def mlp(sizes, classes=0):
 
     classes > 0 adds a linear classifier of the features: logits, for empirical risk minimisation.
     """
+    if len(sizes) < 2:
+        raise ValueError(f"mlp: found sizes {sizes}, expected at least [inputs, features]")
     layers = []
     for i, (a, c) in enumerate(itertools.pairwise(sizes), start=1):
         layers += [dense(f"linear{i}", a, c), RELU]

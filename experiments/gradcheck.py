@@ -296,12 +296,14 @@ MCP = inner_problems.mcp, inner_problems.mcp_vjp, solvers.lasso_lambda_max
 
 
 def regression_case(rng, title, how, T, n, m, eps, correlation=0.0):
-    """A batch of regressions of one output, in F, y and lam; how is LASSO or RIDGE."""
+    """A batch of regressions of one output, in F, y and, unless it is 0, lam; how is LASSO or
+    RIDGE."""
     solve, vjp, lambda_max = how
     arrays = regression(rng, T, n, m, correlation)
-    arrays["lam"] = eps * lambda_max(**arrays)
+    if eps:
+        arrays["lam"] = eps * lambda_max(**arrays)
 
-    def solved(F, y, lam):
+    def solved(F, y, lam=0.0):
         w, _ = solve(F, y, lam)
         return w, functools.partial(vjp, F, y, lam, w), [w != 0]
 
@@ -373,6 +375,7 @@ def solver_cases(rng):
     yield case("lasso, n < m", LASSO, 2, 6, 10, eps=0.3)
     yield regression_case(np.random.default_rng(3), "minimax concave penalty", MCP, 3, 20, 5, 0.2)
     yield case("ridge, n < m", RIDGE, 3, 4, 6, eps=0.2)
+    yield regression_case(np.random.default_rng(4), "least norm, n < m", RIDGE, 3, 4, 6, eps=0)
     yield group_lasso_case(rng, "squared", rng.standard_normal((2, 12, 3)))
     yield group_lasso_case(rng, "logistic", classes(rng, 2, 20, 3))
     yield svm_case(rng, "group SVM, k = 2, n < m", 14, 20, 2, share=0.3)

@@ -130,6 +130,11 @@ def test_task_distributions():
     for kind in ("blocks-4", "fixed-7", "fixed-0", "finite-0", "finite-x", "gaussian", ""):
         with pytest.raises(ValueError, match="--tasks"):
             data.sample_tasks(rng, 5, 6, kind)
+    z, p = rng.standard_normal((9, 6)), np.full(9, 1 / 9)
+    for wrong in ({"likelihood": "categorial"}, {"outputs": 0},
+                  {"likelihood": "categorical", "outputs": 1}):
+        with pytest.raises(ValueError, match="|".join(f"--{name}" for name in wrong)):
+            data.Tasks(z, p, **wrong)
 
 
 SUMS = {

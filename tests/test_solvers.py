@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Lasso, Ridge
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import data
 import solvers
+import sparsedis
 
 # ------------------------------------------------------------------------------ Lasso
 
@@ -330,6 +332,21 @@ def test_group_lasso_is_optimal(T, n, m, k, eps, loss):
     assert solvers.group_lasso(F, Y, 0.99 * lam / eps, loss)[0].any()
 
 
+@pytest.mark.parametrize("eps", [0.01, 0.1])
+def test_group_lasso_ends_on_the_tasks_of_an_encoder_that_mixes(eps):
+    """As at the start of a training: correlated factors, mixed at random, nearly separable."""
+    shapes = data.Shapes3D()
+    z, p = data.latents(shapes, 1.0, 0.9)
+    rng = np.random.default_rng(0)
+    tasks = data.Tasks(z, p, likelihood="categorical", outputs=3)
+    index, Y = tasks.sample(rng)                                    # (4, 25), (4, 16, 25, 3)
+    F, _ = sparsedis.normalise(z[index] @ rng.standard_normal((6, 6)))
+    F, Y = np.repeat(F, 16, axis=0), Y.reshape(64, 25, 3)
+    lam = eps * solvers.group_lasso_lambda_max(F, Y, "logistic")
+    _, info = solvers.group_lasso(F, Y, lam, "logistic", max_iter=300)
+    assert info["converged"].all()
+
+
 def test_group_lasso_of_one_output_is_the_lasso():
     F, y = problem(4, 30, 6, correlation=0.7)
     lam = 0.1 * solvers.lasso_lambda_max(F, y)
@@ -515,6 +532,9 @@ def test_a_kink_is_not_strict():
     assert info["converged"][0] and not info["strict"][0]
     _, _, info = solvers.group_svm(F, Y, 1.3 * lam1, 1.0)
     assert info["converged"][0]
+    F, Y = svm_problem(1, 6, 4, 3)
+    W, _, info = solvers.group_svm(0 * F, Y, 0.0, 1.0)              # W = 0 is no plateau here
+    assert info["converged"][0] and not info["strict"][0] and not W.any()
 
 
 def test_dual_solutions_that_are_not_unique_are_not_strict():
@@ -834,6 +854,29 @@ def test_equal_columns_are_found_wherever_they_are():
         np.testing.assert_allclose(
             solvers.solve_psd(A[None], b[None])[0][0], np.linalg.pinv(A, rcond=1e-12) @ b, atol=1e-9
         )
+
+
+def test_what_is_off_the_range_of_a_singular_matrix_is_left_out():
+    rng = np.random.default_rng(0)
+    F = rng.standard_normal((3, 4, 7)) * 10.0 ** rng.uniform(-2, 2, 7)
+    A, b = np.swapaxes(F, 1, 2) @ F, rng.standard_normal((3, 7))
+    x, singular = solvers.solve_psd(A, b)
+    assert singular.all()
+    for ours, own, right in zip(x, A, b, strict=True):
+        best = np.linalg.pinv(own, rcond=1e-13, hermitian=True) @ right
+        np.testing.assert_allclose(ours, best, atol=1e-6 * np.abs(best).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_regular_matrices_are_not_singular(dtype):
+    rng = np.random.default_rng(0)
+    A = np.stack([np.eye(200), np.diag(np.arange(1.0, 201))]).astype(dtype)
+    b = rng.standard_normal((2, 200)).astype(dtype)
+    x, singular = solvers.solve_psd(A, b)
+    assert not singular.any()
+    np.testing.assert_allclose(A @ x[..., None], b[..., None], atol=1e-4)
+    A[1, 3] = A[1, :, 3] = 0
+    assert solvers.solve_psd(A, b)[1].tolist() == [False, True]
 
 
 def test_one_singular_task_leaves_the_others_their_bits():

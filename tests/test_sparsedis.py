@@ -59,6 +59,8 @@ def test_normalise_by_the_support_leaves_the_query_its_own_moments():
     )
     with pytest.raises(ValueError, match="batch"):
         sparsedis.normalise(F, "layer", n_support=6)
+    with pytest.raises(ValueError, match="norm: found groups"):
+        sparsedis.normalise(F, "groups")
 
 
 def test_a_constant_feature_survives_normalisation():
@@ -126,6 +128,15 @@ def outer_step(xp, device, dtype=None, images=20):
         training, (params, state, None, 0), lambda now, loss, info: seen.update(loss=loss)
     )
     return seen["loss"], params
+
+
+def test_labels_may_be_integers_or_bools(backend):
+    xp, device = backend
+    F = xp.asarray(np.random.default_rng(0).standard_normal((2, 12, 3)), device=device)
+    y = xp.asarray(np.arange(24).reshape(2, 12) % 2 == 0, device=device)
+    told = [sparsedis.inner_lasso(F, xp.astype(y, dtype), 0.1)[0]
+            for dtype in (xp.bool, xp.int64, xp.float64)]
+    assert told[0] == told[1] == told[2]
 
 
 def test_an_outer_step_on_every_array_library(backend):
@@ -227,6 +238,8 @@ def test_a_convnet_takes_images_of_any_shape(sides):
     assert F.shape == (2, 3) and encoder.backward(cache, F).keys() == params.keys()
     with pytest.raises(ValueError, match="at least 4"):
         sparsedis.convnet(3, (3, 12, 2))
+    with pytest.raises(ValueError, match="sizes"):
+        sparsedis.mlp([3])
 
 
 def test_the_cosine_falls_from_lr_to_0():
