@@ -43,7 +43,9 @@ def svm_episode(F, Y, lam, n_support, params, smoothing=0.0, fit_only=False):
 
     def fit_vjp(F, Y, lams, W, dW, info):
         dF, *dlams = solvers.group_svm_vjp(F, Y, *lams, W, info["Lam"], dW)
-        dlog = {name: xp.sum(d * a) for name, d, a in zip(names, dlams, lams, strict=True)}
+        solved = info["converged"]
+        dlog = {name: xp.sum(xp.where(solved, d * a, 0))
+                for name, d, a in zip(names, dlams, lams, strict=True)}
         return dF, {name: dlog[name] for name in names if name in params}
 
     fit_vjp = None if fit_only else fit_vjp
@@ -138,8 +140,13 @@ def class_means_vjp(F, Y, lam, W, dW, info):
 
 
 def class_shares(Y):
-    """Y (T, n, k) one-hot -> the share of each sample in its class's mean."""
-    return Y / array_namespace(Y).sum(Y, axis=1, keepdims=True)
+    """Y (T, n, k) one-hot -> the share of each sample in its class's mean; ValueError where a
+    class has none."""
+    xp = array_namespace(Y)
+    sizes = xp.sum(Y, axis=1, keepdims=True)
+    if bool(xp.any(sizes == 0)):
+        raise ValueError("prototypes: found a class without support samples")
+    return Y / sizes
 
 
 def distance_loss(scale, smoothing):

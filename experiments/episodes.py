@@ -312,6 +312,9 @@ def load_splits(folder):
         if not files:
             raise ValueError(f"{folder}: no {split} split, expected a file like "
                              f"{' or '.join(patterns)}{of_pickles(folder)}")
+        if len(set(files)) > 1:
+            raise ValueError(f"{folder}: found several files of the {split} split, "
+                             f"{', '.join(sorted({path.name for path in files}))}; expected one")
         x, labels = load_split(files[0])
         splits[split] = x, np.char.add(f"{split}/", labels.astype(str))  # each counts from 0
     apart = without_repeats(splits)

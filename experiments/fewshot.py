@@ -329,7 +329,8 @@ Point = namedtuple("Point", "label off accuracy interval")
 
 def draw_usage(runs, points, path):
     """[L23, Fig. 5]: left, the share of episodes that use each feature, sorted, a curve for each
-    Usage; right, if there are points, accuracy against the share of features that are off."""
+    Usage; right, if there are points, accuracy against the share of features that are off (in the
+    paper of meta-validation episodes, here of test episodes)."""
     panels = 2 if points else 1
     fig, axes = plots.subplots(1, panels, (4.6 * panels, 3.2))
     axes = np.atleast_1d(axes)

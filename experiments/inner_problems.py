@@ -8,10 +8,11 @@
     best_subset_of   min_w f(w), ||w||_0 <= size          what Theorem 3.1 is about  [L23, (4)]
     relaxed_lasso    least squares on the Lasso's support            [Meinshausen 2007]
     mcp              the minimax concave penalty, whose slope falls to 0 where |w| = gamma lam:
-                     a stationary point, not known to be the minimum               [Zhang 2010]
+                     a local minimum, not known to be the least                    [Zhang 2010]
     unfinished       a Lasso by cyclic coordinate descent, stopped early
 
-Each comes as fit(F, y, strength) -> w, info and its adjoint, and as a head of sparsedis in HEADS.
+Each comes as fit(F, y, strength) -> w, info and its adjoint, and as a head of sparsedis: in HEADS,
+head_of_size, unfinished_head.
 """
 import functools
 
@@ -38,6 +39,8 @@ def on_all_supports(F, y):
     F, y = check(F, y)
     S, m = supports(F.shape[2]), F.shape[2]
     G, c = solvers.gram(F), solvers.correlations(F, y)
+    if (np.linalg.matrix_rank(G, hermitian=True) < m).any():
+        raise ValueError("best subsets: found a task of linearly dependent features")
     A = np.where(S[:, :, None] & S[:, None, :], G[:, None], np.eye(m))          # (T, 2^m, m, m)
     b = np.where(S, c[:, None], 0)
     w = np.linalg.solve(A, b[..., None])[..., 0]
@@ -45,13 +48,14 @@ def on_all_supports(F, y):
 
 
 def check(F, y):
-    """F and y as float64; ValueError where there are fewer samples than features."""
+    """F and y as float64; ValueError where there are fewer samples than features, and as
+    solvers.check_problem."""
     F, y = np.asarray(F, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if F.ndim != 3 or y.shape != F.shape[:2] or F.shape[1] < F.shape[2]:
         raise ValueError(
             f"inner problems: found F {F.shape} and y {y.shape}, expected (T, n, m) and (T, n) "
             "with n >= m")
-    return F, y
+    return solvers.check_problem(F, y)
 
 
 def best_subset(F, y, price):
@@ -61,9 +65,10 @@ def best_subset(F, y, price):
 
 
 def best_subset_of(F, y, size):
-    """argmin_w ||y - F w||^2/(2n) s.t. ||w||_0 <= size, size (T,)  ->  w, info."""
+    """argmin_w ||y - F w||^2/(2n) s.t. ||w||_0 <= size, a number or (T,)  ->  w, info."""
     sizes = supports(F.shape[2]).sum(axis=1)
-    return least(F, y, np.where(sizes <= np.asarray(size)[:, None], 0, np.inf))
+    size = np.broadcast_to(size, len(F))
+    return least(F, y, np.where(sizes <= size[:, None], 0, np.inf))
 
 
 def least(F, y, cost):
@@ -112,12 +117,12 @@ def relaxed_lasso(F, y, lam):
 
 
 def mcp(F, y, lam, gamma=GAMMA, sweeps=100):
-    """A stationary point of f(w) + sum_j p(w_j), p' = (lam - |w|/gamma)_+ sign(w), lam (T,).
+    """A local minimum of f(w) + sum_j p(w_j), p' = (lam - |w|/gamma)_+ sign(w), lam (T,).
 
     Cyclic coordinate descent from the Lasso's solution, and after each sweep a Newton step, kept
-    where it solves the task. gap is the largest violation of stationarity over lasso_lambda_max,
-    converged: <= 1e-10. Along a coordinate the penalty must be less concave than f is convex:
-    ValueError unless every G_jj > 1/gamma.
+    where it solves the task and the curvature there is positive: no saddle. gap is the largest
+    violation of stationarity over lasso_lambda_max, converged: <= 1e-10. Along a coordinate the
+    penalty must be less concave than f is convex: ValueError unless every G_jj > 1/gamma.
     """
     F, y = check(F, y)
     G, c = solvers.gram(F), solvers.correlations(F, y)
@@ -135,6 +140,7 @@ def mcp(F, y, lam, gamma=GAMMA, sweeps=100):
         swept = mcp_sweep(w, G, c, lam, gamma)
         jumped = mcp_newton(swept, G, c, lam, gamma)
         there = mcp_gap(jumped, G, c, lam, gamma) / unit <= 1e-10
+        there &= is_convex(jumped, G, lam, gamma)
         w = np.where((gap <= 1e-10)[:, None], w, np.where(there[:, None], jumped, swept))
         gap = mcp_gap(w, G, c, lam, gamma) / unit
     return w, {"gap": gap, "converged": gap <= 1e-10}
@@ -155,6 +161,12 @@ def mcp_newton(w, G, c, lam, gamma):
     A, S, bends = mcp_curvature(w, G, lam, gamma)
     b = c - bends * lam[:, None] * np.sign(w)
     return np.linalg.solve(*on_support(A, S, b))[..., 0]
+
+
+def is_convex(w, G, lam, gamma):
+    """Whether the objective is, on the support, at the stationary point w of each task, (T,)."""
+    A, S, _ = mcp_curvature(w, G, lam, gamma)
+    return np.linalg.eigvalsh(on_support(A, S, w)[0])[:, 0] > 0
 
 
 def mcp_curvature(w, G, lam, gamma):
@@ -209,7 +221,7 @@ def unfinished_lasso(F, y, lam, tolerance, sweeps=10_000):
             break
         for j in range(w.shape[1]):
             rest = c[:, j] - np.vecdot(G[:, j], w) + diagonal[:, j] * w[:, j]
-            moved = solvers.soft_threshold(rest, lam) / diagonal[:, j]
+            moved = solvers.soft_threshold(rest, lam) / solvers.safe_divisor(diagonal[:, j])
             w[:, j] = np.where(going, moved, w[:, j])
         n_iter += 1
     return w, {"gap": gap, "n_iter": n_iter}                        # converged is not told

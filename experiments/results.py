@@ -1,7 +1,8 @@
 """results.py -- the folder of a run, RESULTS/<experiment>/<name>/.
 
     config.json       the settings, and a digest of the code that made the result
-    metrics.jsonl     at least 25 lines: step, loss, nonzero, scores, seconds, unsolved
+    metrics.jsonl     25 lines or more, one a step at most: step, loss, nonzero, scores, seconds,
+                      unsolved
     checkpoint.npz    parameters, state, optimiser, step, seed, and how to build the encoder
     *.png, *.npz      figures and arrays of the experiment
     result.json       last: the scores; a run that has one is not run again

@@ -111,7 +111,7 @@ class FeatureTasks:
 
     def sample(self, rng, T, shot, query):
         """index (T, n) and Y (T, n, 1) of `shot` support rows of each class, first, and `query`
-        others, no row in both."""
+        others, no row in both where a class has more than `shot` rows in other places too."""
         tasks = [self.sample_task(rng, shot, query) for _ in range(T)]
         index, Y = zip(*tasks, strict=True)
         return np.stack(index), np.stack(Y)[..., 1:]
@@ -222,6 +222,8 @@ def check_rows(config, features, i):
     if counts.sum() == support_counts(config, counts).sum():
         raise ValueError(
             f"{config.data}: only {counts.sum()} rows are held out, too few to fit and score")
+    if len(counts) < 2:
+        raise ValueError(f"{config.data}: only 1 class is held out, expected at least 2")
     if len(np.unique(features.y[~held])) < 2:
         raise ValueError(f"{config.data}: only 1 class is left to train on, expected at least 2")
 

@@ -124,7 +124,7 @@ def sparse_sharing(F, Y, alpha, beta, start=None, stages=5, max_iter=1000):
         entropy    H along the path, one for each of the stages of beta, from 0 on
     An iteration fits a Lasso per task with the weights of phi (beta = 0: Newton's method for the
     logistic Lasso), or takes a Newton step of J on the entries that are not 0, where that halves
-    the gap. Raises ValueError as check_problem does.             [F23, our reading]
+    the gap. Raises ValueError as check_sharing does.             [F23, our reading]
     """
     F, Y = check_sharing(F, Y, alpha, beta)
     xp = array_namespace(F)
@@ -210,7 +210,8 @@ def weighted_lasso_step(F, Y, weight, alpha, phi):
         penalty = xp.sum(weight * xp.abs(phi), axis=(1, 2))
         return data_loss(scores(F, phi), Y, "logistic") + penalty
 
-    best, height = phi, objective(phi) * (1 + 1e-14)
+    rounding = max(1e-14, 4 * xp.finfo(F.dtype).eps)
+    best, height = phi, objective(phi) * (1 + rounding)
     for t in (0.01, 0.1, 0.25, 0.5, 1.0):
         lower = objective(phi + t * d) <= height
         best = xp.where(lower[:, None, None], phi + t * d, best)
@@ -236,7 +237,8 @@ def sparse_sharing_vjp(F, Y, alpha, beta, phi, dphi, one_step=False):
     S = phi != 0
     # 1 curvature, 2 adjoint
     if one_step:
-        u = xp.where(S, dphi, 0) * (2 * n / xp.max(xp.sum(F * F, axis=(1, 2))))
+        L = safe_divisor(xp.max(xp.sum(F * F, axis=(1, 2)))) / (2 * n)
+        u = xp.where(S, dphi, 0) / L
     else:
         u = solve_on_entries(sharing_curvature(F, beta, phi), S, dphi)
     # 3 pull back

@@ -36,6 +36,26 @@ def test_labels_that_are_not_finite_are_refused():
         episode_heads.ridge_classes(F, np.where(Y > 0, np.nan, 0), 0.1)
 
 
+def test_a_class_without_support_samples_has_no_prototype():
+    F, Y = svm_problem(2, 8, 15, 3)
+    Y[:, :, 0] += Y[:, :, 2]
+    Y[:, :, 2] = 0
+    with pytest.raises(ValueError, match="without support"):
+        episode_heads.prototypes_episode(F, Y, None, None, {"scale": np.array(1.0)})
+
+
+def test_episodes_that_are_not_solved_move_no_penalty(monkeypatch):
+    F, Y = svm_problem(2, 14, 6, 3)
+    params = {"log_lam1": np.array(0.0), "log_lam2": np.array(0.0)}
+    solve = solvers.group_svm
+    for steps, moved in ((2, False), (100, True)):
+        monkeypatch.setattr(
+            solvers, "group_svm", lambda *a, steps=steps: solve(*a, max_iter=steps))
+        _, dF, dparams, info = episode_heads.svm_episode(F, Y, (0.5, 1.0), 9, params)
+        assert (info["unsolved"] == 0) == moved == bool(dF.any())
+        assert all((dparams[name] != 0) == moved for name in params)
+
+
 @pytest.mark.parametrize("name", episode_heads.EPISODE_HEADS)
 def test_a_head_that_only_fits_finds_the_same_without_its_adjoint(name):
     F, Y = svm_problem(2, 14, 6, 3)

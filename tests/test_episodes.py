@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -167,6 +168,9 @@ def test_npz_files_of_three_splits_are_read(tmp_path):
     source = episodes.ImageEpisodes(splits, 8, True)
     index, _ = source.sample(np.random.default_rng(0), "train", 5, 1, 2)
     assert source.images("train", index, rng=np.random.default_rng(0)).shape == (15, 84, 84, 3)
+    shutil.copy(next(tmp_path.glob("mini*val.npz")), tmp_path / "CIFAR_FS_val.npz")
+    with pytest.raises(ValueError, match="several files of the val split"):
+        episodes.load_splits(tmp_path)
 
 
 class Hostile:

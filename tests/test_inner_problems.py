@@ -113,6 +113,23 @@ def test_mcp_is_stationary_and_no_step_of_a_weight_is_better():
         inner.mcp(0.1 * F, y, lam)
 
 
+def test_the_concave_fit_ends_at_no_saddle():
+    """Of correlated features Newton's step alone would end at some."""
+    rng = np.random.default_rng(0)
+    mix = np.linalg.cholesky(0.1 * np.eye(6) + 0.9).T
+    F = rng.standard_normal((100, 25, 6)) @ mix
+    F = (F - F.mean(1, keepdims=True)) / F.std(1, keepdims=True)
+    w = rng.standard_normal((100, 6)) * (rng.random((100, 6)) < 0.5)
+    y = np.vecdot(F, w[:, None]) + 0.1 * rng.standard_normal((100, 25))
+    lam = 0.3 * solvers.lasso_lambda_max(F, y)
+    found, info = inner.mcp(F, y, lam)
+    assert info["converged"].all()
+    A, S, _ = inner.mcp_curvature(found, solvers.gram(F), lam, inner.GAMMA)
+    for t in range(100):
+        on = np.flatnonzero(S[t])
+        assert not len(on) or np.linalg.eigvalsh(A[t][np.ix_(on, on)])[0] > 0
+
+
 def test_an_unfinished_lasso_comes_near_the_solution():
     F, y = problem(6)
     lam = 0.1 * solvers.lasso_lambda_max(F, y)
@@ -136,5 +153,14 @@ def test_fewer_samples_than_features_and_too_many_features_are_refused():
     for fit in (inner.best_subset, inner.relaxed_lasso, inner.mcp):
         with pytest.raises(ValueError, match="n >= m"):
             fit(F, y, np.ones(len(F)))
+    F, y = problem(8)
+    F[1, :, 3] = 0
+    w, info = inner.unfinished_lasso(F, y, 0.1, 1e-8)
+    assert (info["gap"] <= 1e-8).all() and w[1, 3] == 0  # a column of zeros is not used
+    with pytest.raises(ValueError, match="dependent"):
+        inner.best_subset_of(F, y, 2)
+    F[1, 0, 3] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        inner.best_subset(F, y, np.ones(len(F)))
     with pytest.raises(ValueError, match="at most 10"):
         inner.best_subset(np.ones((1, 20, 11)), np.ones((1, 20)), np.ones(1))

@@ -84,6 +84,22 @@ def test_a_head_that_is_zero_takes_no_part():
     np.testing.assert_allclose(s.sharing_entropy(phi), others)
 
 
+def test_single_precision_ends_at_its_tolerance():
+    for seed in range(10):
+        F, Y = binary_problem(T=4, n=20, m=5, seed=seed)
+        _, info = s.sparse_sharing(F.astype(np.float32), Y.astype(np.float32), 0.1, 0.0)
+        assert info["converged"], seed
+
+
+def test_features_that_are_zero_have_a_gradient_of_zero():
+    F, Y = binary_problem()
+    phi, info = s.sparse_sharing(0 * F, Y, 0.1, 0.02)
+    assert info["converged"] and not phi.any()
+    for one_step in (False, True):
+        parts = s.sparse_sharing_vjp(0 * F, Y, 0.1, 0.02, phi, phi + 1, one_step)
+        assert all(np.isfinite(part).all() for part in parts)
+
+
 def test_a_solver_that_cannot_go_on_says_so():
     F, Y = binary_problem()
     _, info = s.sparse_sharing(F, Y, 0.05, 0.02, max_iter=2)
