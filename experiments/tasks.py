@@ -62,7 +62,7 @@ class TableTasks(settings.RunSettings):
         choices=("auto", "linear", "mlp", "convnet"))
     no_rotate: bool = option(False, "leave the features as the encoder gives them")
     validation: float = option(0.1, "share of the training rows held out by the encoder", 0, 0.5)
-    head: str = option("inner-lasso", "networks: how a target is fitted", choices=REAL_HEADS)
+    head: str = option("inner-lasso", "how a target is fitted", choices=REAL_HEADS)
     eps: float = option(0.5, EPS, 0, 1)
     warmup: float = option(0.5, WARMUP, 0, 1)
     split: int = option(25, SPLIT, 0)

@@ -68,9 +68,9 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     rotate: bool = parameter(True, choices=(True, False))
     validation: float = parameter(0.1, 0.0, 0.5)                    # share of rows held out
     likelihood: str = parameter("gaussian", choices=("gaussian", "categorical"))
-    head: str = parameter(                  # from here on of networks; for classes inner-lasso
+    head: str = parameter(                  # in a network and of predictors; classes: inner-lasso
         "inner-lasso", choices=REAL_HEADS)
-    eps: float = parameter(0.5, 0.0, 1.0)   # these as of task_objective, split is n_support
+    eps: float = parameter(0.5, 0.0, 1.0)   # from here on of networks, as of task_objective
     warmup: float = parameter(0.5, 0.0, 1.0)
     split: int | None = parameter(25, 1, also=(None,))
     steps: int = parameter(800, 1)          # these as of Training, adam and cosine
@@ -125,13 +125,17 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         return found[0] if self.one_target_ else found
 
     def score(self, X, y):
-        """The mean over targets of R^2, or of the accuracy, on the rows that have a label."""
+        """The mean over targets of two labels or more of R^2, or of the accuracy, on the rows that
+        have one. ValueError where no target has."""
         check_is_fitted(self, "coef_")
         _, targets = self.check(X, y, reset=False)
         found = self.predict(X).reshape(targets.known.shape)
         score = r2_score if self.classes_ is None else lambda y, its: np.mean(y == its)
         columns = zip(targets.Y.T, found.T, targets.known.T, strict=True)
-        return float(np.mean([score(y[on], its[on]) for y, its, on in columns if on.sum() > 1]))
+        scores = [score(y[on], its[on]) for y, its, on in columns if on.sum() > 1]
+        if not scores:
+            raise ValueError("y: no target has two labels to score")
+        return float(np.mean(scores))
 
     def get_feature_names_out(self, input_features=None):
         """feature0, feature1, ..."""

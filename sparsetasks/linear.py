@@ -73,11 +73,13 @@ def losses_of_ranks(X, Y, penalty, held, most):
     NaN for a row without a label."""
     train, mean = X[~held], X[~held].mean(axis=0)
     B = ridge(train, Y[~held], penalty)
-    V, P = leading_of(train - mean, B), (X[held] - mean) @ B
-    y = Y[held] - mean_and_scale(Y[~held])[0]
-    known = np.isfinite(y).sum(axis=1)
-    left = (y - P @ V[:, :m] @ V[:, :m].T for m in range(1, most + 1))
-    return np.stack([np.nansum(e * e, axis=1) for e in left]) / np.where(known, known, np.nan)
+    V, fitted, P = leading_of(train - mean, B), (train - mean) @ B, (X[held] - mean) @ B
+    known, losses = np.isfinite(Y[held]).sum(axis=1), []
+    for m in range(1, most + 1):
+        U = V[:, :m] @ V[:, :m].T
+        b, _ = mean_and_scale(Y[~held] - fitted @ U)                # a target's, on its own rows
+        losses.append(np.nansum((Y[held] - b - P @ U) ** 2, axis=1))
+    return np.stack(losses) / np.where(known, known, np.nan)
 
 
 def leading_of(X, B):

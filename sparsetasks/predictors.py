@@ -65,7 +65,7 @@ def fold_sums(F, Y):
     for f in range(FOLDS):
         rows = np.flatnonzero(fold == f)
         for some in np.array_split(rows, 1 + len(rows) // 10_000):
-            pairs = (A[some, :, None] * A[some, None, :]).reshape(len(some), -1)
+            pairs = (A[some, :, None] * A[some, None, :]).reshape(len(some), p * p)
             AA[f] += (known[some].T @ pairs).reshape(-1, p, p)
         Ay.append(y[rows].T @ A[rows])
         yy.append(np.vecdot(y[rows], y[rows], axis=0))
@@ -82,7 +82,7 @@ def fit(by, lambda_max, share, AA, Ay, yy):
     G = AA[:, :-1, :-1] / n[:, :, None] - mean[:, :, None] * mean[:, None, :]
     c = Ay[:, :-1] / n - y_mean * mean
     m = c.shape[1]
-    jitter = 1e-9 * np.trace(G, axis1=1, axis2=2)[:, None, None] / m + 1e-300
+    jitter = 1e-9 * np.trace(G, axis1=1, axis2=2)[:, None, None] / m + 1e-12        # F: variance 1
     L = np.linalg.cholesky(G + jitter * np.eye(m))
     F, y = m ** 0.5 * L.mT, m ** 0.5 * np.linalg.solve(L, c[..., None])[..., 0]
     W = by(F, y, share * lambda_max(F, y))

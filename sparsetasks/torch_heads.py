@@ -30,11 +30,14 @@ def exactly(method):
     return out_of_autocast
 
 
-def check_features(F):
-    """Refuse features of another shape, or of half precision."""
+def check_features(F, n_support=None):
+    """Refuse features of another shape or of half precision, and a support without a query."""
     if F.ndim != 3 or F.dtype not in (torch.float64, torch.float32):
         raise ValueError(f"F: found {tuple(F.shape)} {F.dtype}, expected features (T, n, m) of T "
                          "tasks in single or double precision: F.double()")
+    if n_support is not None and not 0 < n_support < F.shape[1]:
+        raise ValueError(f"n_support: found {n_support}, expected 1 to {F.shape[1] - 1} of "
+                         f"{F.shape[1]} samples")
 
 
 def per_task(lam, F):
@@ -81,7 +84,7 @@ class LassoHead(torch.nn.Module):
 
     @exactly
     def forward(self, F, y, lam=None):
-        check_features(F)
+        check_features(F, self.n_support)
         F_fit, y_fit = F[:, :self.n_support], y[:, :self.n_support]
         F_score, y_score = F[:, self.n_support or 0:], y[:, self.n_support or 0:]
         if self.intercept:
@@ -139,7 +142,7 @@ class SVMHead(torch.nn.Module):
 
     @exactly
     def forward(self, F, Y, lam1=None):
-        check_features(F)
+        check_features(F, self.n_support)
         F_fit, Y_fit = F[:, :self.n_support], Y[:, :self.n_support]
         if lam1 is None:
             lam1 = self.eps * solvers.svm_lambda_max(F_fit.detach(), Y_fit)

@@ -398,7 +398,8 @@ FEW_ROWS = {
     "a domain of 2 rows": {"domain": np.where(np.arange(90) < 2, 9, np.arange(90) // 2 % 3)},
     "a class for every row": {"y": np.arange(90)},
     "a class for every domain": {"domain": np.arange(90) % 2},
-    "a domain of one class": {"domain": np.where(np.arange(90) % 8 == 0, 9, np.arange(90) // 2 % 3)},
+    "a domain of one class": {
+        "domain": np.where(np.arange(90) % 8 == 0, 9, np.arange(90) // 2 % 3)},
 }
 
 

@@ -426,3 +426,21 @@ def test_a_random_state_is_drawn_from_once():
     model = SparseTasks(n_components=2, random_state=state).fit(X, Y)
     seed = model.seed()
     assert model.seed() == seed and model.fit(X, Y).seed() == seed
+
+
+def test_targets_with_labels_on_some_rows_ask_for_as_many_features():
+    """Each target's intercept is that of its own rows."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        X, W = rng.standard_normal((1000, 12)), rng.standard_normal((20, 4))
+        Y = X[:, :4] @ W.T + 0.1 * rng.standard_normal((1000, 20))
+        Y[X[:, 0] < 1] = np.nan
+        model = SparseTasks(encoder="linear", rotate=False).fit(X, Y)
+        assert model.n_components_ == 4 and model.score(X, Y) > 0.95
+
+
+def test_nothing_to_score_is_refused():
+    X, Y = small()
+    model = SparseTasks(n_components=2, **SAME).fit(X, Y)
+    with pytest.raises(ValueError, match="no target has two labels"):
+        model.score(X, np.full(Y.shape, np.nan))

@@ -114,3 +114,16 @@ def test_a_target_without_a_class_never_tells_it():
     both = np.stack([code, np.minimum(code, 1)], axis=1)
     W, b, _ = predictors.of_classes(F, Targets(both, "categorical"))
     assert b[1, 2] == -np.inf and not W[1, 2].any() and np.isfinite(b[0]).all()
+
+
+def test_a_target_of_few_labels_leaves_the_others_their_fits():
+    F, Y, _ = features()
+    W, _ = predictors.of_numbers(F, Y, "inner-lasso")
+    for labels in (2, 3):
+        Y[labels:, 0] = np.nan
+        Y[:labels, 0] = np.arange(labels)
+        few, _ = predictors.of_numbers(F, Y, "inner-lasso")
+        assert np.isfinite(few).all()
+        np.testing.assert_allclose(few[1:], W[1:], atol=1e-9)
+    few, _ = predictors.of_numbers(F[:3], F[:3, :1], "inner-ridge")
+    assert few.shape == (1, 4) and np.isfinite(few).all()

@@ -82,3 +82,10 @@ def test_a_column_is_constant_in_all_units_or_in_none(unit):
     assert scale[1] == 1
     mean, scale = mean_and_scale(np.full((3_000_000, 1), 0.1, np.float32))
     assert mean[0] == np.float32(0.1) and scale[0] == 1
+
+
+def test_of_two_classes_one_column_tells_both():
+    Y = np.array([["a", "x"], ["b", "y"], ["a", "z"], ["b", "x"], ["a", "y"], ["b", "z"]])
+    columns = Targets(Y, "categorical").columns
+    assert columns.shape == (6, 1 + 3)
+    np.testing.assert_allclose(columns[:, 0], [-1, 1, -1, 1, -1, 1])
