@@ -68,7 +68,7 @@ def read_npz(path):
     if missing:
         raise ValueError(
             f"{path}: expected x and Y, found {', '.join(found) or 'nothing'}")
-    return found
+    return {name: found[name] for name in ("x", "Y", "factors", "test") if name in found}
 
 
 def read_arrays(path, *names):

@@ -83,8 +83,12 @@ def coded(Y):
         raise ValueError("Y: found numbers that are no classes 0, 1, ...")
     classes, codes = [], np.full(Y.shape, -1)
     for k, column in enumerate(Y.T):
-        there = np.flatnonzero([is_class(value) for value in column.tolist()])
-        names, codes[there, k] = np.unique(column[there], return_inverse=True)
+        try:
+            there = np.flatnonzero([is_class(value) for value in column.tolist()])
+            names, codes[there, k] = np.unique(column[there], return_inverse=True)
+        except TypeError:
+            raise ValueError(f"Y: column {k} has classes that are neither all numbers nor all texts"
+                             ) from None
         classes.append(names)
     return classes, codes
 

@@ -152,3 +152,9 @@ def test_content_is_part_of_a_results_name():
         rows._replace(x=x.reshape(2, 64)), rows._replace(factors=np.ones((2, 1))),
         rows._replace(names=["z"]), rows._replace(inputs=["a"])]
     assert len({r.fingerprint() for r in (rows, *other)}) == 5
+
+
+def test_other_arrays_of_an_npz_file_are_no_names(tmp_path):
+    x, Y = linear_table()
+    np.savez(tmp_path / "t.npz", x=x, Y=Y, names=["p", "q"], inputs=np.arange(7))
+    assert tables.read_npz(tmp_path / "t.npz").keys() == {"x", "Y"}

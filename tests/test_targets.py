@@ -89,3 +89,11 @@ def test_of_two_classes_one_column_tells_both():
     columns = Targets(Y, "categorical").columns
     assert columns.shape == (6, 1 + 3)
     np.testing.assert_allclose(columns[:, 0], [-1, 1, -1, 1, -1, 1])
+
+
+@pytest.mark.parametrize("column", [
+    np.array(["a", 1, "b"], dtype=object), np.array(["2020-01-01"] * 3, dtype="datetime64[D]"),
+    np.array([b"a", b"b", b"a"])], ids=["mixed", "dates", "bytes"])
+def test_classes_that_are_neither_numbers_nor_texts_are_refused(column):
+    with pytest.raises(ValueError, match="column 0 has classes"):
+        Targets(column, "categorical")
