@@ -153,7 +153,7 @@ def nonempty(rng, S):
     return S
 
 
-LIKELIHOODS = "gaussian", "categorical"
+LIKELIHOODS = "gaussian", "categorical"                                    # of labels
 
 
 class Tasks:

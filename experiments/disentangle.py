@@ -45,7 +45,7 @@ class Disentangle(settings.RunSettings):
     outputs: int = option(1, "outputs of a task, or classes", 1)
     likelihood: str = option(
         "gaussian", "of the labels; categorical: fitted by group-Lasso logistic regression",
-        choices=("gaussian", "categorical"))
+        choices=data.LIKELIHOODS)
     shift: float = option(0.0, SHIFT, 0, 5)
     head: str = option("inner-lasso", "how a task's predictor is fitted", choices=HEADS)
     eps: float = option(0.3, EPS, 0, 1)

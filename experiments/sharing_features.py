@@ -111,7 +111,7 @@ class FeatureTasks:
 
     def sample(self, rng, T, shot, query):
         """index (T, n) and Y (T, n, 1) of `shot` support rows of each class, first, and `query`
-        others, no row in both where a class has more than `shot` rows in other places too."""
+        others; a row is in both only where a class has too few others."""
         tasks = [self.sample_task(rng, shot, query) for _ in range(T)]
         index, Y = zip(*tasks, strict=True)
         return np.stack(index), np.stack(Y)[..., 1:]
