@@ -102,6 +102,8 @@ def carried_out(name, settings_class, function, args):
     try:
         config = settings.read(settings_class, args)
         return function(config) or 0
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         status, told = 2, f"run.py {name}: {error}"
     except MemoryError as error:
@@ -119,4 +121,4 @@ def carried_out(name, settings_class, function, args):
 if __name__ == "__main__":
     process.prepare()
     warnings.simplefilter("ignore", RuntimeWarning)  # training refuses what is not finite
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(process.unless_unread(main, sys.argv[1:]))

@@ -1,6 +1,7 @@
 """process.py -- how our processes live with others: closed streams, signals, a parent that dies.
 
     prepare()                   of run.py, before all else
+    unless_unread(main, argv)   what run.py does, until nobody reads what it prints: `| head`
     keep_memory()               what one step frees, the next one takes
     end_with_parent()           of a sweep's worker: it ends when the sweep is no more
 """
@@ -37,6 +38,17 @@ def keep_memory():
 def interrupt(number, frame):
     """What Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def unless_unread(main, argv):
+    """main's exit status; a reader that has seen enough ends it without a word, as by SIGPIPE."""
+    try:
+        status = main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        status = 141                                                # 128 + SIGPIPE
+    return status
 
 
 @functools.cache

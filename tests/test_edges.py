@@ -223,7 +223,7 @@ def read_often(shapes):
     return len(shapes)
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn"])
+@pytest.mark.parametrize("how", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_stored_images_are_read_in_other_processes(how, tmp_path):
     if how not in multiprocessing.get_all_start_methods():
         pytest.skip("no fork here")

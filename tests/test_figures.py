@@ -152,6 +152,7 @@ def test_chance_is_that_of_six_features(drawn):
     assert 0.6 < ax.lines[0].get_ydata()[0] < 0.65
 
 
+@pytest.mark.slow
 def test_the_latents_are_those_of_the_pairs(drawn):
     figures.draw_latents(None)
     (((uniform, noisy), (_, correlated)),) = [np.reshape(axes[:4], (2, 2)) for axes in drawn]

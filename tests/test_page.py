@@ -134,6 +134,7 @@ def test_the_links_lead_to_the_functions():
         assert name.rpartition(".")[2] in "".join(lines[int(line) - 1 : int(line) + 1])
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_title_are_told_apart(folders, tmp_path):
     content = written(folders, tmp_path / "p.html", "lasso", "ten", "ridge")
     assert [own["title"] for own in content["runs"]] == ["Lasso (1)", "Lasso (2)", "ridge"]

@@ -94,6 +94,16 @@ def test_a_progress_line_shows_on_a_terminal(tmp_path):
     assert all(word in seen for word in (b"loss", b"nonzero", b"MCC", b"training"))
 
 
+@pytest.mark.parametrize("line", ["--help", "sweep main --scale tiny --index 0"])
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(line, tmp_path):
+    words = [sys.executable, str(ROOT / "run.py"), *line.split()]
+    unread, stdout = os.pipe()
+    os.close(unread)
+    done = subprocess.run(words, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, timeout=60)
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 STEPS = """
 import resource
 from concurrent.futures import ThreadPoolExecutor

@@ -35,6 +35,7 @@ def test_a_tiny_run_of_every_method(method, tmp_path, capsys):
     assert 0 <= result["zeros"] <= 1 and 0.3 <= result["accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_dsprites_trains_and_the_hypergradient_can_be_cheap(tmp_path):
     args = ["sharing", "--source", "dsprites", "--one-step", *TINY, "--results", str(tmp_path)]
     assert run.main(args) == 0

@@ -36,6 +36,7 @@ def spurious(path, kind, N=3000, d=20, seed=0):
     )
 
 
+@pytest.mark.slow
 def test_tasks_whose_queries_are_even_over_groups_beat_erm_on_the_worst_group(tmp_path, capsys):
     spurious(tmp_path / "x.npz", "group")
     args = [

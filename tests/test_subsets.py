@@ -41,6 +41,7 @@ def test_it_goes_on_from_the_lasso_s_encoder(tmp_path):
         np.testing.assert_allclose(after[name], a, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_through_the_lasso_it_is_the_main_job_s_training(tmp_path):
     config = subsets.Subsets(results=str(tmp_path), head="inner-lasso", eps=0.3, **SHORT)
     main = disentangle.Disentangle(results=str(tmp_path), threads=1, steps=3)
