@@ -17,7 +17,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import maps, results, settings, sharing, tell
+from experiments import maps, results, sharing, tell
 from experiments.settings import option
 from experiments.sharing_data import BinaryTasks
 from solvers import NotIdentified
@@ -29,7 +29,7 @@ SCORED = 5000  # images
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedMaps(settings.RunSettings):
+class SharedMaps(maps.CPURunSettings):
     """Train a linear map to more features than factors through sparse heads that share them."""
 
     experiment: ClassVar[str] = "shared_maps"
@@ -109,7 +109,7 @@ def score_heads(own, features, tasks):
     """Accuracy on unseen tasks by their samples, and how their heads share features."""
     unseen = own.pool + np.arange(own.test_tasks)
     found = {}
-    for shot in SHOTS:
+    for shot in dict.fromkeys((*SHOTS, own.shot)):
         accuracy, phi = sharing.accuracies(
             dataclasses.replace(own, shot=shot), features, tasks, unseen)
         found[f"accuracy_{shot}"] = float(accuracy.mean())

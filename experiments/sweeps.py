@@ -169,6 +169,7 @@ def crossed(**lists):
 # every scale.
 ON, THREE, FIVE = ("factors", "encoder"), range(3), range(5)
 POOL_SIZES = (2, 3, 4, 6, 8, 12, 20, 50, 200)
+KEEP_START = {"warmup": 0.0, "lr": 0.02}                            # where eps rises it is left
 INNER_PROBLEMS = [
     *crossed(head=["inner-lasso"], eps=[0.1, 0.3], start=["random", "factors"]),
     *crossed(head=["subset"], eps=[0.01, 0.1], start=["random", "lasso", "factors"]),
@@ -177,7 +178,7 @@ INNER_PROBLEMS = [
     *crossed(head=["mcp"], eps=[0.3], start=["lasso", "factors"])]
 MAP_SWEEPS = {
     "problem4": [
-        cell | {"lr": 0.02 if cell["start"] == "factors" else 0.1}
+        cell | (KEEP_START if cell["start"] != "random" else {})
         for cell in (own | more for own in crossed(on=ON, rho=[0.0, 0.9, 0.95], seed=THREE)
                      for more in INNER_PROBLEMS)],
     "pools": [
@@ -207,7 +208,7 @@ PENALTIES = [
     for seed in range(2)
     for own in (*crossed(held_out=[False, True], eps=[0.01, 0.03, 0.1, 0.2, 0.3, 0.5]),
                 *crossed(held_out=[False, True], eps=[0.03, 0.3], learn=[True]))]
-AFTER_LASSO = {"start": "lasso", "steps": 400, "lr": 2e-3}
+AFTER_LASSO = {"start": "lasso", "steps": 400, "lr": 2e-3, "warmup": 0.0}
 SUBSETS = [
     {"seed": seed} | own for seed in THREE
     for own in (*crossed(rho=[0.9, 0.0], head=["subset-size"]),
