@@ -113,7 +113,8 @@ def carried_out(name, settings_class, function, args):
     except KeyboardInterrupt:
         status, told = 130, "\ninterrupted"
         if name == "sweep" or issubclass(settings_class, settings.RunSettings):
-            told += "; the same command goes on from the last checkpoint, if there is one"
+            again = "without --force " if getattr(args, "force", False) else ""
+            told += f"; the same command {again}goes on from the last checkpoint, if there is one"
     print(told, file=sys.stderr)
     return status
 
@@ -121,4 +122,4 @@ def carried_out(name, settings_class, function, args):
 if __name__ == "__main__":
     process.prepare()
     warnings.simplefilter("ignore", RuntimeWarning)  # training refuses what is not finite
-    sys.exit(process.unless_unread(main, sys.argv[1:]))
+    sys.exit(process.status_of(main, sys.argv[1:]))

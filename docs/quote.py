@@ -125,8 +125,11 @@ def unlike_their_rows(text):
     wrong = []
     for table, body in ROWS.findall(text):
         for line, row in itertools.zip_longest(body.splitlines(), read(table)):
-            cells = [float(cell) for cell in (row or {}).values() if is_number(cell)]
-            for number in DECIMAL.findall(line or "no line 0.0"):
+            if line is None or row is None:
+                wrong.append(f"{table}: {'a row' if line is None else line} stands alone")
+                continue
+            cells = [float(cell) for cell in row.values() if is_number(cell)]
+            for number in DECIMAL.findall(line):
                 digits = len(number.split(".")[1])
                 if not any(float(number) == round(cell, digits) for cell in cells):
                     wrong.append(f"{table}: {number} in {line}")

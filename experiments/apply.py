@@ -175,10 +175,11 @@ def curves(config):
     words = [word.rpartition("=") for word in config.folders]
     runs = [read_run(Path(folder)) for _, _, folder in words]
     contents = [content for content, _ in runs]
-    differ = [key for key in contents[0] if differs(key, contents)]
+    keys = dict.fromkeys(key for content in contents for key in content)
+    differ = [key for key in keys if differs(key, contents)]
     fig, ax = plots.subplots(1, 1, (5.2, 3.4))
     for (label, _, _), (content, rows) in zip(words, runs, strict=True):
-        settings = ", ".join(f"{key.replace('_', ' ')} {content[key]}" for key in differ)
+        settings = ", ".join(f"{key.replace('_', ' ')} {content.get(key)}" for key in differ)
         x = [row["step"] if config.against == "step" else row["seconds"] / 60 for row in rows]
         told = (label or settings).replace("$", r"\$")               # no formula of TeX
         ax.plot(x, [row["mcc"] for row in rows], "o-", ms=3, label=told)
@@ -225,4 +226,4 @@ def read_run(folder):
 def differs(key, contents):
     """Whether a setting differs between runs, and tells something of them."""
     values = {str(content.get(key)) for content in contents}
-    return len(values) > 1 and key not in ("code", "device", "kernel")
+    return len(values) > 1 and key not in ("code", "code_before", "device", "kernel")

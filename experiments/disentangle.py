@@ -230,14 +230,14 @@ def score_features(features, shapes, z, p, count, run, tasks_on=None):
 
 def fresh_tasks(config, z, count, seed=20_002):
     """Labels Y (T, n) and index (T, n) of `count` tasks as a run's, each on its own images, of
-    latents z; at most 1,000. Of several outputs each is a task. Of finitely many tasks each comes
-    once, whatever the count."""
+    latents z; at most 1,000. Of several outputs each is a task. Of finitely many tasks, which are
+    of one output, each comes once, whatever the count."""
     rng = np.random.default_rng(seed)
     uniform = np.full(len(z), 1 / len(z))
     one_each = dataclasses.replace(config, image_sets=min(1000, max(1, count)), tasks_per_set=1)
     tasks = tasks_of(one_each, z, uniform)
     W = tasks.sample_coefficients(rng)                              # (T, 1, k, d)
-    if config.tasks.startswith("finite"):
+    if config.tasks.startswith("finite") and config.outputs == 1:
         W = data.finite_tasks(config.tasks, z.shape[1])[:1000, None, None, :]
     index, y = tasks.sample_labels(rng, W)                          # (T, n), (T, 1, n[, k])
     Y = y.reshape(*index.shape, -1).transpose(2, 0, 1)              # (k, T, n)

@@ -133,7 +133,7 @@ def functions_of(path, names):
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path}: {told_error(error, str(path))}") from None
     missing = [name for name in names if not callable(getattr(module, name, None))]
     if missing:
@@ -150,7 +150,7 @@ def careful(f, path):
                 out = f(*copies)
         except NotImplementedError:
             raise Wrong(UNWRITTEN) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise Wrong(told_error(error, path)) from None
         if not all(np.array_equal(a, copy) for a, copy in zip(args, copies, strict=True)):
             raise Wrong("changes one of its arguments: work on a copy")

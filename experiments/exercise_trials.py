@@ -64,10 +64,12 @@ def lasso_trials(theirs):
     """lasso(F, y, lam) on problems, lasso_gap(F, y, lam, w) at weights right and wrong."""
     for title, (F, y, lam) in lasso_problems().items():
         yield title, functools.partial(lasso_fault, theirs["lasso"], F, y, lam)
-    F, y, lam = lasso_problems()[CORRELATED]
+    F, y, _ = lasso_problems()[CORRELATED]
+    lam = 0.02 * lasso_lambda_max(F, y)                             # where weights have both signs
     right = lasso_of(F, y, lam)
     for title, w in {
             "lasso_gap: the solution": right, "lasso_gap: w = 0": 0 * right,
+            "lasso_gap: signs turned": -right,
             "lasso_gap: a weight moved": right + 0.1 * (np.arange(6) == np.argmax(np.abs(right))),
             "lasso_gap: no penalty": lasso_of(F, y, 0.0)}.items():
         yield title, functools.partial(gap_fault, theirs["lasso_gap"], F, y, lam, w)
@@ -301,7 +303,7 @@ def batch_norm_mistakes(dout, x, g):
         "b": {"has a factor g that the shift has not": d.sum(axis=0)}}
 
 
-CONVOLUTIONS = {  # title: side, k, C, O, stride, pad
+CONVOLUTIONS = {  # title: height, k, C, O, stride, pad; images are a step wider than high
     "1 x 1": (3, 1, 2, 3, 1, 0), "2 x 2, stride 2": (6, 2, 2, 3, 2, 0),
     "3 x 3": (5, 3, 2, 3, 1, 0), "3 x 3, padded": (5, 3, 2, 3, 1, 1),
     "4 x 4, stride 2, padded": (6, 4, 2, 3, 2, 1)}
@@ -318,9 +320,9 @@ def conv2d_trials(theirs):
 
 def conv2d_case(setting, backward):
     """gradcheck's case of a convolution of five images, with this backward."""
-    side, k, C, O, stride, pad = setting
-    rng = np.random.default_rng(side)
-    shapes = {"x": (5, side, side, C), "W": (k, k, C, O), "b": (O,)}
+    height, k, C, O, stride, pad = setting
+    rng = np.random.default_rng(height)
+    shapes = {"x": (5, height, height + stride, C), "W": (k, k, C, O), "b": (O,)}
     arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
 
     def forward(x, W, b):

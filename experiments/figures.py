@@ -150,8 +150,8 @@ def draw_bands(rows, path, lines):
 
 def draw_best(ax, rows, variable, score):
     """A score of each method against a variable, at the eps that is best for it, of each seed by
-    itself, as the published code chooses; thin, at one eps for all seeds, that of the best mean
-    MCC. No axes without values in between."""
+    itself, as the published code chooses. The thin line takes one eps for all seeds: the one of the
+    best mean MCC, whatever the score. No axes without values in between."""
     levels = sorted({row[variable] for row in rows})
     if len(levels) < 3:
         ax.set_axis_off()
@@ -252,13 +252,13 @@ def tile_of_pairs(z, p):
     return np.block(rows)
 
 
-def row_of(rows, part):
-    """The row of a finished run that a part of one run names."""
+def row_of(rows, part, sweep="responses"):
+    """The row of a finished run that a part of one run of a sweep names."""
     (cell,), (head,), (eps,) = part.cells, part.heads, part.eps
     wanted = {"head": head, "eps": eps, **cell}
     inside = where(rows, wanted)
     if not inside:
-        raise ValueError(f"no finished run with {wanted}: run.py sweep responses")
+        raise ValueError(f"no finished run with {wanted}: run.py sweep {sweep}")
     return inside[0]
 
 
@@ -299,7 +299,7 @@ def draw_idea(rows, path):
     title = f"training images: correlation {realised:.2f} ($\\rho$ = 0.9)"
     axes[0].set(xticks=[], yticks=[], title=title)
     for ax, part, label in ((axes[1], IDEA[1], "ridge"), (axes[2], IDEA[0], "Lasso")):
-        row = row_of(rows, part)
+        row = row_of(rows, part, "idea")
         own = encoded(row, shapes)
         plots.show_correlation(ax, own.C, own.matched, shapes.names)
         ax.set(xlabel="feature", title=f"through {label} fits: MCC {row['mcc']:.2f}")

@@ -216,9 +216,9 @@ def layer_cases(rng):
     yield case("normalise by the support", "normalise", {"F": (3, 8, 4)}, n_support=5)
 
 
-def conv_case(rng, side, k, C, O, stride, pad):
-    """A convolution from C to O channels with a k x k kernel, of two square images."""
-    shapes = {"x": (2, side, side, C), "W": (k, k, C, O), "b": (O,)}
+def conv_case(rng, height, k, C, O, stride, pad):
+    """A convolution from C to O channels with a k x k kernel, of two images, wider than high."""
+    shapes = {"x": (2, height, height + stride, C), "W": (k, k, C, O), "b": (O,)}
     title = f"conv2d {k}x{k}/{stride}, {C} to {O} channels"
     return layer_case(rng, title, "conv2d", shapes, stride=stride, pad=pad)
 
@@ -405,6 +405,18 @@ def task_head_case(rng, name, n_support):
     return loss_case(f"head {name}, Problem ({problem})", fitted, F=F)
 
 
+def subset_size_case(n_support):
+    """Best subsets of two and of three features.  [L23, (4)]"""
+    F, y = regression(np.random.default_rng(5), 2, 20, 4).values()
+
+    def fitted(F):
+        loss, dF, _, info = inner_problems.head_of_size(F, y, np.array([2, 3]), n_support)
+        return loss, {"F": dF}, info
+
+    problem = 6 if n_support is None else 7
+    return loss_case(f"head subset-size, Problem ({problem})", fitted, F=F)
+
+
 def learned_penalty_case(n_support):
     """A Lasso whose penalties are a common factor of fixed ones, in F and in that factor's log."""
     rng = np.random.default_rng(4)
@@ -488,6 +500,8 @@ def head_cases(rng):
     own = np.random.default_rng(3)                                  # the cases below are as before
     for name, n_support in itertools.product(inner_problems.HEADS, (None, 14)):
         yield task_head_case(own, name, n_support)
+    yield subset_size_case(None)
+    yield subset_size_case(14)
     yield learned_penalty_case(None)
     yield learned_penalty_case(14)
     yield sets_case(rng, "batch")

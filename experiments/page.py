@@ -26,7 +26,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import disentangle, results, settings
+from experiments import disentangle, plots, results, settings
 from experiments.settings import OUT, option, out_path
 from sparsetasks.rotation import unmix
 
@@ -56,6 +56,8 @@ class Page:
 
 def page(config):
     """Pack the runs, and write the page."""
+    if config.runs and config.train:
+        raise ValueError("--train: found runs that are named; it trains the three of no name")
     folders = [Path(run) for run in config.runs] or default_runs(config)
     if len(folders) > MOST_RUNS:
         raise ValueError(f"runs: found {len(folders)}, expected at most {MOST_RUNS}")
@@ -93,13 +95,14 @@ def render(trained, source):
     """The page of some runs, as text."""
     shapes, first = data.Shapes3D(), trained[0].config
     z, p = data.latents(shapes, first["alpha"], first["rho"])
+    realised = plots.realised_correlation(first["rho"], first["alpha"])
     drawn = draw_images(shapes, p)
     content = {
         "names": CAUSES, "levels": data.LEVELS, "values": told_values(),
         "scene": pack_scene(), "draws": pack_draws(shapes, z, drawn),
         "runs": [pack_run(run, shapes, z, drawn) for run in trained],
         "told_source": "Independent: every combination has the same probability. As in training: "
-                       f"causes are correlated at {first['rho']:g}.",
+                       f"causes are correlated at {realised:.2f}.",
         "code": code_links(source), "commit": commit()}
     tell_apart(content["runs"])
     template = Path(__file__).with_name("page.html").read_text()
@@ -204,7 +207,8 @@ class Trained:
 def read_run(folder):
     """The Trained of a run's folder; ValueError where it is not a finished one on 3D Shapes."""
     result = results.read_json(folder / "result.json", ("mcc", "r"))
-    config = results.read_json(folder / "config.json", ("rho", "alpha", "eps"), ("head", "norm"))
+    config = results.read_json(
+        folder / "config.json", ("rho", "alpha", "eps", "steps", "seed"), ("head", "norm", "tasks"))
     snapshot, encoder, *_ = results.load_checkpoint(folder / "checkpoint.npz")
     spec = encoder.spec
     if spec.name != "cnn" or spec.sizes["channels"] != 3 or config["norm"] != "batch":
@@ -227,7 +231,7 @@ def pack_run(run, shapes, z, drawn):
     signs = [-1.0 if signed[k, j] < 0 else 1.0 for k, j in zip(factors, matched, strict=True)]
     return {
         "title": title_of(run), "settings": settings_in_words(run),
-        "mcc": run.result["mcc" if run.M is None else "mcc_rotated"], "r": run.result["r"],
+        "mcc": metrics.mcc(own, uniform), "r": metrics.r_score(own, uniform),
         "matrix": None if run.M is None else run.M.tolist(),
         "correlation": C.tolist(), "order": [*matched, *spare],
         "sign": [*signs, *(1.0 for _ in spare)], "factors": [*factors, *(-1 for _ in spare)],
@@ -248,7 +252,7 @@ def settings_in_words(run):
     """What tells a run from others, in words."""
     config = run.config
     words = f"penalty {config['eps']:g}, {config['steps']} steps, seed {config['seed']}; "
-    words += f"causes correlated at {config['rho']:g} in training"
+    words += f"rho {config['rho']:g} in training"
     return words if config["tasks"] == "bernoulli-gauss" else f"{words}, tasks {config['tasks']}"
 
 

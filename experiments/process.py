@@ -1,7 +1,7 @@
 """process.py -- how our processes live with others: closed streams, signals, a parent that dies.
 
     prepare()                   of run.py, before all else
-    unless_unread(main, argv)   what run.py does, until nobody reads what it prints: `| head`
+    status_of(main, argv)       its exit status, also where a reader or Ctrl-C ends it early
     keep_memory()               what one step frees, the next one takes
     end_with_parent()           of a sweep's worker: it ends when the sweep is no more
 """
@@ -40,14 +40,18 @@ def interrupt(number, frame):
     raise KeyboardInterrupt
 
 
-def unless_unread(main, argv):
-    """main's exit status; a reader that has seen enough ends it without a word, as by SIGPIPE."""
+def status_of(main, argv):
+    """main's exit status, as a shell has it: a reader that has seen enough (`| head`) ends it
+    without a word, Ctrl-C while it is not at work yet in one."""
     try:
         status = main(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
         status = 141                                                # 128 + SIGPIPE
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        status = 130
     return status
 
 

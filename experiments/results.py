@@ -15,6 +15,7 @@
 Files are written under a temporary name and moved into place: whole, or not at all.
 """
 import contextlib
+import errno
 import json
 import math
 import os
@@ -137,7 +138,9 @@ def acquire_lock(path):
         lock.acquire(blocking=False)
     except filelock.Timeout:
         raise ValueError(f"{path.parent}: another process is at work on this result") from None
-    except OSError:                                                 # a network disk may have none
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise                                                   # but a network disk's
         print(f"{path.parent}: files cannot be locked here: start no second process on it")
     return lock
 
@@ -260,6 +263,8 @@ class Run:
         return result
 
     def __enter__(self):
+        self.made = [folder for folder in (self.folder.parent, self.folder.parent.parent)
+                     if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = acquire_lock(self.path(".lock"))
         if self.config.force:
@@ -284,12 +289,12 @@ class Run:
         return [code for code in dict.fromkeys(codes) if code != self.code]
 
     def __exit__(self, *error):
-        self.lock.release()
         if any(error) and not any(self.folder.rglob("checkpoint.npz")):
             shutil.rmtree(self.folder, ignore_errors=True)          # nothing is lost
-            for folder in (self.folder.parent, self.folder.parent.parent):
+            for folder in self.made:
                 with contextlib.suppress(OSError):                  # not empty
                     folder.rmdir()
+        self.lock.release()                                         # last: the next may enter
 
     def empty(self):
         """Remove what an earlier run left, but for the lock."""

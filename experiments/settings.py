@@ -147,14 +147,17 @@ def read(settings, args):
 
 
 def at_home(value):
-    """A text that begins with ~ as the path that it means: shells leave --results=~/x alone."""
+    """A text that begins with ~ as the path that it means: shells leave --results=~/x alone. Of
+    several words a tuple."""
+    if isinstance(value, list):
+        return tuple(map(at_home, value))
     is_path = isinstance(value, str) and value.startswith("~")
     return os.path.expanduser(value) if is_path else value
 
 
 def check_out(path):
     """Refuse a file that cannot be written, before the work."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(f"--out {path}: cannot be written")
 
 
@@ -206,7 +209,8 @@ def memory():
 def suspect(config):
     """What may be too large: the flag of the number that is most above its default, if one is."""
     above = {field.name: getattr(config, field.name) / max(field.default, 1)
-             for field in dataclasses.fields(config) if field.type is int and field.name != "seed"}
+             for field in dataclasses.fields(config)
+             if field.type is int and field.metadata.get("in_hash", True) and field.name != "seed"}
     name = max(above, key=above.get, default=None)
     if name is None or above[name] <= 1:
         return ""

@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections import namedtuple
 from functools import partial
@@ -307,29 +308,45 @@ class Sweep:
 def sweep(config):
     """Run the sweep and write its table."""
     name = SWEEP_OF.get(config.name, config.name)
-    configs = sweep_configs(name, config.scale, config.results)
-    if config.index >= len(configs):
-        raise ValueError(f"--index: found {config.index}, expected -1 to {len(configs) - 1}")
-    chosen = configs if config.index < 0 else [configs[config.index]]
-    runs = {run.name: run.config for run in map(run_of, chosen)}
-    table = partial(read_table, name, config.scale, config.results, refuse_damaged=False)
-    there = runs.keys() & {row["run"] for row in table()}
-    missing = [own for run, own in runs.items() if run not in there]
-    print(f"sweep {name}, {config.scale}: {len(runs)} runs, {len(there)} there already", flush=True)
-
+    asked = sweep_configs(name, config.scale, config.results)
+    runs = {run.name: run.config for run in map(run_of, asked)}
+    if config.index >= len(runs):
+        raise ValueError(f"--index: found {config.index}, expected -1 to {len(runs) - 1}")
+    chosen = list(runs) if config.index < 0 else [list(runs)[config.index]]
     path = table_of(name, config.scale, config.results)
+    keep_others(path, runs)
+    table = partial(read_table, name, config.scale, config.results, refuse_damaged=False)
+    there = {row["run"] for row in table()}.intersection(chosen)
+    missing = [runs[run] for run in chosen if run not in there]
+    print(f"sweep {name}, {config.scale}: {len(chosen)} runs, {len(there)} there already",
+          flush=True)
+
     failed = []
     for error in run_all(missing, config, f"sweep {name}"):
         failed += [error] if error else []
-        write_table(table(), path, type(configs[0]))                # kept, whatever comes
+        rewrite(table(), path, type(asked[0]))                      # kept, whatever comes
     rows = table()
+    rewrite(rows, path, type(asked[0]))
     if rows:
-        write_table(rows, path, type(configs[0]))
         print(path)
     if failed:
         told = f"run.py sweep: {len(failed)} of {len(missing)} runs failed: {'; '.join(failed)}"
         print(told, file=sys.stderr)
         return 1
+
+
+def keep_others(path, runs):
+    """Copy a table that tells of other runs, of settings that are no longer the sweep's."""
+    if read_told(path).keys() - runs.keys():
+        aside = path.with_suffix(".old.csv")
+        shutil.copy(path, aside)
+        print(f"{path} tells of runs that are not of this sweep: kept as {aside}")
+
+
+def rewrite(rows, path, settings_class):
+    """Write a table where there are rows."""
+    if rows:
+        write_table(rows, path, settings_class)
 
 
 def run_of(config):
@@ -455,11 +472,10 @@ def read_told(path):
     """The rows of a table by the names of their runs, without settings; none if it is not there."""
     if not path.exists():
         return {}
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
-        return {row.pop("run"): read_cells(row) for row in rows}
-    except (KeyError, ValueError) as error:
+        with open(path, newline="") as file:
+            return {row.pop("run"): read_cells(row) for row in csv.DictReader(file)}
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path}: not a table of this program ({error!r})") from None
 
 
@@ -515,13 +531,17 @@ def choose_eps(config):
     """Compare the finished runs of the sweep main, by their features of 2,000 images."""
     wanted = {"rho": config.rho, "alpha": 1.0, "head": config.head}
     rows = where(read_table("main", config.scale, config.results), wanted)
-    rows = [row for row in rows if row["folder"]]                   # their features are needed
+    there = [row for row in rows if row["folder"]]                  # their features are needed
+    if rows and not there:
+        raise ValueError(
+            f"{config.results}: only a table tells of these runs, and their encoders are needed: "
+            f"run.py sweep main --scale {config.scale} --results FOLDER, a new one")
     index = np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
     images = data.Shapes3D().images(index)
 
     F = {row["run"]: apply.encode_images(Path(row["folder"]) / "checkpoint.npz", images)
-         for row in results.progress(rows, "encoding")}
-    tell_agreement(rows, lambda row: F[row["run"]])
+         for row in results.progress(there, "encoding")}
+    tell_agreement(there, lambda row: F[row["run"]])
 
 
 # How well the runs of one eps, a seed each, agree by UDR, and their mean MCC.

@@ -131,7 +131,10 @@ def checked_test(found, N, seed):
 
 def words(names):
     """Names that were given with spaces or commas between them; quotes keep a comma."""
-    return [name.strip() for word in names for name in next(csv.reader([word], strict=True))]
+    try:
+        return [name.strip() for word in names for name in next(csv.reader([word], strict=True))]
+    except csv.Error as error:
+        raise ValueError(f"names of columns: found {' '.join(names)} ({error})") from None
 
 
 def read_csv(path, targets, inputs=(), drop=(), classes=False):
@@ -215,10 +218,17 @@ class Table:
         return self.columns(names, gaps=True)
 
     def classes(self, names):
-        """Classes (N, K): numbers, or texts where one is none."""
+        """Classes (N, K): numbers, or texts where one is none; gaps are as those of targets, and in
+        a column of numbers beside texts negative ones, too."""
         places = [self.names.index(name) for name in names]
         cells = np.array([[line[at].strip() for at in places] for _, line in self.lines])
-        return self.targets(names) if all(map(is_number, cells[cells != ""])) else cells
+        cells[np.isin(np.char.lower(cells), GAPS)] = ""
+        of_numbers = [all(map(is_number, column[column != ""])) for column in cells.T]
+        if all(of_numbers):
+            return self.targets(names)
+        missing = [[number and is_number(cell) and float(cell) < 0
+                    for number, cell in zip(of_numbers, row, strict=True)] for row in cells]
+        return np.where(missing, "", cells)
 
     def number(self, cell, name, line, gaps):
         """The finite number of a cell, or NaN; ValueError tells a remedy."""

@@ -217,9 +217,11 @@ def shared_out(losses, total):
     return np.array(sizes[::-1])
 
 
-def minima(rng, m=4, T=40, starts=12, rho=0.8):
+def minima(rng, m=4, T=40, starts=12, near=6, rho=0.8):
     """Problems (4) and (55) minimised over L, the features being L f, f of correlation rho: each
-    task has as many features as its w uses, or all tasks together have.  [L23]"""
+    task has as many features as its w uses, or all tasks together have (the budget is then within
+    the fits, where (55) has it outside: the losses of 0 are the same). Searches start at random,
+    and `near` more of them beside a permutation-scaling.  [L23]"""
     C = rho + (1 - rho) * np.eye(m)
     W = rng.standard_normal((T, m)) * supports(rng, T, m)
     own = (W != 0).sum(axis=1)
@@ -231,17 +233,37 @@ def minima(rng, m=4, T=40, starts=12, rho=0.8):
             some = sizes, np.arange(T)
             return losses[some].sum() / signal, dL[some].sum(axis=0).ravel() / signal
 
-        ends = [minimize(loss, rng.standard_normal(m * m), jac=True, method="BFGS",
-                         options={"gtol": 1e-9}) for _ in range(starts)]
-        found = sorted((end.fun, mixing(end.x.reshape(m, m))) for end in ends)
-        solved = [mixed for value, mixed in found if value < 1e-8]
-        others = [value for value, _ in found if value >= 1e-8]
-        told = f", L off by at most {max(solved):.1e}" if solved else ""
+        some = [rng.standard_normal((m, m)) for _ in range(starts)]
+        some += [permutation_scaling(rng, m) + 0.1 * rng.standard_normal((m, m))
+                 for _ in range(near)]
+        ends = [descend(loss, L.ravel()) for L in some]
+        solved = [end.fun < 1e-8 for end in ends]
+        off = [mixing(end.x.reshape(m, m)) for end, is_0 in zip(ends, solved, strict=True) if is_0]
+        others = [end.fun for end, is_0 in zip(ends, solved, strict=True) if not is_0]
         yield Claim(
             f"Problem {name} over L, {T} tasks, factors correlated at {rho}: a loss of 0 is found "
             "at permutation-scalings only",
-            f"{len(solved)} of {starts} searches end at 0{told}; the others in local minima, of "
-            f"{min(others, default=0):.2g} of the signal and more", max(solved, default=0) < 1e-2)
+            f"{sum(solved[:starts])} of {starts} searches from random starts end at 0, and "
+            f"{sum(solved[starts:])} of {near} from beside one; L off by at most "
+            f"{max(off, default=1):.1e}; the others in local minima, of "
+            f"{min(others, default=0):.2g} of the signal and more", max(off, default=1) < 1e-2)
+
+
+def permutation_scaling(rng, m):
+    """A random one, (m, m)."""
+    return np.eye(m)[rng.permutation(m)] * (rng.uniform(0.5, 2, m) * rng.choice([-1, 1], m))
+
+
+def descend(loss, x):
+    """Where BFGS ends, begun again until it gets no further: it may stop early at an edge, where
+    the best support of a task changes."""
+    end = minimize(loss, x, jac=True, method="BFGS", options={"gtol": 1e-9})
+    for _ in range(5):
+        again = minimize(loss, end.x, jac=True, method="BFGS", options={"gtol": 1e-9})
+        if again.fun > 0.999 * end.fun:
+            break
+        end = again
+    return end
 
 
 def mixing(L):
@@ -274,23 +296,23 @@ def linear_identifiability(rng, F, W):
     m = F.shape[1]
     U, s, _ = np.linalg.svd(F @ W.T, full_matrices=False)                   # another exact fit of
     F_hat = U[:, :m] * s[:m] @ rng.standard_normal((m, m))                  # the same predictions
-    left = not_linear(F, F_hat) / np.abs(F_hat).max()
+    left = not_linear(F_hat, F) / np.abs(F).max()
     yield Claim(
-        "Thm. B.4: exact fits with coefficients that span R^m make f_hat linear in f",
+        "Thm. B.4: exact fits with coefficients that span R^m make f linear in f_hat",
         f"not explained linearly: {left:.1e}", left < 1e-10)
     thin = W @ (np.eye(m) - np.ones((m, m)) / m)                            # misses (1, ..., 1),
     other = F + np.sin(3 * F[:, :1])                                        # along which this moves
     same = np.abs(other @ thin.T - F @ thin.T).max()
-    left = not_linear(F, other)
+    left = not_linear(other, F)
     yield Claim(
         "          counterexample: coefficients that miss a direction fit exactly with a nonlinear "
         "f_hat", f"predictions differ by {same:.1e}, not explained linearly: {left:.2f}",
         same < 1e-12 and 0.1 < left < 1.5)
 
 
-def not_linear(F, F_hat):
-    """The largest part of F_hat that no linear function of F explains."""
-    return np.abs(F_hat - F @ np.linalg.lstsq(F, F_hat)[0]).max()
+def not_linear(F_hat, F):
+    """The largest part of F that no linear function of F_hat explains."""
+    return np.abs(F - F_hat @ np.linalg.lstsq(F_hat, F)[0]).max()
 
 
 def sparsity_prefers_scalings(rng, m, scaling, T=2000, k=3):

@@ -14,6 +14,7 @@ import warnings
 import array_api_compat.numpy
 import numpy as np
 from array_api_compat import to_device
+from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, TransformerMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
@@ -24,7 +25,7 @@ from sparsedis import convnet, cpu_threads, mlp
 from sparsetasks import linear, network, predictors
 from sparsetasks.choice import as_good
 from sparsetasks.rotation import STABLE, unmix
-from sparsetasks.targets import Targets, mean_and_scale, standardised
+from sparsetasks.targets import FEW, Targets, mean_and_scale, standardised
 
 REAL_HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
 ROWS, ROWS_A_COLUMN = 500, 20  # of X, from which on auto tries a network
@@ -52,10 +53,11 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     n_components_, encoder_       features and encoder, as chosen
     network_, params_, state_     the encoder: sparsedis.Encoder and its arrays
     rotation_ (m, m)              of its features
-    loadings_ (C, m), stability_ (m,), identified_ (m,)      as of rotation.Rotation; C are the
-                                  targets or their classes, then, where these are few, the inputs
+    loadings_ (C, m), stability_ (m,), identified_ (m,)      as of rotation.Rotation, on the encoder
+                                  of all rows; C are the targets, or the classes of two rows or more
+                                  (one of two); then, where these are few, the inputs
     coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k)
-    classes_                      of each target, or None
+    classes_                      of each target, of y (N,) the array itself, or None
     held_out_                     encoder -> R^2 on rows held out;  loss_curve_, of a network
     Warns of features that are not identified and of classes too rare to be fitted.
     ValueError where parameters, X or Y do not fit; FloatingPointError where training diverges.
@@ -91,7 +93,10 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         """Find the features, then a predictor for each target; y is Y (N, K), or (N,)."""
         self.check_parameters()
         X, targets = self.check(X, y)
-        self.classes_, self.loss_curve_ = targets.classes, []
+        vars(self).pop("coef_", None)                               # not fitted, until it is
+        self.seed_ = seed_of(self.random_state)
+        one = targets.one and targets.classes is not None
+        self.classes_, self.loss_curve_ = targets.classes[0] if one else targets.classes, []
         self.input_mean_, self.input_scale_ = mean_and_scale(X)
         self.find_encoder(X, targets)
         F = self.encode(X)
@@ -109,7 +114,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         """Targets (N, K), or (N,) where fit was given (N,)."""
         if self.likelihood == "categorical":
             code = self.logits(X).argmax(axis=2)                    # (K, N)
-            pairs = zip(self.classes_, code, strict=True)
+            pairs = zip(self.names(), code, strict=True)
             found = np.stack([names[c] for names, c in pairs], axis=1)
         else:
             found = self.features(X) @ self.coef_.T + self.intercept_
@@ -121,8 +126,12 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         logits = self.logits(X)
         p = np.exp(logits - logits.max(axis=2, keepdims=True))
         p = p / p.sum(axis=2, keepdims=True)
-        found = [a[:, :len(names)] for a, names in zip(p, self.classes_, strict=True)]
+        found = [a[:, :len(names)] for a, names in zip(p, self.names(), strict=True)]
         return found[0] if self.one_target_ else found
+
+    def names(self):
+        """classes_ of each target, a list also where fit was given (N,)."""
+        return [self.classes_] if self.one_target_ else self.classes_
 
     def score(self, X, y):
         """The mean over targets of two labels or more of R^2, or of the accuracy, on the rows that
@@ -149,7 +158,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         """n_components_, and of the encoders that are tried the one that predicts held-out rows
         best, or the linear one where that is within a standard error."""
         columns, tried = targets.columns, self.encoders_to_try(X)
-        rng = np.random.default_rng(self.seed())
+        rng = np.random.default_rng(self.seed_)
         held = HeldOut(columns, self.validation, rng)
         ridge, self.n_components_ = None, self.n_components
         if "linear" in tried or self.n_components == "auto":
@@ -173,6 +182,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             errors[name] = held.errors(self.encode(X[held.looked]))
         self.held_out_ = {name: 1 - float(e.mean()) for name, e in errors.items() if len(e)}
         self.encoder_ = simplest(errors)
+        if self.held_out_.get(self.encoder_, 1) <= 0:
+            warn("the features predict rows held out no better than the targets' means do")
         if self.encoder_ == "linear":                               # now on all rows
             found["linear"] = self.fit_linear(ridge, np.arange(len(X)))
         self.use(*found[self.encoder_])
@@ -192,7 +203,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     def fit_linear(self, ridge, rows):
         """The linear encoder, a network of one layer, and its arrays."""
         A = ridge.encoder(self.n_components_, rows)
-        if A.shape[1] < self.n_components_:
+        least = self.n_components_ if len(rows) == len(ridge.X) else 1          # some may have less
+        if A.shape[1] < least:
             refuse("n_components", self.n_components_, f"at most the rank of X, {A.shape[1]}")
         return mlp([*A.shape]), {"linear1.W": A, "linear1.b": np.zeros(A.shape[1])}, {}
 
@@ -209,9 +221,11 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
 
         known = targets.known.copy()
         known[held.out] = False
+        if known.sum(axis=0).max() < 2:
+            refuse("validation", self.validation, "0: no target has two labels in the other rows")
         best, self.loss_curve_ = network.fit(
             encoder, lambda index: self.standard(X[index], np.float32), known, targets.labels,
-            errors, self, self.seed(), library_of(self.device))
+            errors, self, self.seed_, library_of(self.device))
         return encoder, best.params, best.state
 
     def use(self, encoder, params, state):
@@ -289,7 +303,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     def search(self, columns):
         """How unmix searches: with fewer targets fewer starts reach the best."""
         starts = int(np.clip(6000 / columns.shape[1], 10, 60))
-        return {"splits": 3, "starts": starts, "seed": self.seed()}
+        return {"splits": 3, "starts": starts, "seed": self.seed_}
 
     # ---- predictors
 
@@ -297,6 +311,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         """coef_ and intercept_, on features F (N, m)."""
         if targets.classes is not None:
             self.coef_, self.intercept_, rare = predictors.of_classes(F, targets)
+            count = (targets.codes[..., None] == np.arange(self.coef_.shape[1])).sum(axis=0)
+            self.fitted_ = count >= FEW                             # (K, k)
             if rare:
                 warn(f"too few rows to be fitted, told by their share alone: {', '.join(rare)}")
             return
@@ -305,8 +321,14 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         self.coef_, self.intercept_ = W * scale[:, None], b * scale + mean
 
     def logits(self, X):
-        """Of each class of each target, (K, N, k)."""
-        return self.features(X) @ self.coef_.mT + self.intercept_[:, None, :]
+        """Of each class of each target, (K, N, k); where some are fitted, the logarithm of its
+        probability, which is its share for a class that is not."""
+        found = self.features(X) @ self.coef_.mT + self.intercept_[:, None, :]
+        fitted = self.fitted_[:, None, :]
+        share = 1 - np.where(fitted, 0, np.exp(found)).sum(axis=2, keepdims=True)
+        with np.errstate(all="ignore"):                             # of targets that are not fitted
+            total = logsumexp(found, axis=2, keepdims=True, b=fitted)
+            return np.where(fitted, found - total + np.log(share), found)
 
     # ---- checks
 
@@ -327,6 +349,9 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             raise ValueError(f"Y: found {len(targets.known)} rows, expected those of X, {len(X)}")
         if reset:
             self.one_target_ = targets.one
+        elif targets.known.shape[1] != len(self.coef_):
+            raise ValueError(f"Y: found {targets.known.shape[1]} targets, expected those of fit, "
+                             f"{len(self.coef_)}")
         return X, targets
 
     def check_inputs(self, X, reset):
@@ -346,14 +371,6 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             raise ValueError(f"X: found rows {X.shape[1:]}, expected {self.input_shape_}")
         return X
 
-    def seed(self):
-        """random_state as a number; scikit-learn's generators draw one, at the first fit."""
-        if isinstance(self.random_state, numbers.Integral):
-            return int(self.random_state)
-        if not hasattr(self, "seed_"):
-            self.seed_ = int(check_random_state(self.random_state).randint(2 ** 31 - 1))
-        return self.seed_
-
 
 class HeldOut:
     """Rows that train an encoder, and rows held out; looked are those that errors take, at most so
@@ -372,7 +389,8 @@ class HeldOut:
         ridge from features F of the rows looked at."""
         F, Y, n = standardised(F), self.columns, self.train
         W, b = predictors.of_numbers(F[:n], Y[:n], "inner-ridge")
-        left = Y[n:] - F[n:] @ W.T - b
+        varies = (np.nan_to_num(Y) != 0).any(axis=0)                # a constant one tells nothing
+        left = np.where(varies, Y[n:] - F[n:] @ W.T - b, np.nan)
         known = np.isfinite(left).sum(axis=1)
         return np.nansum(left ** 2, axis=1)[known > 0] / known[known > 0]
 
@@ -399,6 +417,15 @@ def check_parameter(field, value):
     if not fits or not low <= value <= high or value == np.inf:
         what = "a number" if kind is numbers.Real else "a whole number"
         refuse(field.name, value, f"{what} from {low}" + (f" to {high}" if high < np.inf else ""))
+
+
+def seed_of(random_state):
+    """random_state as a number; scikit-learn's generators draw one at each fit."""
+    if isinstance(random_state, numbers.Integral):
+        if random_state < 0:
+            refuse("random_state", random_state, "a whole number from 0")
+        return int(random_state)
+    return int(check_random_state(random_state).randint(2 ** 31 - 1))
 
 
 def refuse(name, found, expected):

@@ -7,6 +7,8 @@
     labels      (N, K), columns with 0 in gaps, or (N, K, k), one-hot: what a head is fitted to
 """
 import functools
+import numbers
+import sys
 
 import numpy as np
 
@@ -20,12 +22,10 @@ class Targets:
     """
 
     def __init__(self, Y, likelihood="gaussian", least=2):
-        if hasattr(Y, "isna") and np.asarray(Y).dtype == object:    # pandas has many kinds of gaps
-            Y = Y.astype(object).where(Y.notna(), np.nan)
         if np.ma.isMaskedArray(Y):
             nothing = None if Y.dtype.kind in "USO" else np.nan
             Y = np.where(np.ma.getmaskarray(Y), nothing, Y.data)
-        Y = np.asarray(Y)
+        Y = array_of(Y)
         self.one = Y.ndim == 1
         Y = Y[:, None] if self.one else Y
         if Y.ndim != 2 or Y.shape[1] == 0:
@@ -37,6 +37,8 @@ class Targets:
         else:
             self.Y = checked_numbers(Y)
             self.known = np.isfinite(self.Y)
+        if self.classes and least:
+            refuse_signs(Y, self.classes)
         poor = np.flatnonzero(self.known.sum(axis=0) < least)
         if len(poor):
             raise ValueError(f"Y: column {poor[0]} has fewer than {least} labels")
@@ -62,9 +64,20 @@ class Targets:
         return np.eye(most)[np.maximum(self.codes, 0)]
 
 
+def array_of(Y):
+    """Y as an array: a list's numbers, None and NaN beside texts stay what they are, and gaps of
+    pandas, of which there are many kinds, are NaN."""
+    found, pandas = np.asarray(Y), sys.modules.get("pandas")
+    if found.dtype.kind == "U" and not hasattr(Y, "dtype"):
+        found = np.array(Y, dtype=object)
+    if found.dtype == object and pandas:                            # else there are none of these
+        found = np.where(pandas.isna(found), np.nan, found)
+    return found
+
+
 def checked_numbers(Y):
     """Y (N, K) as floating point numbers, NaN where missing."""
-    if Y.dtype.kind == "c":
+    if Y.dtype.kind in "cmM":                                       # dates: NaT would be a number
         raise ValueError(f"Y: found {Y.dtype}, expected real numbers")
     try:
         Y = Y.astype(np.float64)
@@ -79,18 +92,27 @@ def checked_numbers(Y):
 def coded(Y):
     """The classes of each target, sorted, and codes (N, K); missing are negative numbers, NaN,
     None and empty texts."""
-    if Y.dtype.kind in "fc" and np.any(Y[np.isfinite(Y)] % 1):
-        raise ValueError("Y: found numbers that are no classes 0, 1, ...")
     classes, codes = [], np.full(Y.shape, -1)
     for k, column in enumerate(Y.T):
+        values = column.tolist()
+        if any(isinstance(v, numbers.Real) and v == v and v % 1 != 0 for v in values):
+            raise ValueError(f"Y: column {k} has numbers that are no classes 0, 1, ...")
         try:
-            there = np.flatnonzero([is_class(value) for value in column.tolist()])
+            there = np.flatnonzero([is_class(value) for value in values])
             names, codes[there, k] = np.unique(column[there], return_inverse=True)
         except TypeError:
             raise ValueError(f"Y: column {k} has classes that are neither all numbers nor all texts"
                              ) from None
         classes.append(names)
     return classes, codes
+
+
+def refuse_signs(Y, classes):
+    """ValueError where classes are -1 and 1: as a negative number is a gap, one would be left."""
+    for k, (names, column) in enumerate(zip(classes, Y.T, strict=True)):
+        if len(names) == 1 and any(isinstance(v, numbers.Real) and v < 0 for v in column.tolist()):
+            raise ValueError(f"Y: column {k} has the class {names[0]} alone, for negative numbers "
+                             "are missing ones: code classes from 0, or as texts")
 
 
 def is_class(value):

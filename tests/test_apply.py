@@ -1,5 +1,6 @@
 """A trained encoder on images of the user's, and runs side by side."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
     assert run.main(["curves", *folders, "--out", "c.png"]) == 0
     assert Path("c.png").read_bytes()[:4] == b"\x89PNG"
     assert run.main(["curves", f"ours={folders[0]}", *folders[1:], "--log"]) == 0
+    config = result_of(tmp_path)[1] / "config.json"  # went on under other code, and has a setting
+    content = json.loads(config.read_text()) | {"code_before": ["x"], "needed": 4}
+    config.write_text(json.dumps(content))
+    assert run.main(["curves", *folders[::-1]]) == 0
     assert run.main(["curves", "nowhere"]) == 2
 
 

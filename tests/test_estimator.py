@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import sklearn
 from sklearn.base import clone
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -95,7 +95,7 @@ def test_a_class_of_one_row_changes_nothing_else():
     with pytest.warns(UserWarning, match=r"10 of target 0 \(in 1 of 300 rows\)"):
         found = other.fit(X[train], odd[train]).predict(X[test])
     assert clean > 0.9 and abs(np.mean(found == y[test]) - clean) < 0.01
-    assert 10 in other.classes_[0] and (found != 10).all()
+    assert 10 in other.classes_ and (found != 10).all()
     assert other.predict_proba(X[test])[:, 5].max() < 1 / 100
 
 
@@ -420,12 +420,78 @@ def test_it_says_how_it_goes(capsys):
     assert capsys.readouterr().out == ""  # less than ten seconds
 
 
-def test_a_random_state_is_drawn_from_once():
+def test_a_random_state_draws_a_seed_at_each_fit():
     X, Y = small()
-    state = np.random.RandomState(3)
-    model = SparseTasks(n_components=2, random_state=state).fit(X, Y)
-    seed = model.seed()
-    assert model.seed() == seed and model.fit(X, Y).seed() == seed
+    one, other = (np.random.RandomState(seed) for seed in (1, 2))
+    model = SparseTasks(n_components=2, random_state=one, **SAME).fit(X, Y)
+    seed = model.seed_
+    assert model.set_params(random_state=other).fit(X, Y).seed_ != seed
+    assert model.set_params(random_state=5).fit(X, Y).seed_ == 5
+    with pytest.raises(ValueError, match="^random_state: found"):
+        model.set_params(random_state=-1).fit(X, Y)
+
+
+def test_a_class_that_is_too_rare_has_its_share_as_probability():
+    X, y = load_iris(return_X_y=True)
+    y[[0, 50, 100]] = 3
+    with pytest.warns(UserWarning, match="too few rows"):
+        p = SparseTasks(2, likelihood="categorical", **SAME).fit(X, y).predict_proba(X)
+    np.testing.assert_allclose(p[:, 3], 0.02)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+
+
+def test_one_target_of_classes_has_one_array_of_them():
+    X, y = load_iris(return_X_y=True)
+    model, cv = SparseTasks(2, likelihood="categorical", **SAME), StratifiedKFold(3)
+    assert cross_val_predict(model, X, y, cv=cv, method="predict_proba").shape == (150, 3)
+    assert model.fit(X, y).classes_.tolist() == [0, 1, 2]
+    assert [list(names) for names in model.fit(X, y[:, None]).classes_] == [[0, 1, 2]]
+
+
+def test_a_column_that_one_held_out_row_has_counts_in_the_rank():
+    X, Y = small()
+    out = np.random.default_rng(0).permutation(60)[0]
+    X = np.c_[X, np.arange(60) == out]
+    assert SparseTasks(n_components=6, **SAME).fit(X, Y).transform(X).shape == (60, 6)
+
+
+def test_a_score_of_other_targets_is_refused():
+    X, Y = small()
+    with pytest.raises(ValueError, match="Y: found 2 targets, expected those of fit, 3"):
+        SparseTasks(n_components=2, **SAME).fit(X, Y).score(X, Y[:, :2])
+
+
+def test_a_constant_target_is_not_predicted_well():
+    X, Y = small()
+    model = SparseTasks(n_components=2, **SAME)
+    alone = model.fit(X, Y[:, :1]).held_out_["linear"]
+    constant = np.c_[Y[:, 0], np.ones((60, 9))]
+    assert model.fit(X, constant).held_out_["linear"] == pytest.approx(alone)
+    assert model.fit(X, np.ones((60, 2))).held_out_ == {}
+
+
+def test_a_network_of_two_labels_is_told_what_to_change():
+    X, _ = small()
+    y = np.full(60, np.nan)
+    y[np.random.default_rng(0).permutation(60)[[0, 50]]] = 0, 1
+    with pytest.raises(ValueError, match="^validation: found 0.1"):
+        SparseTasks(1, encoder="mlp", steps=3, rotate=False).fit(X, y)
+
+
+def test_a_refused_fit_leaves_nothing_of_the_one_before():
+    X, Y = small()
+    model = SparseTasks(n_components=2, **SAME).fit(X, Y)
+    with pytest.raises(ValueError, match="n_components"):
+        model.set_params(n_components=50).fit(100 * X + 3, Y)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+
+
+def test_features_of_noise_are_warned_of():
+    rng = np.random.default_rng(2)
+    X, Y = rng.standard_normal((300, 30)), rng.standard_normal((300, 40))
+    with pytest.warns(UserWarning, match="no better than"):
+        SparseTasks(4, encoder="linear").fit(X, Y)
 
 
 def test_targets_with_labels_on_some_rows_ask_for_as_many_features():

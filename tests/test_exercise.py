@@ -75,8 +75,8 @@ def conv2d_backward(dout, x, W, stride, pad):
             dX[here] += np.einsum("no,abco->nabc", d, W)
             dW += np.einsum("nabc,no->abco", X[here], d)
     db = dout.sum(axis=(0, 1, 2))
-    end = X.shape[1] - pad
-    return dX[:, pad:end, pad:end], dW, db
+    end, side = X.shape[1] - pad, X.shape[2] - pad
+    return dX[:, pad:end, pad:side], dW, db
 """,
     6: """
 def norm_curvature(W, U, lam):
@@ -152,6 +152,8 @@ MISTAKES = [
     (2, "np.where(w != 0, on, off)", "on * (w != 0)", "w = 0 would be called right"),
     (2, "np.where(w != 0, on, off)", "off", "asks too little of features"),
     (2, "off)) / top", "off))", "not divided by lambda_max"),
+    (2, "np.abs(q - lam * np.sign(w))", "np.abs(np.abs(q) - lam)", "lasso_gap: signs turned"),
+    (2, "np.abs(q - lam * np.sign(w))", "np.abs(q - lam)", "lasso_gap: the solution"),
     (3, "-np.sign(w) @ u", "np.sign(w) @ u", "dlam: has the wrong sign"),
     (3, "(np.outer(r, u) - np.outer(F @ u, w)) / n", "np.outer(r, u) / n",
      "the part of F' alone"),
@@ -182,7 +184,8 @@ MISTAKES = [
     (4, "deviation = np.sqrt(x.var(axis=0) + 1e-5)", "deviation = x.var(axis=0) + 1e-5",
      "variance in the place of the deviation"),
     (5, "dX[here] +=", "dX[here] =", "overwritten where windows overlap"),
-    (5, "dX[:, pad:end, pad:end]", "dX", "has shape"),
+    (5, "dX[:, pad:end, pad:side]", "dX", "has shape"),
+    (5, "range(dout.shape[2])", "range(dout.shape[1])", "Something is wrong"),
     (5, "abco->nabc\", d, W)", "abco->nabc\", d, W[::-1, ::-1])", "turned by 180 degrees"),
     (5, "stride * i, stride * i + k", "i, i + k", "begins at row stride * i"),
     (5, "dout.sum(axis=(0, 1, 2))", "dout.mean(axis=(0, 1, 2))", "mean over images and pixels"),
@@ -286,6 +289,7 @@ def test_what_breaks_is_told_in_a_line(tmp_path, monkeypatch, capsys):
         ("def soft_threshold(a, tau):\n    return None", "is NoneType, expected an array"),
         ("def soft_threshold(a, tau):\n    a -= tau\n    return a", "changes one of its arguments"),
         ("def soft_threshold(a, tau):\n    return a.sum()", "has shape ()"),
+        ("def soft_threshold(a, tau):\n    raise SystemExit(0)", "SystemExit: 0 (line 4)"),
     ):
         status, told = checked(1, source, tmp_path, capsys)
         assert status == 1 and words in told and "Traceback" not in told, told

@@ -8,7 +8,7 @@ import pytest
 import run
 import solvers
 import sparsedis
-from experiments import episode_heads, gradcheck, sharing_solver
+from experiments import episode_heads, gradcheck, inner_problems, sharing_solver
 from experiments import episode_networks as nets
 
 CASES = {case.name: case for case in gradcheck.cases()}
@@ -32,8 +32,8 @@ def test_the_gradient_check_can_fail():
 
 def test_every_head_layer_and_encoder_has_a_case():
     names = " ".join(CASES)
-    assert all(f"head {name}, Problem (6)" in names for name in sparsedis.HEADS)
-    assert all(f"head {name}, Problem (7)" in names for name in sparsedis.HEADS)
+    heads = [*sparsedis.HEADS, *inner_problems.HEADS, "subset-size"]
+    assert all(f"head {name}, Problem ({n})" in names for name in heads for n in (6, 7))
     assert all(f"episode {name}" in names for name in episode_heads.EPISODE_HEADS)
     assert all(f"encoder {name}" in names for name in nets.ENCODERS)
 
@@ -57,7 +57,8 @@ def called_by_cases():
 
 
 @pytest.mark.parametrize(
-    "module", [solvers, sparsedis, episode_heads, nets, sharing_solver], ids=lambda m: m.__name__
+    "module", [solvers, sparsedis, episode_heads, nets, sharing_solver, inner_problems],
+    ids=lambda m: m.__name__
 )
 def test_every_backward_and_vjp_is_called_by_a_case(module, called_by_cases):
     names = {

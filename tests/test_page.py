@@ -171,7 +171,12 @@ def test_what_is_no_run_of_it_is_refused(folders, tmp_path, capsys):
     shutil.copytree(folders["lasso"], other)
     told = json.loads((other / "config.json").read_text()) | {"norm": "layer"}
     (other / "config.json").write_text(json.dumps(told))
-    for chosen in ([str(tmp_path)], [str(other)], [str(folders["lasso"])] * 4):
+    del told["tasks"]
+    half = tmp_path / "half"
+    shutil.copytree(folders["lasso"], half)
+    (half / "config.json").write_text(json.dumps(told | {"norm": "batch"}))
+    one = str(folders["lasso"])
+    for chosen in ([str(tmp_path)], [str(other)], [str(half)], [one] * 4, [one, "--train"]):
         assert run.main(["page", *chosen, "--out", str(tmp_path / "p.html")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "p.html").exists()
@@ -339,6 +344,9 @@ def test_buttons_draw_pictures_and_tasks(tab):
         before = tab.evaluate("state.factors.join()")
         tab.click(f"#{source}")
         assert tab.evaluate("state.factors.join()") != before
+    for _ in range(200):  # of which the 137th would round all weights to 0
+        tab.evaluate("drawTask()")
+        assert tab.evaluate("task.w.some(Boolean)")
     tab.click("#task")
     w = tab.evaluate("task.w")
     assert 1 <= np.count_nonzero(w) <= 6

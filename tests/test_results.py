@@ -261,3 +261,30 @@ def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(copied):
     file.write_text("".join(json.dumps(row | {"seconds": 1000.0}) + "\n" for row in rows))
     assert run.main(args) == 0
     assert json.loads((folder / "result.json").read_text())["seconds"] >= 1000
+
+
+def test_a_folder_is_left_before_the_next_may_enter(tmp_path):
+    """A run that fails removes its folder while nobody else can be in it; what was there before
+    stays."""
+    own = tmp_path / "mine"
+    own.mkdir()
+    first = results.Run(disentangle.Disentangle(results=str(own)))
+    with pytest.raises(ValueError, match="stop"):
+        with first:
+            free, release = [], first.lock.release
+            first.lock.release = lambda: (free.append(first.folder.exists()), release())
+            raise ValueError("stop")
+    assert free == [False] and own.exists() and not any(own.iterdir())
+
+
+@pytest.mark.parametrize("number, goes_on", [(errno.ENOLCK, True), (errno.EACCES, False)])
+def test_only_a_disk_without_locks_is_gone_on_with(number, goes_on, tmp_path, monkeypatch):
+    def refuse(lock, blocking):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(results.filelock.FileLock, "acquire", refuse)
+    if goes_on:
+        results.acquire_lock(tmp_path / ".lock")
+    else:
+        with pytest.raises(OSError):
+            results.acquire_lock(tmp_path / ".lock")

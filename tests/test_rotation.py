@@ -354,9 +354,11 @@ def test_fresh_tasks_are_of_the_run():
     for K in (7, 1200):                                             # each once, at most 1,000
         finite = disentangle.Disentangle(tasks=f"finite-{K}", samples=30)
         assert disentangle.fresh_tasks(finite, z, 10)[0].shape == (min(K, 1000), 30)
-    several = disentangle.Disentangle(outputs=3, samples=30)
-    Y, index = disentangle.fresh_tasks(several, z, 10)
-    assert Y.shape == (30, 30) and (index[0] == index[10]).all() and (index[0] != index[1]).any()
+    for several in ({}, {"tasks": "finite-7"}, {"tasks": "finite-7", "likelihood": "categorical"}):
+        several = disentangle.Disentangle(outputs=3, samples=30, **several)
+        Y, index = disentangle.fresh_tasks(several, z, 10)
+        assert Y.shape == (30, 30) and (Y.std(axis=1) > 0).mean() > 0.8
+        assert (index[0] == index[10]).all() and (index[0] != index[1]).any()
 
 
 def test_a_rotation_scores_mixed_features_as_factors():

@@ -91,7 +91,7 @@ def test_a_progress_line_shows_on_a_terminal(tmp_path):
     except OSError:  # the terminal is closed when the program ends
         process.wait()
     assert process.returncode == 0
-    assert all(word in seen for word in (b"loss", b"nonzero", b"MCC", b"training"))
+    assert all(word in seen for word in (b"training: ", b"loss", b"nonzero", b"mcc 0."))
 
 
 @pytest.mark.parametrize("line", ["--help", "sweep main --scale tiny --index 0"])

@@ -3,9 +3,11 @@
 import argparse
 import dataclasses
 import math
+import os
 
 import pytest
 
+import run
 from experiments import disentangle, settings
 from experiments.settings import option
 
@@ -114,3 +116,19 @@ def test_a_bound_is_told_as_a_number():
     for beyond in (math.inf, 10**11, math.nan):
         with pytest.raises(ValueError, match="--steps: found"):
             settings.check_bounds(field, beyond)
+
+
+def test_several_words_are_a_tuple():
+    parser, cls, _ = run.parser_of("tasks")
+    config = settings.read(cls, parser.parse_args(["t.csv", "--targets", "a", "~/b"]))
+    assert config.targets == ("a", os.path.expanduser("~/b"))
+
+
+def test_a_file_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        settings.check_out(tmp_path / "f" / "x.png")
+
+
+def test_what_changes_no_result_is_not_suspected():
+    assert "--samples" in settings.suspect(disentangle.Disentangle(threads=16, samples=300))

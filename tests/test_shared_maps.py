@@ -33,3 +33,9 @@ def test_the_command_tells_accuracies(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run.main(["shared-maps", "--steps", "3", "--threads", "1"]) == 0
     assert "of 13 samples a class" in capsys.readouterr().out
+
+
+def test_samples_of_its_own_are_scored_too(tmp_path):
+    config = shared_maps.SharedMaps(steps=3, shot=20, threads=1, results=str(tmp_path))
+    found, _ = shared_maps.shared_maps(config)
+    assert 0.4 < found["accuracy_20"] <= 1 and 0 <= found["unused"] <= 1

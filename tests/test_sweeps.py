@@ -284,3 +284,49 @@ def test_choosing_eps_needs_two_seeds(capsys):
     assert "chooses eps 0.3: MCC 0.6000, 0.2000 below the best, eps 0.1" in out
     with pytest.raises(ValueError, match="two finished seeds"):
         sweeps.tell_agreement(runs[:1], features)
+
+
+def test_rows_of_other_runs_are_kept_aside(one_head, capsys):
+    assert run.main(["sweep", "main", "--index", "0"]) == 0
+    table = Path("results/main-quick.csv")
+    names, row = table.read_text().splitlines()
+    table.write_text(f"{names}\nother{row[5:]}\n")
+    shutil.rmtree("results/disentangle")
+    assert run.main(["sweep", "main", "--index", "1"]) == 0
+    assert "kept as results/main-quick.old.csv" in capsys.readouterr().out
+    assert Path("results/main-quick.old.csv").read_text().splitlines()[1].startswith("other")
+    assert len(table.read_text().splitlines()) == 2
+
+
+def test_a_run_that_fails_leaves_the_table(one_head, monkeypatch):
+    assert run.main(["sweep", "main", "--index", "0"]) == 0
+    before = Path("results/main-quick.csv").read_text()
+
+    def fail(config):
+        raise ValueError("stop")
+
+    monkeypatch.setattr(disentangle, "disentangle", fail)
+    monkeypatch.setattr(sweeps, "read_table", lambda *args, **more: [])
+    assert run.main(["sweep", "main", "--index", "1"]) == 1
+    assert Path("results/main-quick.csv").read_text() == before
+
+
+def test_indices_are_of_different_runs(tiny_sweeps):
+    """At eps 0 Lasso and ridge are one run."""
+    for index in ("0", "1", "2"):
+        assert run.main(["sweep", "fig8", "--scale", "tiny", "--index", index]) == 0
+        assert len(finished()) == int(index) + 1
+
+
+@pytest.mark.parametrize("line", ["run,mcc,code\na,0.5,b,c\n", "run,mcc\na,0.5\n"])
+def test_a_table_of_another_form_is_named(line, tiny_sweeps, capsys):
+    Path("results").mkdir()
+    Path("results/main-quick.csv").write_text(line)
+    assert run.main(["sweep", "main"]) == 2
+    assert "not a table of this program" in capsys.readouterr().err
+
+
+def test_encoders_that_only_a_table_tells_of_cannot_be_compared(one_head, capsys):
+    assert run.main(["sweep", "main"]) == 0
+    shutil.rmtree("results/disentangle")
+    assert run.main(["choose-eps"]) == 2 and "encoders are needed" in capsys.readouterr().err

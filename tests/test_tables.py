@@ -158,3 +158,15 @@ def test_other_arrays_of_an_npz_file_are_no_names(tmp_path):
     x, Y = linear_table()
     np.savez(tmp_path / "t.npz", x=x, Y=Y, names=["p", "q"], inputs=np.arange(7))
     assert tables.read_npz(tmp_path / "t.npz").keys() == {"x", "Y"}
+
+
+def test_gaps_of_classes_are_gaps_beside_texts_too():
+    Path("t.csv").write_text("x,n,t\n1,0,a\n2,-1,b\n3,NA,nan\n4,1,a\n5,1,\n")
+    found = tables.read_csv("t.csv", ["n", "t"], classes=True)
+    assert found["Y"].tolist() == [["0", "a"], ["", "b"], ["", ""], ["1", "a"], ["1", ""]]
+
+
+def test_a_quote_that_does_not_end_is_told(capsys):
+    write_csv([["x", "y"], [1, 2], [3, 4]])
+    assert run.main(["tasks", "table.csv", "--targets", '"y']) == 2
+    assert "names of columns" in capsys.readouterr().err

@@ -97,3 +97,37 @@ def test_of_two_classes_one_column_tells_both():
 def test_classes_that_are_neither_numbers_nor_texts_are_refused(column):
     with pytest.raises(ValueError, match="column 0 has classes"):
         Targets(column, "categorical")
+
+
+def test_classes_of_minus_1_and_1_are_refused():
+    with pytest.raises(ValueError, match="column 0 has the class 1 alone"):
+        Targets(np.array([-1, 1, 1, -1]), "categorical")
+    assert Targets(np.array([-1, 1, 1, 0]), "categorical").known.sum() == 3
+
+
+REAL_BESIDE_TEXTS = np.array([[0.25, "a"], [-1.5, "b"], [0.75, "a"], [2.0, "b"]], object)
+
+
+@pytest.mark.parametrize("bad", [np.array([0, 0, 1, 1, np.inf]), np.array([0, 0, 1, 1, 1j])])
+def test_numbers_that_are_no_classes_are_refused_in_any_column(bad):
+    for Y in (bad, REAL_BESIDE_TEXTS):
+        with pytest.raises(ValueError, match="column 0"):
+            Targets(Y, "categorical")
+
+
+def test_gaps_of_pandas_are_gaps_in_any_array():
+    pandas = pytest.importorskip("pandas")
+    Y = np.array([[0, 1.5], [1, pandas.NA], [0, 2.5], [pandas.NA, 3.5]], object)
+    assert Targets(Y, least=0).known.sum() == 6
+    assert Targets(Y[:, :1], "categorical").codes[:, 0].tolist() == [0, 1, 0, -1]
+
+
+def test_a_list_of_texts_and_numbers_keeps_its_gaps():
+    found = Targets([["a", 0], ["b", -1], [float("nan"), 1], ["a", 1], ["b", 0]], "categorical")
+    assert [list(names) for names in found.classes] == [["a", "b"], [0, 1]]
+    assert found.codes.tolist() == [[0, 0], [1, -1], [-1, 1], [0, 1], [1, 0]]
+
+
+def test_dates_are_no_targets():
+    with pytest.raises(ValueError, match="real numbers"):
+        Targets(np.array(["2020-01-01", "NaT", "2020-01-05"], "datetime64[D]"))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import OptimizeResult
 
 import run
 from experiments import theory
@@ -65,3 +66,16 @@ def test_a_bound_that_is_too_low_fails(monkeypatch):
     assert not all(
         holds for _, _, holds in theory.support_variability_bound(np.random.default_rng(0))
     )
+
+
+def test_tasks_that_miss_a_direction_do_not_identify():
+    rng = np.random.default_rng(0)
+    F, W = rng.standard_normal((50, 4)), rng.standard_normal((30, 4))
+    thin = W - W.mean(axis=1, keepdims=True)
+    assert next(theory.linear_identifiability(rng, F, W)).holds
+    assert not next(theory.linear_identifiability(rng, F, thin)).holds
+
+
+def test_where_no_search_ends_at_0_nothing_holds(monkeypatch):
+    monkeypatch.setattr(theory, "descend", lambda loss, x: OptimizeResult(x=x, fun=loss(x)[0]))
+    assert not any(claim.holds for claim in theory.minima(np.random.default_rng(0), T=8))
