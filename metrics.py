@@ -190,23 +190,29 @@ def block_share(z, z_hat, size):
     return float((L[feature] * same).sum() / max(L[feature].sum(), 1e-300))
 
 
-def udr(models):
+def udr(models, by="correlation"):
     """Unsupervised disentanglement ranking of models' features [(N, m), ...]: a score for each.
 
-    Two models agree where each feature of one has one counterpart in the other; a model's score is
-    the median of its agreement with the others, on the same images; NaN of one model alone. A dead
-    feature agrees with none, where Duan et al. leave it out.          [Duan et al. 2020, Eq. 2]
+    Two models agree where each feature of one has one counterpart in the other: by correlation, the
+    ranks' (Spearman), or by regression, |coefficients| of one's features for the other's, which is
+    as good where factors are correlated (Duan et al.: a Lasso's, ours least squares'). A model's
+    score is the median of its agreement with the others, on the same images; NaN of one model
+    alone. A dead feature agrees with none; they leave it out.         [Duan et al. 2020, Eq. 2]
     """
-    ranks = [np.apply_along_axis(rankdata, 0, standardise(a)) for a in models]
+    if by not in ("correlation", "regression"):
+        raise ValueError(f"by: found {by}, expected correlation or regression")
+    if by == "correlation":
+        models = [np.apply_along_axis(rankdata, 0, standardise(a)) for a in models]
+    relation = correlation if by == "correlation" else coefficients
     pairs = np.full((len(models), len(models)), np.nan)
     for i, j in np.ndindex(pairs.shape):
         if i != j:
-            pairs[i, j] = agreement(correlation(ranks[i], ranks[j]))
+            pairs[i, j] = agreement(np.abs(relation(models[i], models[j])))
     return np.nanmedian(pairs, axis=1)
 
 
 def agreement(R):
-    """The mean over rows and columns of max^2/sum of |Spearman correlations| R (m, m)."""
+    """The mean over rows and columns of max^2/sum of relations R >= 0 of features, (m, m')."""
     shares = []
     for S in (R, R.T):
         total = S.sum(axis=1)

@@ -279,7 +279,8 @@ def gains_of(rows, beta, key):
 
 WAYS_TO_CHOOSE = {  # of the runs on which eps is chosen; the scores told are of others
     "factors known": ("mcc", max, "s"), "UDR": ("udr", max, "x"),
-    "held-out loss": ("loss", min, "v")}
+    "UDR on images as trained on": ("udr_seen", max, "D"),
+    "the same by regression": ("udr_regressed", max, "+"), "held-out loss": ("loss", min, "v")}
 PROBLEMS = {False: ("Problem (6)", "C0"), True: ("Problem (7)", "C1")}
 
 

@@ -518,7 +518,8 @@ def write_table(rows, path, settings_class):
 class ChooseEps:
     """Choose eps without ground truth: the one whose seeds agree most, by UDR.
 
-    Tells how far its MCC, which needs the ground truth, is from the best.
+    By regression, on images as trained on: by correlation it chooses another one there, see
+    docs/beyond.md. Tells how far its MCC, which needs the ground truth, is from the best.
     """
 
     rho: float = option(0.9, "correlation of the factors", 0, 0.9999)
@@ -536,8 +537,9 @@ def choose_eps(config):
         raise ValueError(
             f"{config.results}: only a table tells of these runs, and their encoders are needed: "
             f"run.py sweep main --scale {config.scale} --results FOLDER, a new one")
-    index = np.random.default_rng(0).integers(data.N_IMAGES, size=2000)
-    images = data.Shapes3D().images(index)
+    shapes = data.Shapes3D()
+    _, p = data.latents(shapes, 1.0, config.rho)
+    images = shapes.images(np.random.default_rng(0).choice(len(p), size=2000, p=p))
 
     F = {row["run"]: apply.encode_images(Path(row["folder"]) / "checkpoint.npz", images)
          for row in results.progress(there, "encoding")}
@@ -557,7 +559,7 @@ def tell_agreement(rows, features):
     for eps in sorted({row["eps"] for row in rows}):
         same = [row for row in rows if row["eps"] == eps]
         if len(same) > 1:
-            agreement = np.median(metrics.udr([features(row) for row in same]))
+            agreement = np.median(metrics.udr([features(row) for row in same], "regression"))
             agreements[eps] = Agreement(agreement, np.mean([row["mcc"] for row in same]))
     if not agreements:
         raise ValueError("at least two finished seeds per eps are needed: run.py sweep main")

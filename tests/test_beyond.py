@@ -11,7 +11,7 @@ from experiments import beyond, figures, plots, sweeps, transfer
 SCORES = (
     "mcc r mcc_seen r_seen mcc_rotated inside inside_rotated inside_ica inside_chance allowed "
     "gradient_error support_error leak dci_d dci_d_matched accuracy_5 accuracy_13 "
-    "accuracy_50 unused udr loss eps_end"
+    "accuracy_50 unused udr udr_seen udr_regressed loss eps_end"
 ).split()
 
 

@@ -34,6 +34,7 @@ SCORES = {
     "r": metrics.r_score,
     "dci": metrics.dci,
     "udr": lambda z, F: metrics.udr([F, F_MIXED ** 2, F[:, ::-1]]),
+    "udr by regression": lambda z, F: metrics.udr([F, F_MIXED ** 2, F[:, ::-1]], "regression"),
     "block_share": lambda z, F: metrics.block_share(z, F, 2),
     "ica": lambda z, F: np.abs(metrics.ica(F)),
     "standardise": lambda z, F: metrics.standardise(F),

@@ -217,8 +217,22 @@ def test_udr_prefers_models_that_agree():
     z = rng.uniform(-1, 1, (800, 5))
     same = [z[:, rng.permutation(5)] * rng.choice([-1, 1], 5) for _ in range(3)]
     mixed = [z @ np.linalg.qr(rng.standard_normal((5, 5)))[0] for _ in range(3)]
-    assert metrics.udr(same).min() > 0.85 > 0.6 > metrics.udr(mixed).max()
-    assert np.isfinite(metrics.udr([np.ones((800, 5)), z])).all()
+    for by in ("correlation", "regression"):
+        assert metrics.udr(same, by).min() > 0.85 > 0.6 > metrics.udr(mixed, by).max()
+        assert np.isfinite(metrics.udr([np.ones((800, 5)), z], by)).all()
+    with pytest.raises(ValueError, match="^by: found ranks"):
+        metrics.udr(same, "ranks")
+
+
+def test_udr_by_regression_prefers_correlated_factors_to_their_mixtures():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2000, 5)) @ np.linalg.cholesky(0.2 * np.eye(5) + 0.8).T
+    white = (z - z.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(z.T)).T)
+    same = [z[:, rng.permutation(5)] for _ in range(3)]
+    mixed = [white @ np.linalg.qr(rng.standard_normal((5, 5)))[0] for _ in range(3)]
+    right, wrong = (metrics.udr(models, "regression") for models in (same, mixed))
+    assert right.min() > 0.99 > 0.5 > wrong.max()
+    assert metrics.udr(same).max() < metrics.udr(mixed).min()  # by correlation it is the other way
 
 
 def test_accuracy_interval_by_hand():

@@ -53,7 +53,8 @@ def test_labels_have_mean_0_as_features_have(tmp_path):
 
 def test_one_set_of_starts_is_compared_by_udr_and_another_seed_has_others(tmp_path):
     one, other = (trained(tmp_path, seed=seed) for seed in (0, 1))
-    assert len(one["mccs"]) == 2 and 0 < one["udr"] <= 1
+    assert len(one["mccs"]) == 2 and 0 < one["udr"] <= 1 and 0 < one["udr_seen"] <= 1
+    assert len({one["udr"], one["udr_seen"], one["udr_regressed"]}) == 3
     assert not set(one["mccs"]) & set(other["mccs"])
 
 
@@ -66,10 +67,13 @@ def test_the_command_tells_and_keeps(tmp_path, monkeypatch, capsys):
 
 def test_eps_is_chosen_on_some_runs_and_scored_on_others():
     rows = [
-        {"seed": seed, "learn": False, "eps": eps, "mcc": mcc, "udr": udr, "loss": loss,
+        {"seed": seed, "learn": False, "eps": eps, "mcc": mcc, "loss": loss,
+         "udr": udr, "udr_seen": mcc, "udr_regressed": udr,
          "mccs": [eps + seed, eps + seed + 2]}
         for seed in (0, 1) for eps, mcc, udr, loss in ((0.1, 0.7, 0.9, 3), (0.2, 0.8, 0.5, 1))]
     rows.append({"seed": 1, "learn": True, "eps": 0.3, "eps_end": 0.02, "mccs": [0.5]})
     told = {way: (eps, scores) for way, eps, scores, _ in beyond.choices(rows)}
     assert told == {"factors known": (0.2, [1.2, 3.2]), "UDR": (0.1, [1.1, 3.1]),
+                    "UDR on images as trained on": (0.2, [1.2, 3.2]),
+                    "the same by regression": (0.1, [1.1, 3.1]),
                     "held-out loss": (0.2, [1.2, 3.2]), "learned from 0.3": (0.02, [0.5])}
