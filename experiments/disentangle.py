@@ -103,14 +103,8 @@ def disentangle(config):
         size = float(np.sqrt(np.mean(F * F)))                       # grows without a norm
         return {"eps": info["eps"], "mcc": metrics.mcc(z[on_the_way], F), "size": size}
 
-    objective = sparsedis.task_objective(
-        head_of(config), config.eps, config.warmup, config.split or None, config.norm)
-    optimiser = (
-        functools.partial(sparsedis.adam, beta1=config.beta1, beta2=config.beta2),
-        functools.partial(sparsedis.cosine, flat=config.flat))
-    training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr, optimiser)
     with run, sparsedis.cpu_threads(config.threads):
-        end, rows = run.train(training, measure, xp, device)
+        end, rows = run.train(training_of(config, encoder, sample), measure, xp, device)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
         trained = functools.partial(features, end.params)
         fresh = functools.partial(fresh_tasks, config)
@@ -118,6 +112,16 @@ def disentangle(config):
         result |= {key: rows[-1][key] for key in ("seconds", "nonzero")}
         keys = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
+
+
+def training_of(config, encoder, sample, objective=None):
+    """The sparsedis.Training of settings; the objective is Problem (6) or (7), unless given."""
+    objective = objective or sparsedis.task_objective(
+        head_of(config), config.eps, config.warmup, config.split or None, config.norm)
+    optimiser = (
+        functools.partial(sparsedis.adam, beta1=config.beta1, beta2=config.beta2),
+        functools.partial(sparsedis.cosine, flat=config.flat))
+    return sparsedis.Training(encoder, sample, objective, config.steps, config.lr, optimiser)
 
 
 def check(config):

@@ -47,6 +47,7 @@ def nuisance(config):
     if kept:
         return kept, run
     z_all, p = data.latents(shapes, config.alpha, config.rho)
+    disentangle.check_images(config, p)
     z = z_all[:, :config.needed]
     tasks = disentangle.tasks_of(config, z, p)
     encoder = sparsedis.cnn(config.features)
@@ -62,12 +63,7 @@ def nuisance(config):
     def measure(params, state, info):
         return {"mcc": metrics.mcc(z[on_the_way], features(params, on_the_way))}
 
-    objective = sparsedis.task_objective(
-        disentangle.head_of(config), config.eps, config.warmup, config.split or None, config.norm)
-    optimiser = (
-        functools.partial(sparsedis.adam, beta1=config.beta1, beta2=config.beta2),
-        functools.partial(sparsedis.cosine, flat=config.flat))
-    training = sparsedis.Training(encoder, sample, objective, config.steps, config.lr, optimiser)
+    training = disentangle.training_of(config, encoder, sample)
     with run, sparsedis.cpu_threads(config.threads):
         end, rows = run.train(training, measure, xp, device)
         index = np.random.default_rng(20_000).integers(len(shapes), size=config.eval_images)

@@ -246,7 +246,8 @@ def html_of(result, names, W, pictures):
         parts.append(f"<p>MCC {result['mcc']:.4f}, R {result['r']:.4f}; a random mixing of the "
                      f"factors has MCC {result['chance']:.2f}.</p>")
     parts += ["<h2>Features</h2><p>Stability: correlation of a feature as found from one half of "
-              "the rows with itself as found from the other.</p>", table_of(*feature_table(result)),
+              "the rows, on the encoder of all, with itself as found from the other.</p>",
+              table_of(*feature_table(result)),
               f"<h2>{what} of each target, on {result['test_rows']} rows held out</h2>",
               table_of(header, lines)]
     if "new" in result:

@@ -8,7 +8,6 @@ are those of maps.py, where only the last linear layer is trained.
 """
 import contextlib
 import dataclasses
-import functools
 import io
 from typing import ClassVar
 
@@ -72,11 +71,8 @@ def subsets(config):
     def measure(params, state, info):
         return {"mcc": metrics.mcc(z[on_the_way], features(params, on_the_way))}
 
-    optimiser = (
-        functools.partial(sparsedis.adam, beta1=usual.beta1, beta2=usual.beta2),
-        functools.partial(sparsedis.cosine, flat=usual.flat))
-    training = sparsedis.Training(
-        encoder, sample, maps.Objective(config), config.steps, config.lr, optimiser)
+    own = dataclasses.replace(usual, steps=config.steps, lr=config.lr)
+    training = disentangle.training_of(own, encoder, sample, maps.Objective(config))
     extra = trained_params(usual) if config.start == "lasso" else {}
     with run, sparsedis.cpu_threads(config.threads):
         end, rows = run.train(training, measure, extra=extra)

@@ -100,8 +100,7 @@ def squared_error(W, b, AA, Ay, yy):
 
 def of_classes(F, targets):
     """W (K, k, m) and b (K, k), -inf where a target has no such class; and the names of classes
-    with fewer than FEW rows, which are not fitted: they keep their log prior, below the largest
-    of the fitted logits, which is never negative."""
+    with fewer than FEW rows, which are not fitted: of these b is the logarithm of their share."""
     _, K, k = targets.labels.shape
     W, b, rare = np.zeros((K, k, F.shape[1])), np.full((K, k), -np.inf), []
     for i, names in enumerate(targets.classes):

@@ -41,3 +41,5 @@ def test_the_command_and_its_bounds(tmp_path, monkeypatch, capsys):
     assert run.main(["nuisance", *words]) == 0
     assert "of the 4 factors needed" in capsys.readouterr().out
     assert run.main(["nuisance", "--needed", "7"]) == 2
+    assert run.main(["nuisance", "--rho", "0.9999"]) == 2
+    assert "effective images" in capsys.readouterr().err
