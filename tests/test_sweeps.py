@@ -187,6 +187,9 @@ def test_two_workers_fill_the_same_table(one_head):
     contents = [json.loads(path.read_text()) for path in finished()]
     cells = sorted((content["eps"], content["seed"]) for content in contents)
     assert cells == [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
+    with open("results/main-quick.csv", newline="") as file:
+        told = sorted((float(row["eps"]), int(row["seed"])) for row in csv.DictReader(file))
+    assert told == cells
 
 
 def test_an_interrupted_sweep_goes_on(one_head, monkeypatch):
