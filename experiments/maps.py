@@ -30,8 +30,8 @@ from sparsetasks.rotation import unmix
 ON = "features: the factors, mixed, or those of an encoder trained without penalty"
 TASKS = ("usual", "pool", "sets", "example")
 TASK = "tasks: as the main job's; a pool; supports that violate 3.6; App. B.4's three"
-START = "where the map starts: at random, at the factors, or where inner-Lasso ends (it is left "
-START += "at once where eps rises from 0: --warmup 0 lets it not)"
+START = ("where the map starts: at random, at the factors, or where inner-Lasso ends; left at once "
+         "where eps rises from 0, so give --warmup 0")
 SOLVED = "unfinished: relative violation at which the Lasso is left"
 UNFINISHED, OF_SIZE = "unfinished", "subset-size"
 HEADS = ("inner-lasso", "inner-ridge", *inner_problems.HEADS, OF_SIZE, UNFINISHED, "step")
@@ -39,14 +39,7 @@ MANY, FRESH = 20_000, 1000  # images; tasks of the rotation
 
 
 @dataclasses.dataclass(frozen=True)
-class CPURunSettings(settings.RunSettings):
-    """Of experiments that are small enough for the CPU."""
-
-    device: str = option("cpu", "the CPU alone", choices=("cpu",), **settings.ELSEWHERE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Maps(CPURunSettings):
+class Maps(settings.CPURunSettings):
     """Train a linear map through sparse fits on given features, and score what it puts out."""
 
     numbers: ClassVar[tuple] = ("mcc", "r", "loss", "loss_at_truth", "inside")

@@ -19,7 +19,7 @@ import numpy as np
 import metrics
 import solvers
 import sparsedis
-from experiments import disentangle, maps, results, tell
+from experiments import disentangle, maps, results, settings, tell
 from experiments.settings import option
 
 STARTS = 5
@@ -28,7 +28,7 @@ LOG_EPS = "head.log_eps"  # among the parameters
 
 
 @dataclasses.dataclass(frozen=True)
-class Penalties(maps.CPURunSettings):
+class Penalties(settings.CPURunSettings):
     """Train linear maps through Lassos whose penalty is given, or learned, and compare them."""
 
     numbers: ClassVar[tuple] = (

@@ -59,6 +59,13 @@ class RunSettings:
     force: bool = option(False, "run again even if the result exists", **ELSEWHERE)
 
 
+@dataclasses.dataclass(frozen=True)
+class CPURunSettings(RunSettings):
+    """Of experiments that compute on the CPU alone."""
+
+    device: str = option("cpu", "the CPU alone", choices=("cpu",), **ELSEWHERE)
+
+
 # ------------------------------------------------------------------------------ the command line
 
 

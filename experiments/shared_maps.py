@@ -17,7 +17,7 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import maps, results, sharing, tell
+from experiments import maps, results, settings, sharing, tell
 from experiments.settings import option
 from experiments.sharing_data import BinaryTasks
 from solvers import NotIdentified
@@ -29,7 +29,7 @@ SCORED = 5000  # images
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedMaps(maps.CPURunSettings):
+class SharedMaps(settings.CPURunSettings):
     """Train a linear map to more features than factors through sparse heads that share them."""
 
     experiment: ClassVar[str] = "shared_maps"

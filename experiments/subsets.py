@@ -16,12 +16,12 @@ import numpy as np
 import data
 import metrics
 import sparsedis
-from experiments import disentangle, inner_problems, maps, results, tell
+from experiments import disentangle, inner_problems, maps, results, settings, tell
 from experiments.settings import option
 
 
 @dataclasses.dataclass(frozen=True)
-class Subsets(maps.CPURunSettings):
+class Subsets(settings.CPURunSettings):
     """Train an encoder through best subsets, refitted Lassos or a concave penalty."""
 
     numbers: ClassVar[tuple] = ("mcc", "r", "dci_d", "loss", "loss_at_truth")

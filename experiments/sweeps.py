@@ -324,9 +324,9 @@ def sweep(config):
     failed = []
     for error in run_all(missing, config, f"sweep {name}"):
         failed += [error] if error else []
-        rewrite(table(), path, type(asked[0]))                      # kept, whatever comes
+        write_table(table(), path, type(asked[0]))                  # kept, whatever comes
     rows = table()
-    rewrite(rows, path, type(asked[0]))
+    write_table(rows, path, type(asked[0]))
     if rows:
         print(path)
     if failed:
@@ -341,12 +341,6 @@ def keep_others(path, runs):
         aside = path.with_suffix(".old.csv")
         shutil.copy(path, aside)
         print(f"{path} tells of runs that are not of this sweep: kept as {aside}")
-
-
-def rewrite(rows, path, settings_class):
-    """Write a table where there are rows."""
-    if rows:
-        write_table(rows, path, settings_class)
 
 
 def run_of(config):
@@ -499,7 +493,10 @@ def where(rows, cell):
 
 
 def write_table(rows, path, settings_class):
-    """Rows as CSV, without folders and without settings that are not TOLD and everywhere alike."""
+    """Rows, where there are any, as CSV, without folders and without settings that are not TOLD and
+    everywhere alike."""
+    if not rows:
+        return
     names = {field.name for field in dataclasses.fields(settings_class)}
     hidden = {name for name in names - TOLD if len({row.get(name) for row in rows}) < 2}
     columns = dict.fromkeys(itertools.chain.from_iterable(rows))    # in the order of the rows

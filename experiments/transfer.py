@@ -20,7 +20,7 @@ from sklearn.linear_model import LassoCV, RidgeCV
 import data
 import metrics
 import sparsedis
-from experiments import maps, results, tell
+from experiments import maps, results, settings, tell
 from experiments.settings import option
 
 ENCODERS = {  # method: head and eps of the encoder; eps of Lasso and ridge is the best of `main`
@@ -33,7 +33,7 @@ NOISE = 0.1  # of a label's signal, as in training
 
 
 @dataclasses.dataclass(frozen=True)
-class Transfer(maps.CPURunSettings):
+class Transfer(settings.CPURunSettings):
     """Learn new sparse tasks on features that were learned before, from few samples."""
 
     numbers: ClassVar[tuple] = ("mcc", "r", "mcc_seen", "r_seen")
