@@ -138,7 +138,7 @@ def test_the_links_lead_to_the_functions():
 def test_runs_of_the_same_title_are_told_apart(folders, tmp_path):
     content = written(folders, tmp_path / "p.html", "lasso", "ten", "ridge")
     assert [own["title"] for own in content["runs"]] == ["Lasso (1)", "Lasso (2)", "ridge"]
-    assert "0.9" in content["told_source"]  # of the first run
+    assert "correlated at 0.82" in content["told_source"]  # of the first run, realised
 
 
 def test_features_without_a_factor_come_last(folders, tmp_path):
