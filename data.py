@@ -176,6 +176,8 @@ class Tasks:
         self.per_set, self.kind = per_set, kind
         self.outputs, self.likelihood = outputs, likelihood
         self.shift = shift
+        if p.shape != z.shape[:1] or not (p.min() >= 0 and 0 < p.sum() < np.inf):
+            raise ValueError("p: expected a weight for each row of z, none negative, not all 0")
         sample_tasks(np.random.default_rng(0), 1, z.shape[1], kind)     # refuses an unknown kind
         if likelihood not in LIKELIHOODS:
             raise ValueError(f"--likelihood: found {likelihood}, expected one of {LIKELIHOODS}")
@@ -256,7 +258,9 @@ class FactorGrid:
         return np.arange(len(self))[index]
 
     def fingerprint(self):
-        """Names the content of a file, factors and all images."""
+        """Names the content of a file, factors and all images; ValueError where none was read."""
+        if self.stored is None:
+            raise ValueError("fingerprint: these images are rendered, not read from a file")
         content = self.factors.tobytes() + self.stored.digest.encode()
         return hashlib.sha256(content).hexdigest()[:10]
 
@@ -488,8 +492,7 @@ def maps_on(xp, device):
 
 # The scene, fitted to real images of [3DS]. World: x right, y into the room, z up; the object
 # stands on the floor z = 0 at the origin. Room and lamps stay fixed; the camera, which has a
-# headlight, orbits the object
-# at CAMERA_HEIGHT, looking almost horizontally at the z axis.
+# headlight, orbits the object at CAMERA_HEIGHT, looking almost horizontally at the z axis.
 
 RAYS = 192                                                              # a side, reduced by Lanczos
 FOCAL = 2.1518                                                          # 1/tan(half field of view)

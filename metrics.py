@@ -36,12 +36,15 @@ def to_numpy(a):
 
 
 def to_samples(*arrays):
-    """Arrays (N, d) of finite numbers and of one N, as float64; ValueError for anything else."""
+    """Arrays (N, d) of finite numbers and of one N, as float64; ValueError for anything else, and
+    for arrays without a number."""
     arrays = [to_numpy(a) for a in arrays]
     shapes = [a.shape for a in arrays]
     if any(len(shape) != 2 for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
         raise ValueError(f"expected samples (N, d) of one N, found {', '.join(map(str, shapes))}")
     for a in arrays:
+        if a.size == 0:
+            raise ValueError(f"expected samples and columns, found {a.shape}")
         if a.dtype.kind not in "biuf" or not np.isfinite(a.astype(np.float64)).all():
             raise ValueError(f"expected finite real numbers, found {a.dtype} or NaN or infinity")
     return [a.astype(np.float64) for a in arrays]
@@ -184,6 +187,8 @@ def block_share(z, z_hat, size):
     block. 1 where features mix no factors of different blocks, the partial disentanglement
     conjectured after [L23, Assumption 3.6]; mass spread evenly gives size/d.
     """
+    if size < 1:
+        raise ValueError(f"size: found {size}, expected at least 1")
     L = np.abs(coefficients(z, z_hat))                                  # (m, d)
     factor, feature = match(correlation(z, z_hat))
     same = factor[:, None] // size == np.arange(L.shape[1]) // size
@@ -194,28 +199,33 @@ def udr(models, by="correlation"):
     """Unsupervised disentanglement ranking of models' features [(N, m), ...]: a score for each.
 
     Two models agree where each feature of one has one counterpart in the other: by correlation, the
-    ranks' (Spearman), or by regression, |coefficients| of one's features for the other's, which is
-    as good where factors are correlated (Duan et al.: a Lasso's, ours least squares'). A model's
-    score is the median of its agreement with the others, on the same images; NaN of one model
-    alone. A dead feature agrees with none; they leave it out.         [Duan et al. 2020, Eq. 2]
+    ranks' (Spearman), or by regression, coefficients of one's features for the other's, squared,
+    which is as good where factors are correlated (Duan et al.: a Lasso's, ours least squares'). A
+    model's score, at most 1, is the median of its agreement with the others, on the same images;
+    NaN of one model alone. A dead feature agrees with none; they leave it out.
+                                                                       [Duan et al. 2020, Eq. 2]
     """
     if by not in ("correlation", "regression"):
         raise ValueError(f"by: found {by}, expected correlation or regression")
     if by == "correlation":
         models = [np.apply_along_axis(rankdata, 0, standardise(a)) for a in models]
     relation = correlation if by == "correlation" else coefficients
+    if len(models) == 1:
+        return np.array([np.nan])
     pairs = np.full((len(models), len(models)), np.nan)
     for i, j in np.ndindex(pairs.shape):
         if i != j:
-            pairs[i, j] = agreement(np.abs(relation(models[i], models[j])))
+            pairs[i, j] = agreement(np.abs(relation(models[i], models[j])), by)
     return np.nanmedian(pairs, axis=1)
 
 
-def agreement(R):
-    """The mean over rows and columns of max^2/sum of relations R >= 0 of features, (m, m')."""
+def agreement(R, by):
+    """How far one entry stands out in each row and column of relations R >= 0 of features (m, m'),
+    on average: max^2/sum of correlations, max^2 over the sum of squares of coefficients, which may
+    be of any size."""
     shares = []
     for S in (R, R.T):
-        total = S.sum(axis=1)
+        total = (S if by == "correlation" else S * S).sum(axis=1)
         shares.append(np.where(total > 0, S.max(axis=1) ** 2 / np.maximum(total, 1e-300), 0))
     return np.concatenate(shares).mean()
 
@@ -225,13 +235,13 @@ def agreement(R):
 
 def supports_are_sufficient(S):
     """[L23, Assumption 3.6] on supports S (T, m), a mask: for any two features, some task uses the
-    one without the other."""
+    one without the other, and some task the other without the one."""
     S = to_numpy(S) != 0
     alone = S.T.astype(int) @ ~S                                        # tasks with i, without j
     return bool((alone + np.eye(S.shape[1], dtype=int) > 0).all())
 
 
-LIKELIHOODS = {  # why Assumption 3.2 holds, or does not
+WHY_3_2 = {  # why Assumption 3.2 holds for labels of data.LIKELIHOODS, or does not
     "gaussian": "the mean of a Gaussian label determines its distribution",
     "categorical": "k logits of a softmax may all be shifted: not minimal (k - 1 are)"}
 
@@ -240,9 +250,14 @@ def assumptions(F, W, likelihood="gaussian"):
     """What samples tell of [L23, Assumptions 3.2 to 3.6]: name -> (holds, why).
 
     F (N, m) are features and W (T, m) or (T, k, m) coefficients of tasks. 3.5 is judged by the
-    rank of coefficients that share a support: evidence, not proof.
+    rank of coefficients that share a support: evidence, not proof. ValueError where F and W have
+    not one number of features, or the likelihood is unknown.
     """
     (F,), m = to_samples(F), np.shape(W)[-1]
+    if F.shape[1] != m:
+        raise ValueError(f"found F {F.shape} and W {np.shape(W)}, expected as many columns")
+    if likelihood not in WHY_3_2:
+        raise ValueError(f"likelihood: found {likelihood}, expected one of {', '.join(WHY_3_2)}")
     rows, = to_samples(to_numpy(W).reshape(-1, m))                  # (T k, m)
     W = rows.reshape(len(W), -1, m)
     F, rows = of_unit_columns(F), of_unit_columns(rows)             # ranks of any units
@@ -257,7 +272,7 @@ def assumptions(F, W, likelihood="gaussian"):
     if not apart:
         why_6 = "some factor never comes without another"
     return {
-        "3.2": (likelihood == "gaussian", LIKELIHOODS[likelihood]),
+        "3.2": (likelihood == "gaussian", WHY_3_2[likelihood]),
         "3.3": (rank_F == F.shape[1], f"features of rank {rank_F} of {F.shape[1]}"),
         "3.4": (rank_W == m, f"coefficients of rank {rank_W} of {m}"),
         "3.5": (poor is None, why_5),
@@ -280,9 +295,7 @@ def support_of_low_rank(W, draws=20):
     S, found = (W != 0).any(axis=1), []
     for support in np.unique(S, axis=0):
         W_S = W[(S == support).all(axis=1)][:, :, support]          # of the tasks that share it
-        size = W_S.shape[2]
-        if len(W_S) < size:
-            continue
+        size = min(W_S.shape[2], len(W_S))
         picked = [W_S[rng.choice(len(W_S), size, replace=False)] for _ in range(draws)]
         if not all(rank_rises(some) for some in picked):
             found.append(np.flatnonzero(support).tolist())

@@ -38,7 +38,7 @@ from threadpoolctl import ThreadpoolController
 
 def lasso_lambda_max(F, y):
     """||F'y||_inf / n, (T,): from this lam on, the Lasso solution is w = 0.   [L23, App. D.2.3]"""
-    F, y = check_shapes(F, y)
+    F, y = check_shapes(F, y, ndim=2)
     xp = array_namespace(F)
     return xp.max(xp.abs(correlations(F, y)), axis=1)
 
@@ -53,20 +53,30 @@ def lasso(F, y, lam, max_iter=None):
     greedy: the coordinate that violates optimality most), or two where m is large, then a Newton
     step on the support so found, which ends the search once that is right. Neither raises the
     objective, so no support with its signs is minimised over twice. A task that is not solved after
-    max_iter iterations (100 + 20 m if not given) has converged False. Where the minimiser is not
-    unique (lam = 0 with n < m, equal columns) one of them is returned, which has no derivative.
-    Columns are expected to be of similar scale, as normalised features are. Raises ValueError as
-    check_problem does.
+    max_iter iterations (100 + 20 m if not given) has converged False, as may one whose columns are
+    correlated at 1 - 1e-6 or more: there q is not known to 1e-12. Where the minimiser is not unique
+    one of them is returned: at lam = 0 that of least norm, as of ridge; with equal columns any,
+    which has no derivative. Columns are expected to be of similar scale, as normalised features
+    are. Raises ValueError as check_problem does.
     """
-    F, y, lam = check_problem(F, y, lam)
+    F, y, lam = check_problem(F, y, lam, ndim=2)
     xp = array_namespace(F)
     G, c = gram(F), correlations(F, y)
     unit = safe_divisor(xp.max(xp.abs(c), axis=1))                  # lasso_lambda_max
     limit = 100 + 20 * F.shape[2] if max_iter is None else max_iter
     problem = G, c, lam, unit                                       # of lasso_gap and lasso_step
-    start = xp.zeros_like(c)
+    start = lasso_start(G, c, lam)
     # w <- lasso_step(w) until lasso_gap is small (made of: iterations)
     return until_solved("lasso", lasso_step, lasso_gap, start, problem, limit)
+
+
+def lasso_start(G, c, lam):
+    """w = 0; where lam = 0 and G is singular, the minimiser of least norm."""
+    xp = array_namespace(c)
+    if not bool(xp.any(lam == 0)):
+        return xp.zeros_like(c)
+    least, singular = solve_psd(G, c)
+    return xp.where((singular & (lam == 0))[:, None], least, 0)
 
 
 def lasso_gap(w, G, c, lam, unit):
@@ -129,17 +139,18 @@ def lasso_vjp(F, y, lam, w, dw):
 
     F (T, n, m), y (T, n), lam a number or (T,), w and dw (T, m)  ->  dF (T, n, m), dy (T, n),
     dlam (T,), at lam = 0 the derivative from above, where no w_j is 0. Valid where S does not
-    change; where F_S'F_S is singular, u is of least norm.
+    change; where F_S'F_S is singular, u is of least norm, and at lam = 0 w, too.
     """
-    F, y, lam = check_shapes(F, y, lam)
+    F, y, lam = check_shapes(F, y, lam, ndim=2)
     xp = array_namespace(F)
     S = (w != 0) | (lam == 0)[:, None]                              # (T, m)
     # 1 curvature
     A = gram(F)                                                     # (T, m, m)
     # 2 adjoint
-    u, _ = solve_on_support(A, S, dw)                               # (T, m)
+    u, singular = solve_on_support(A, S, dw)                        # (T, m), (T,)
     # 3 pull back
     dF, dy = pull_back(F, y, w, u)
+    dF = dF + through_range(F, A, w, dw, u, singular & (lam == 0))
     return dF, dy, -xp.sum(xp.sign(w) * u, axis=1)
 
 
@@ -151,6 +162,17 @@ def pull_back(F, y, w, u):
     n = F.shape[1]
     r, dy = (y - matvec(F, w)) / n, matvec(F, u) / n                # (T, n)
     return outer_product(r, u) - outer_product(dy, w), dy
+
+
+def through_range(F, A, w, dw, u, least):
+    """What dF has besides where least (T,) marks a w of least norm: w lies in A's range, which
+    turns with F.  F z dw_0'/n  for A z = w and dw_0 = dw - A u, the part of dw off the range."""
+    xp = array_namespace(F)
+    if not bool(xp.any(least)):
+        return xp.zeros_like(F)
+    z, _ = solve_psd(A, w)
+    turned = outer_product(matvec(F, z), dw - matvec(A, u)) / F.shape[1]
+    return xp.where(least[:, None, None], turned, 0)
 
 
 # ------------------------------------------------------------------------------ ridge
@@ -172,7 +194,7 @@ def ridge(F, y, lam):
     with singular F'F, the least-norm solution. (The paper says "an L2 norm"; half its square is our
     reading.) Raises ValueError as check_problem does.
     """
-    F, y, lam = check_problem(F, y, lam)
+    F, y, lam = check_problem(F, y, lam, ndim=2)
     w, _ = solve_psd(ridge_curvature(F, lam), correlations(F, y))
     return w
 
@@ -180,7 +202,7 @@ def ridge(F, y, lam):
 def ridge_residual(F, y, lam, w):
     """The certificate of ridge, (T,): max_j |c - A w|_j/sqrt(A_jj) over its value at w = 0, with
     A = F'F/n + lam I. At lam = 0 the root makes it independent of the columns' units."""
-    F, y, lam = check_shapes(F, y, lam)
+    F, y, lam = check_shapes(F, y, lam, ndim=2)
     xp = array_namespace(F)
     A, c = ridge_curvature(F, lam), correlations(F, y)
     scale = xp.sqrt(safe_divisor(xp.linalg.diagonal(A)))
@@ -200,12 +222,11 @@ def ridge_vjp(F, y, lam, w, dw):
       1. curvature   A = dR/dw = F'F/n + lam I
       2. adjoint     A u = dw
       3. pull back   dX = -(dR/dX)' u   for X = F, y, lam:  dlam = -w'u
-         At lam = 0 with singular A, w is of least norm, in A's range, which turns with F:
-                     dF += F z dw_0'/n   for A z = w and dw_0 = dw - A u, the part of dw off it
+         and, at lam = 0 with singular A, where w is of least norm, through_range
 
     Shapes as of lasso_vjp. Valid where the rank of A does not change.
     """
-    F, y, lam = check_shapes(F, y, lam)
+    F, y, lam = check_shapes(F, y, lam, ndim=2)
     xp = array_namespace(F)
     # 1 curvature
     A = ridge_curvature(F, lam)                                     # (T, m, m)
@@ -213,10 +234,7 @@ def ridge_vjp(F, y, lam, w, dw):
     u, singular = solve_psd(A, dw)                                  # (T, m), (T,)
     # 3 pull back
     dF, dy = pull_back(F, y, w, u)
-    if bool(xp.any(singular)):
-        z, _ = solve_psd(A, w)
-        turned = outer_product(matvec(F, z), dw - matvec(A, u)) / F.shape[1]
-        dF = dF + xp.where(singular[:, None, None], turned, 0)
+    dF = dF + through_range(F, A, w, dw, u, singular)
     return dF, dy, -xp.sum(w * u, axis=1)
 
 
@@ -269,7 +287,7 @@ def softmax(Z):
 
 def group_lasso_lambda_max(F, Y, loss="squared"):
     """max_j ||F_j' R(0)||, (T,): from this lam on, W = 0.      [docs/derivations.md, 4]"""
-    F, Y = check_shapes(F, Y)
+    F, Y = check_shapes(F, Y, ndim=3)
     check_labels(Y, loss)
     R, _ = loss_gradient(0 * Y, Y, loss)
     return array_namespace(F).max(column_norms(R.mT @ F), axis=1)
@@ -281,11 +299,12 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m), info as of lasso, gap in units
     of group_lasso_lambda_max, converged at 1e-10 (float32: 1e-4). An iteration is a sweep of block
     coordinate descent, which finds the support, and a Newton step on it, taken by each task where
-    it helps. At lam = 0 classes that F separates have no minimiser, and W is only large. Raises
+    it helps. At lam = 0 converged is False, too, where F'F is singular and where W puts every
+    sample's class first: classes that F separates have no minimiser, and W is only large. Raises
     ValueError as check_problem and check_labels do.
                                             [L23, Problem (6), inner; Yuan and Lin 2006]
     """
-    F, Y, lam = check_problem(F, Y, lam)
+    F, Y, lam = check_problem(F, Y, lam, ndim=3)
     xp = array_namespace(F)
     unit = safe_divisor(group_lasso_lambda_max(F, Y, loss))
     start = xp.zeros((F.shape[0], Y.shape[2], F.shape[2]), dtype=F.dtype, device=device(F))
@@ -296,7 +315,24 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     def step(W, F, Y, lam, unit):
         return newton_group_step(F, Y, lam, block_sweep(F, Y, lam, W, loss), loss)
 
-    return until_solved("group_lasso", step, gap, start, (F, Y, lam, unit), max_iter)
+    W, info = until_solved("group_lasso", step, gap, start, (F, Y, lam, unit), max_iter)
+    return W, info | {"converged": info["converged"] & has_one_minimiser(F, Y, lam, W, loss)}
+
+
+def has_one_minimiser(F, Y, lam, W, loss):
+    """False where lam = 0 and F'F is singular or F separates the classes, (T,)."""
+    _, singular = solve_psd(gram(F), W[:, 0, :])
+    separated = is_separated(scores(F, W), Y) & (loss == "logistic")
+    return (lam > 0) | ~(singular | separated)
+
+
+def is_separated(Z, Y):
+    """Whether each sample's scores are largest for a class of probability 1 in Y, (T,)."""
+    xp = array_namespace(Z)
+    if Z.shape[-1] == 1:
+        Z, Y = xp.concat([Z, 0 * Z], axis=-1), xp.concat([Y, 1 - Y], axis=-1)
+    others = xp.max(xp.where(Y == 1, -xp.inf, Z), axis=-1)
+    return xp.all(xp.any((Y == 1) & (Z > others[..., None]), axis=-1), axis=1)
 
 
 def data_gradient(F, Y, W, loss):
@@ -381,7 +417,7 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
     F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the
     support does not change; at lam = 0 it is all features, and dlam the derivative from above.
     """
-    F, Y, lam = check_shapes(F, Y, lam)
+    F, Y, lam = check_shapes(F, Y, lam, ndim=3)
     xp = array_namespace(F)
     S = xp.any(W != 0, axis=1) | (lam == 0)[:, None]                # (T, m)
     # 1 curvature
@@ -424,12 +460,12 @@ def softmax_curvature(F, W):
     return xp.permute_dims(H, (0, 1, 3, 2, 4))
 
 
-def solve_on_columns(H, S, B):
-    """U (T, k, m) with H U = B on the features of S (T, m), U = 0 elsewhere."""
-    xp = array_namespace(B)
-    T, k, m = B.shape
+def solve_on_columns(H, S, rhs):
+    """U (T, k, m) with H U = rhs on the features of S (T, m), U = 0 elsewhere."""
+    xp = array_namespace(rhs)
+    T, k, m = rhs.shape
     entries = xp.repeat(S, k, axis=1)                               # (T, m k)
-    U, _ = solve_on_support(H, entries, xp.reshape(B.mT, (T, m * k)))
+    U, _ = solve_on_support(H, entries, xp.reshape(rhs.mT, (T, m * k)))
     return xp.reshape(U, (T, m, k)).mT
 
 
@@ -451,7 +487,7 @@ def svm_lambda_max(F, Y):
 
     [docs/derivations.md, 5]
     """
-    F, Y = check_shapes(F, Y)
+    F, Y = check_shapes(F, Y, ndim=3)
     check_labels(Y, "hinge")
     V = (Y - (1 - Y) / (Y.shape[2] - 1)).mT @ F                     # Lam even over other classes
     return array_namespace(F).max(column_norms(V), axis=1)
@@ -473,7 +509,7 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     epochs). n_iter counts these. W is unique, Lam need not be.
     Raises ValueError as check_problem does, and for labels that are not one-hot or lam2 = 0.
     """
-    F, Y, lam1, lam2 = check_problem(F, Y, lam1, lam2)
+    F, Y, lam1, lam2 = check_problem(F, Y, lam1, lam2, ndim=3)
     check_labels(Y, "hinge")
     xp = array_namespace(F)
     if not bool(xp.all(lam2 > 0)):
@@ -496,9 +532,9 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
     return W, Lam, {"n_iter": int(xp.max(n_iter)), **Certificate(*certificate)._asdict()}
 
 
-# The problem, and Q (k, c), c = k - 1 (in the SVM's parts not F'y/n), an orthonormal basis of the
-# vectors that sum to 0. Rows of Y - Lam do, and so do the V_j: c coordinates say all of V_j,
-# VQ = Q'V (T, c, m), "V in the coordinates of Q", of the same norms.
+# The problem, and Q (k, c), an orthonormal basis of the vectors that sum to 0. Rows of Y - Lam do,
+# and so do the V_j: c coordinates say all of V_j, VQ = Q'V (T, c, m), "V in the coordinates of Q",
+# of the same norms. Here and in all that is the SVM's c = k - 1, and not F'y/n.
 SVM = namedtuple("SVM", "F Y lam1 lam2 Q")
 
 
@@ -583,18 +619,18 @@ def newton_on_face(svm, Lam, free):
     return solve_on_face(dual_curvature(svm, V), free, svm.Q, -grad_D)
 
 
-def solve_on_face(H, free, Q, B):
-    """The u (T, n, k) of least norm with Pi H Pi u = Pi B, and whether H is singular there, (T,).
+def solve_on_face(H, free, Q, rhs):
+    """The u (T, n, k) of least norm with Pi H Pi u = Pi rhs, and whether H is singular there, (T,).
 
     Pi projects on the face's directions, rows that are 0 where not free and sum to 0. The columns
     of M_i that S_i marks are an orthonormal basis of them for sample i; with M_S all of these, the
-    small system is M_S'H M_S x = M_S'B, and u = M_S x. M'Q takes H from the coordinates of Q.
+    small system is M_S'H M_S x = M_S'rhs, and u = M_S x. M'Q takes H from the coordinates of Q.
     """
-    xp = array_namespace(B)
-    T, n, k = B.shape
+    xp = array_namespace(rhs)
+    T, n, k = rhs.shape
     M, S = face_bases(free, Q)
     A = xp.reshape(on_both_sides(M.mT @ Q, H), (T, n * (k - 1), n * (k - 1)))
-    b = xp.reshape(M.mT @ B[..., None], (T, n * (k - 1)))
+    b = xp.reshape(M.mT @ rhs[..., None], (T, n * (k - 1)))
     x, singular = solve_on_support(A, xp.reshape(S, b.shape), b)
     return (M @ xp.reshape(x, (T, n, k - 1, 1)))[..., 0], singular
 
@@ -698,7 +734,7 @@ def group_svm_vjp(F, Y, lam1, lam2, W, Lam, dW):
     F (T, n, m), Y and Lam (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam1, dlam2 (T,).
     Valid where neither the set of active features nor the zeros of Lam change.
     """
-    F, Y, lam1, lam2 = check_shapes(F, Y, lam1, lam2)
+    F, Y, lam1, lam2 = check_shapes(F, Y, lam1, lam2, ndim=3)
     xp, svm = array_namespace(F), svm_problem(F, Y, lam1, lam2)
     V, _, _ = svm_primal(svm, Lam)
     # 0 directly
@@ -739,11 +775,15 @@ def svm_pbcd(svm, tol, max_iter):
     Lam = xp.ones_like(Y) / Y.shape[2]
     L = xp.sum(F * F, axis=2) / lam2[:, None]
     L = xp.where(L > 0, L, 1e-12)                                   # F_i = 0: a huge step
+    near, least = tol, 10 * xp.finfo(Y.dtype).eps
     for n_iter in range(max_iter + 1):
         V, _, grad_D = svm_primal(svm, Lam)
-        if n_iter == max_iter or bool(xp.all(svm_gap(svm, Lam) <= tol)):
-            Lam = svm_crossover(svm, Lam, in_units_of_Lam(svm, slacks(grad_D)))
-            return Lam, svm_certificate(svm, Lam, tol), n_iter
+        if n_iter == max_iter or bool(xp.all(svm_gap(svm, Lam) <= near)):
+            crossed = svm_crossover(svm, Lam, in_units_of_Lam(svm, slacks(grad_D)))
+            certificate = svm_certificate(svm, crossed, tol)
+            if n_iter == max_iter or near <= least or bool(xp.all(certificate.converged)):
+                return crossed, certificate, n_iter
+            near = near / 10                                        # its face was not found yet
         for i in range(F.shape[1]):
             grad_i = Y[:, i, :] - matvec(primal_of(V, lam1, lam2), F[:, i, :])
             Lam_i = project_simplex(Lam[:, i, :] - grad_i / L[:, i, None])
@@ -767,7 +807,7 @@ def svm_crossover(svm, Lam, slack, steps=3):
 
 
 def in_units_of_Lam(svm, slack):
-    """Slacks where these are the larger numbers: a Lam of 1 moves slacks by ||F_i||^2/lam2."""
+    """Slacks over ||F_i||^2/lam2, by which a Lam of 1 moves them, where that is more than 1."""
     xp = array_namespace(slack)
     unit = xp.sum(svm.F * svm.F, axis=2) / svm.lam2[:, None]        # (T, n)
     return slack / xp.maximum(unit, xp.ones_like(unit))[..., None]
@@ -797,7 +837,8 @@ Step = namedtuple("Step", "Lam slack p s")
 #     A, scale           B'(H + slack/Lam) B, scaled to a diagonal of 1; the scales
 #     B (T, n, k, c)     pivot_bases
 #     v, along, total    V_j/||V_j|| in the coordinates of Q; p/(p + s), the slope of p; p + s
-#     miss_p, miss_grad  p - ||V|| + lam1 - s and F W' - (Y - slack), 0 where p, s, slack fit Lam
+#     miss_p, miss_grad  p - ||V|| + lam1 - s and F W' - (Y - slack); where p, s and slack fit Lam
+#                        0, and the same in all columns
 Newton = namedtuple("Newton", "A scale B v along total miss_p miss_grad")
 
 
@@ -1007,8 +1048,8 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
     W (T, m), least-squares weights of T tasks on features F of mean 0 and covariance C (m, m)
     errors of W: their covariances sigma_k^2 (F_k'F_k)^-1 (T, m, m), or sigma_k/sqrt(n), where each
              task's own F_k'F_k/n is about C (T,), or None where W is exact
-    width    the spike's deviation as a share of the slab's: 0 expects zeros, more expects loadings
-             that are small where they are not large
+    width    the spike's deviation as a share of the slab's, in [0, 1): 0 expects zeros, more
+             expects loadings that are small where they are not large
     Returns M, with F M of variance 1 and the strongest feature first, and info:
         loadings (T, m)  W M^-T, the weights on F M
         on (T, m)        the probability that a loading is in the slab
@@ -1022,7 +1063,7 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
     Raises NotIdentified where W has no more than m > 1 tasks, each of which could be a factor, or
     spans fewer than m dimensions; ValueError where F does, and as check_tasks does.
     """
-    W, C, errors = check_tasks(W, C, errors, starts)
+    W, C, errors = check_tasks(W, C, errors, width, starts)
     xp = array_namespace(W)
     x, noise, whitening = white_tasks(W, C, errors)
     bases = random_bases(x, starts, seed)
@@ -1059,7 +1100,8 @@ def white_tasks(W, C, errors):
     rank = int(xp.sum(xp.astype(singular > eps ** 0.5 * singular[0], xp.int64)))
     if rank < m or (T <= m and m > 1):
         raise NotIdentified(
-            f"W: {T} tasks span {rank} of {m} dimensions: they identify no basis")
+            f"W: {T} tasks span {rank} of {m} dimensions: they identify no basis, which takes more "
+            f"than {m} tasks that span all {m}")
     if errors is None:
         noise = xp.zeros((T, m, m), dtype=W.dtype, device=device(W))
     elif errors.ndim == 1:
@@ -1069,9 +1111,9 @@ def white_tasks(W, C, errors):
     return x, noise / norm[:, None, None] ** 2, xp.linalg.inv(root.mT)
 
 
-def check_tasks(W, C, errors, starts):
-    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, and tasks
-    without weights; W, C and errors."""
+def check_tasks(W, C, errors, width, starts):
+    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, negative
+    errors, tasks without weights, and a spike as wide as the slab; W, C and errors."""
     W, C = as_plain_array("W", W), as_plain_array("C", C)
     errors = None if errors is None else as_plain_array("errors", errors)
     xp = array_namespace(W, C)
@@ -1085,6 +1127,11 @@ def check_tasks(W, C, errors, starts):
     given = (W, C) if errors is None else (W, C, errors)
     if not all(bool(xp.all(xp.isfinite(a))) for a in given):
         raise ValueError("W, C or errors hold values that are not finite")
+    variances = errors if errors is None or errors.ndim == 1 else xp.linalg.diagonal(errors)
+    if errors is not None and not bool(xp.all(variances >= 0)):
+        raise ValueError("errors: found a negative deviation or variance")
+    if not 0 <= width < 1:
+        raise ValueError(f"width: found {width}, expected a share of the slab, 0 <= width < 1")
     empty = int(xp.sum(xp.astype(xp.all(W == 0, axis=1), xp.int64)))
     if empty:
         raise ValueError(f"W: {empty} of {T} tasks have no weights: leave them out")
@@ -1150,10 +1197,10 @@ def along_rows(x, loadings, bases):
     """Slope and curvature, (s, j, i), of minus the log-likelihood a task along b_j + t b_i, where
     precisions are held; t in units of tau_j/tau_i, so that at t = 1 v_i's slab is let in whole."""
     xp, B = array_namespace(x), bases.B
-    P = B[:, None, ...] @ curvatures(x, loadings) @ B.mT[:, None, ...]          # b_i'A_j b_l
+    bAb = B[:, None, ...] @ curvatures(x, loadings) @ B.mT[:, None, ...]        # b_i'A_j b_l
     unit = xp.sqrt(bases.tau2 / bases.tau2.mT)
-    slope = xp.stack([P[:, j, :, j] for j in range(x.shape[1])], axis=1)
-    return slope * unit, xp.linalg.diagonal(P) * unit ** 2
+    slope = xp.stack([bAb[:, j, :, j] for j in range(x.shape[1])], axis=1)
+    return slope * unit, xp.linalg.diagonal(bAb) * unit ** 2
 
 
 def log_likelihood(loadings, bases):
@@ -1177,11 +1224,11 @@ def in_order(M, W, C, on):
     """M's columns scaled, the strongest first, its largest loadings positive, loadings, on."""
     xp = array_namespace(M)
     M = M / xp.sqrt(xp.sum(M * (C @ M), axis=0))                    # F M of variance 1
-    V = xp.linalg.solve(M, W.mT).mT
-    shape = V / xp.linalg.vector_norm(V, axis=1, keepdims=True)     # whatever a task's unit
-    sign = 1 - 2 * xp.astype(xp.sum(shape ** 3, axis=0) < 0, V.dtype)
+    loadings = xp.linalg.solve(M, W.mT).mT
+    shape = loadings / xp.linalg.vector_norm(loadings, axis=1, keepdims=True)       # of any unit
+    sign = 1 - 2 * xp.astype(xp.sum(shape ** 3, axis=0) < 0, W.dtype)
     order = xp.argsort(-xp.sum(shape ** 2, axis=0), stable=True)
-    return [xp.take(a, order, axis=1) for a in (M * sign, V * sign, on)]
+    return [xp.take(a, order, axis=1) for a in (M * sign, loadings * sign, on)]
 
 
 def identification(on):
@@ -1386,39 +1433,40 @@ def regularised(A):
 # ------------------------------------------------------------------------------ made of: refusals
 
 
-def check_problem(F, Y, *lams):
+def check_problem(F, Y, *lams, ndim=None):
     """Refuse what is no problem: as check_shapes, and values that are not finite, too large to be
     squared, or (all of a task's) too small to be."""
+    F, Y = check_shapes(F, Y, ndim=ndim)
     xp = array_namespace(F)
-    F, Y, *lams = check_shapes(F, Y, *lams)
     squares = xp.sum(F * F, axis=(1, 2))
     if not bool(xp.isfinite(xp.sum(squares) + xp.sum(Y * Y))):
         raise ValueError("F or y holds values that are not finite (or too large to multiply)")
     least = xp.finfo(F.dtype).smallest_normal / xp.finfo(F.dtype).eps
     if bool(xp.any((squares < least) & xp.any(F != 0, axis=(1, 2)))):
         raise ValueError(f"F: found a task of values too small to multiply in {F.dtype}")
-    return F, Y, *lams
+    return F, Y, *(per_task(lam, F) for lam in lams)
 
 
-def check_shapes(F, Y, *lams):
+def check_shapes(F, Y, *lams, ndim=None):
     """Refuse other shapes and dtypes, masked values, and negative penalties.
 
-    F (T, n, m) float64 or float32 and Y (T, n) or (T, n, k) of the same dtype (integers and bools
-    are converted); each of lams a number or (T,)  ->  F, Y and each of lams (T,), of F's dtype.
-    Raises ValueError.
+    F (T, n, m) float64 or float32 and Y (T, n) or (T, n, k), one of them where ndim says which, of
+    the same dtype (integers and bools are converted); each of lams a number or (T,)  ->  F, Y and
+    each of lams (T,), of F's dtype. Raises ValueError.
     """
+    expected = {2: "y (T, n)", 3: "Y (T, n, k)", None: "y (T, n) or Y (T, n, k)"}[ndim]
     F, Y = as_plain_array("F", F), as_plain_array("Y", Y)
     xp = array_namespace(F, Y)
     if F.dtype not in (xp.float64, xp.float32):
         raise ValueError(f"F: found {F.dtype}, expected float64 or float32")
     if xp.isdtype(Y.dtype, ("bool", "integral")):
         Y = xp.astype(Y, F.dtype)
-    if F.ndim != 3 or Y.ndim not in (2, 3) or Y.shape[:2] != F.shape[:2] or Y.dtype != F.dtype:
-        found = f"{tuple(F.shape)} {F.dtype} and {tuple(Y.shape)} {Y.dtype}"
-        raise ValueError(
-            f"expected F (T, n, m) and y (T, n) or Y (T, n, k) of one dtype, found {found}")
+    found = f"{tuple(F.shape)} {F.dtype} and {tuple(Y.shape)} {Y.dtype}"
+    fits = F.ndim == 3 and Y.ndim in ((2, 3) if ndim is None else (ndim,))
+    if not fits or Y.shape[:2] != F.shape[:2] or Y.dtype != F.dtype:
+        raise ValueError(f"expected F (T, n, m) and {expected} of one dtype, found {found}")
     if 0 in F.shape or 0 in Y.shape:
-        raise ValueError(f"found no samples, features or tasks: F {tuple(F.shape)}")
+        raise ValueError(f"found no samples, features, outputs or tasks: {found}")
     return F, Y, *(per_task(lam, F) for lam in lams)
 
 

@@ -75,7 +75,7 @@ def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
     fit_vjp(F, y, lam, w, dw, info) -> dF, dparams     its adjoint (None: the returned dF is None)
     outer_loss(F, y, w) -> Outer                                [L23, Problems (6), (7)]
 
-    info counts the tasks whose fit is "unsolved", which have no gradient.
+    info counts the tasks whose fit is "unsolved", which have no dF.
     """
     F, y = solvers.check_shapes(F, y)
     fit_on, score_on = split_samples(n_support, F.shape[1])
@@ -174,7 +174,7 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
     Each set's features are normalised, by all its samples, and repeated for its K tasks; the K
     gradients are added up. Predictors have no intercept. Where norm="batch" and every sample is
     fitted, features have mean 0 and none is needed: the mean of a real y has no effect on w. With
-    n_support or known this no longer holds, and the caller should centre a real y.
+    n_support, known or another norm this does not hold, and the caller should centre a real y.
     Where known (G, K, n) is False, a task has no label, and the caller puts y_i = 0, or any class:
     F_i = 0 there, so that the sample does not change w; n and the moments still count it.
     """
@@ -201,7 +201,7 @@ def normalise(F, norm="batch", n_support=None):
 
     F (G, n, m), or (T, n, m) where each task has its own. The variance is biased, with 1e-5 added;
     nothing is learned. n_support ("batch" only): the moments are those of the first n_support
-    samples, applied to all. Without normalisation ||F|| grows and sparsity is lost.
+    samples, applied to all. Without normalisation ||F|| grows without bound.
                                                                   [L23, Sec. 3.4, App. D.2.3]
     """
     xp = array_namespace(F)
@@ -212,7 +212,7 @@ def normalise(F, norm="batch", n_support=None):
     if n_support is not None and norm != "batch":
         raise ValueError("normalise: moments of the support are those of samples, norm='batch'")
     axis = {"batch": 1, "layer": 2}[norm]
-    fit = F[:, :n_support, :]
+    fit = F[:, split_samples(n_support, F.shape[1])[0], :]
     mean = xp.mean(fit, axis=axis, keepdims=True)
     deviation = xp.sqrt(xp.mean((fit - mean) ** 2, axis=axis, keepdims=True) + 1e-5)
     out = (F - mean) / deviation
@@ -290,14 +290,15 @@ def train(training, start, report=None):
             out, cache, state = training.encoder.forward(params, state, x)
             features.append(out)
             caches.append(cache)
-        refuse_non_finite("features", dict(enumerate(features)), step)
+        named = {f"features of batch {i}": F for i, F in enumerate(features)}
+        refuse_non_finite(named, step)
         loss, dfeatures, dhead, info = training.objective(progress, in_double(features), y, params)
         grads = gradients(training.encoder, caches, features, dfeatures, dhead)
-        refuse_non_finite("loss or gradient", {"loss": loss, **grads}, step)
+        refuse_non_finite({"the loss": loss} | {f"d{name}": g for name, g in grads.items()}, step)
         params, opt = optimise(params, grads, opt, schedule(training.lr, progress))
         if report:
             report(Snapshot(params, state, opt, step + 1), float(loss), info)
-    return Snapshot(params, state, opt, training.steps)
+    return Snapshot(params, state, opt, max(first, training.steps))
 
 
 def in_double(features):
@@ -321,13 +322,12 @@ def add_up(parts):
     return total
 
 
-def refuse_non_finite(what, arrays, step):
-    """Raise FloatingPointError where an array holds a value that is not finite."""
-    xp = array_namespace(*arrays.values())
-    bad = [str(name) for name, a in arrays.items() if not bool(xp.all(xp.isfinite(a)))]
+def refuse_non_finite(named, step):
+    """Raise FloatingPointError where an array, name -> array, holds a value that is not finite."""
+    xp = array_namespace(*named.values())
+    bad = [name for name, a in named.items() if not bool(xp.all(xp.isfinite(a)))]
     if bad:
-        where = ", ".join(bad)
-        raise FloatingPointError(f"the {what} is no longer finite at step {step} (in {where})")
+        raise FloatingPointError(f"step {step}: values that are not finite in {', '.join(bad)}")
 
 
 def adam(params, grads, opt, lr, beta1=0.9, beta2=0.999, tiny=1e-8):
@@ -476,6 +476,9 @@ HEADS = {                             # name -> head, and the scale of its penal
 
 def linear(x, W, b):
     """x W + b:  x (N, a), W (a, c), b (c,) -> (N, c)."""
+    if x.shape[1:] != W.shape[:1]:
+        raise ValueError(f"linear: found x {tuple(x.shape)}, expected (N, {W.shape[0]}): images of "
+                         "another size, or other inputs, than the encoder was built for")
     return x @ W + b, (x, W)
 
 
@@ -505,7 +508,7 @@ def relu_backward(dout, positive):
 
 def flatten(x):
     """(N, ...) -> (N, product of the rest)."""
-    return array_namespace(x).reshape(x, (x.shape[0], -1)), x.shape
+    return array_namespace(x).reshape(x, (x.shape[0], math.prod(x.shape[1:]))), x.shape
 
 
 def flatten_backward(dout, shape):
@@ -592,8 +595,12 @@ def conv2d_dx_dV(dout, cache):
 
 
 def check_sizes(x, W, stride, pad):
-    """Refuse a stride that does not divide the kernel and the padded image, or a larger kernel."""
+    """Refuse a stride that does not divide the kernel and the padded image, or a larger kernel, or
+    one that is not square, or of other channels."""
     k, *sides = W.shape[0], x.shape[1] + 2 * pad, x.shape[2] + 2 * pad
+    if W.shape[:3] != (k, k, x.shape[3]):
+        raise ValueError(f"conv2d: found x {tuple(x.shape)} and W {tuple(W.shape)}, expected "
+                         "(N, H, W, C) and (k, k, C, O)")
     if any(size % stride for size in (k, *sides)) or min(sides) < k:
         raise ValueError(
             f"conv2d: stride {stride} must divide the kernel, {k}, and the padded image, "
@@ -779,7 +786,7 @@ def cut(x, size):
     """x in blocks of `size` images, which fit a core's cache; on a GPU in few, large ones."""
     size = size if is_numpy_array(x) else max(64, 20 * size)
     N = x.shape[0]
-    return [x[i:min(i + size, N), ...] for i in range(0, N, size)]
+    return [x[i:min(i + size, N), ...] for i in range(0, max(N, 1), size)]
 
 
 # ------------------------------------------------------------------------------ encoders
@@ -833,7 +840,7 @@ class Encoder:
     def encode(self, params, state, images, index, batch=400):
         """Features (N, m) of images(index), in evaluation, a batch of them at a time."""
         parts = []
-        for i in range(0, len(index), batch):
+        for i in range(0, max(len(index), 1), batch):
             out, _, _ = self.forward(params, state, images(index[i:i + batch]), train=False)
             parts.append(out)
         return array_namespace(*parts).concat(parts)

@@ -93,6 +93,8 @@ def disentangle(config):
 
     def sample(step):
         index, y = tasks.sample(np.random.default_rng([config.seed, step]))
+        if config.split and config.likelihood == "gaussian":
+            y = y - y.mean(axis=2, keepdims=True)                   # there is no intercept
         return [shapes.images(index.ravel(), xp, device)], xp.asarray(y, device=device)
 
     some = min(1000, config.eval_images)

@@ -72,7 +72,7 @@ def ridge_classes(F, Y, lam):
     W (T, k, m). Raises ValueError as check_problem does, and for lam = 0.
                                                                      [docs/derivations.md, 3]
     """
-    F, Y, lam = solvers.check_problem(F, Y, lam)
+    F, Y, lam = solvers.check_problem(F, Y, lam, ndim=3)
     xp, (_, n, m) = array_namespace(F), F.shape
     if not bool(xp.all(lam > 0)):
         raise ValueError("lam: found 0, expected a positive number")
@@ -100,7 +100,7 @@ def ridge_classes_vjp(F, Y, lam, W, dW):
 
     Returns (dF,).
     """
-    F, Y, lam = solvers.check_shapes(F, Y, lam)
+    F, Y, lam = solvers.check_shapes(F, Y, lam, ndim=3)
     _, n, m = F.shape
     if n > m:
         parts = [solvers.ridge_vjp(F, Y[..., l], lam, W[:, l, :], dW[:, l, :])[0]

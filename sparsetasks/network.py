@@ -49,7 +49,8 @@ class Watch:
     def report(self, now, loss, info):
         """sparsedis.train calls this; StopIteration ends it."""
         self.losses.append(loss)
-        self.unsolved += int(info["unsolved"])
+        if info["eps"] > 0:                                         # else F may separate classes
+            self.unsolved += int(info["unsolved"])
         steps = self.settings.steps
         if now.step % max(1, steps // LOOKS) and now.step != steps:
             return

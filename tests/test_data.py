@@ -224,3 +224,14 @@ def test_scale_shape_and_orientation_change_the_picture(shapes):
         other = list(base)
         other[k] = 0
         assert np.abs(shapes.images(np.array([row(*other)])) - x).max() > 0.2
+
+
+@pytest.mark.parametrize("p", [np.zeros(9), -np.ones(9), np.full(9, np.nan), np.ones(8)])
+def test_weights_that_draw_no_image_are_refused(p):
+    with pytest.raises(ValueError, match="^p: expected a weight for each row"):
+        data.Tasks(np.ones((9, 2)), p)
+
+
+def test_what_was_not_read_has_no_fingerprint():
+    with pytest.raises(ValueError, match="rendered, not read"):
+        data.Shapes3D().fingerprint()

@@ -45,3 +45,20 @@ def test_the_head_follows_the_tasks(settings, head):
 def test_weights_that_leave_no_images_are_refused(capsys, tmp_path):
     assert run.main(["--rho", "0.9999", "--alpha", "0", "--results", str(tmp_path)]) == 2
     assert "effective images" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("split, outputs", [(0, 1), (10, 1), (10, 2)])
+def test_labels_are_centred_where_not_all_samples_are_fitted(split, outputs, tmp_path, monkeypatch):
+    """Predictors have no intercept, and features of the fitted ones no mean of 0."""
+    class Seen(Exception):
+        pass
+
+    def see(config, encoder, sample):
+        raise Seen(sample(0)[1])
+
+    monkeypatch.setattr(disentangle, "training_of", see)
+    config = disentangle.Disentangle(split=split, outputs=outputs, results=str(tmp_path))
+    with pytest.raises(Seen) as seen:
+        disentangle.disentangle(config)
+    y, = seen.value.args
+    assert (abs(y.mean(axis=2)).max() < 1e-12) == (split > 0)

@@ -1,10 +1,13 @@
 """Every score against cases worked out by hand, and what no score may see."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import data
 import metrics
 from experiments.theory import supports
 
@@ -167,6 +170,8 @@ def test_the_assumptions_are_told_apart():
         "3.5",
     }  # blocks of 2
     assert "3.5" not in held(W[rng.integers(8, size=3000)])  # finitely many vectors
+    few = np.vstack([np.ones((2, 6)), np.eye(6), 2 * np.eye(6)])  # fewer than 6 of one support
+    assert "3.5" not in held(few)
     assert held(W * [1, 1, 1, 1, 1, 0]).isdisjoint({"3.4", "3.6"})
     assert "3.3" not in held(W, F[:, [0, 1, 2, 3, 4, 4]])
 
@@ -231,8 +236,38 @@ def test_udr_by_regression_prefers_correlated_factors_to_their_mixtures():
     same = [z[:, rng.permutation(5)] for _ in range(3)]
     mixed = [white @ np.linalg.qr(rng.standard_normal((5, 5)))[0] for _ in range(3)]
     right, wrong = (metrics.udr(models, "regression") for models in (same, mixed))
-    assert right.min() > 0.99 > 0.5 > wrong.max()
+    assert right.min() > 0.99 > 0.6 > wrong.max()
     assert metrics.udr(same).max() < metrics.udr(mixed).min()  # by correlation it is the other way
+
+
+def test_what_cannot_be_scored_is_refused():
+    z = np.random.default_rng(0).standard_normal((30, 3))
+    for score in (metrics.mcc, metrics.r_score, metrics.dci, lambda a, b: metrics.ica(b)):
+        for empty in (z[:0], z[:, :0]):
+            with pytest.raises(ValueError, match="expected samples and columns"):
+                score(empty, empty)
+    with pytest.raises(ValueError, match="as many columns"):
+        metrics.assumptions(z, np.ones((5, 4)))
+    with pytest.raises(ValueError, match="likelihood: found poisson"):
+        metrics.assumptions(z, np.ones((5, 3)), "poisson")
+    with pytest.raises(ValueError, match="size: found 0"):
+        metrics.block_share(z, z, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(metrics.udr([z])).all()
+    assert set(metrics.WHY_3_2) == set(data.LIKELIHOODS)
+
+
+def test_udr_by_regression_is_at_most_1_and_not_raised_by_features_that_nearly_repeat():
+    rng = np.random.default_rng(0)
+    a, b, noise = rng.standard_normal((3, 2000, 1))
+    repeated, other = np.hstack([a, a + 1e-3 * noise]), np.hstack([a - b, a + b])
+    assert metrics.udr([repeated, other, b * [1, 2] + a], "regression").max() < 0.9
+    z = rng.standard_normal((2000, 5)) @ np.linalg.cholesky(0.05 * np.eye(5) + 0.95).T
+    near = [z @ (np.eye(5) + 0.1 * rng.standard_normal((5, 5))) for _ in range(4)]
+    mixed = [z @ rng.standard_normal((5, 5)) for _ in range(4)]
+    right, wrong = (metrics.udr(models, "regression") for models in (near, mixed))
+    assert 1 >= right.min() > 0.7 > wrong.max()
 
 
 def test_accuracy_interval_by_hand():

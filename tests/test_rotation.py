@@ -171,6 +171,10 @@ def test_one_feature():
         (lambda W, C: (W, C, np.ones(3)), "found (40, 5), (5, 5), (3,)"),
         (lambda W, C: (W.astype(int), C), "int64"),
         (lambda W, C: (W, C, None, 0.0, 0), "starts: found 0"),
+        (lambda W, C: (W, C, None, 1.0), "width: found 1.0"),
+        (lambda W, C: (W, C, None, float("nan")), "width: found nan"),
+        (lambda W, C: (W, C, -np.ones(40)), "errors: found a negative"),
+        (lambda W, C: (W, C, -np.ones((40, 1, 1)) * np.eye(5)), "errors: found a negative"),
     ],
 )
 def test_what_tells_no_basis_is_refused(change, words):

@@ -106,6 +106,71 @@ def test_lasso_degenerate_cases():
         assert np.isfinite(dF).all() and np.isfinite(dy).all() and np.isfinite(dlam).all()
 
 
+def test_a_lasso_of_more_features_than_samples_without_a_penalty_has_ridge_s_derivative():
+    """At lam = 0 the minimiser of least norm, beside tasks with a penalty; m = 30: gathered."""
+    rng = np.random.default_rng(0)
+    for m in (6, 30):
+        F, y = rng.standard_normal((3, 4, m)), rng.standard_normal((3, 4))
+        lam = np.array([0.0, 0.1, 0.0])
+        w, info = solvers.lasso(F, y, lam)
+        np.testing.assert_allclose(w[::2], solvers.ridge(F, y, 0.0)[::2], atol=1e-12)
+        assert info["converged"].all()
+        along, dw = rng.standard_normal(F.shape), rng.standard_normal(w.shape)
+        ahead, behind = (solvers.lasso(F + h * along, y, lam)[0] for h in (1e-6, -1e-6))
+        dF, _, _ = solvers.lasso_vjp(F, y, lam, w, dw)
+        found, told = ((ahead - behind) * dw / 2e-6).sum(axis=1), (dF * along).sum(axis=(1, 2))
+        np.testing.assert_allclose(told, found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_classes_that_features_separate_have_no_minimiser_without_a_penalty(k):
+    rng, several = np.random.default_rng(0), max(k, 2)
+    F, Y = rng.standard_normal((2, 12, 4)), np.eye(several)[np.arange(24).reshape(2, 12) % several]
+    F[0, :, :several] = 4 * Y[0] - 2 + 0.1 * F[0, :, :several]  # these tell the class
+    F[1, 9:] = F[1, 2::-1]  # of task 1 three samples come with two classes
+    Y = Y[..., :1] if k == 1 else Y
+    for lam, told in ((0.0, [False, True]), (0.01, [True, True])):
+        assert solvers.group_lasso(F, Y, lam, "logistic")[1]["converged"].tolist() == told
+    with_less = solvers.group_lasso(F[:, :3], Y[:, :3], 0.0)[1]["converged"]
+    assert not with_less.any()  # squared: of three samples and four features
+
+
+@pytest.mark.parametrize("case", ["zero", "twice", "one class"])
+def test_pbcd_goes_on_where_the_face_of_its_first_point_was_wrong(case):
+    for seed in (0, 1, 2, 3):
+        rng = np.random.default_rng(seed)
+        F, Y = rng.standard_normal((1, 6, 4)), np.eye(3)[rng.integers(3, size=(1, 6))]
+        if case == "zero":
+            F[:, 0] = 0
+        if case == "twice":
+            F[:, 0], Y[:, 0] = F[:, 1], Y[:, 1]
+        if case == "one class":
+            Y[...] = [0, 1, 0]
+        lam1 = 0.2 * solvers.svm_lambda_max(F, Y)
+        W, _, info = solvers.group_svm(F, Y, lam1, 1.0, method="pbcd", max_iter=600)
+        assert info["converged"].all()
+        np.testing.assert_allclose(W, solvers.group_svm(F, Y, lam1, 1.0)[0], atol=1e-6)
+
+
+def test_labels_of_the_wrong_number_of_dimensions_are_refused():
+    F, Y = problem(3, 8, 4)[0], np.eye(2)[np.zeros((3, 8), int)]
+    for of_one in (solvers.lasso, solvers.ridge):
+        with pytest.raises(ValueError, match=r"expected F \(T, n, m\) and y \(T, n\) of one"):
+            of_one(F, Y, 0.1)
+    for of_several in (solvers.group_lasso, lambda *a: solvers.group_svm(*a, 1.0)):
+        with pytest.raises(ValueError, match=r"and Y \(T, n, k\) of one"):
+            of_several(F, Y[..., 0], 0.1)
+    with pytest.raises(ValueError, match=r"outputs or tasks: .*\(3, 8, 0\)"):
+        solvers.group_lasso(F, Y[..., :0], 0.1)
+
+
+def test_a_label_that_is_nan_is_not_called_a_bad_penalty():
+    F, y = problem(2, 8, 3)
+    y[0, 0] = np.nan
+    with pytest.raises(ValueError, match="F or y holds"):
+        solvers.lasso(F, y, 0.1 * solvers.lasso_lambda_max(F, y))
+
+
 def one_sample(F, y):
     return solvers.lasso(F, y, 0.1 * solvers.lasso_lambda_max(F, y))
 

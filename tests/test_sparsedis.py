@@ -166,11 +166,37 @@ def test_training_stops_on_a_loss_that_is_not_finite():
     params, state = encoder.init(np.random.default_rng(0), np.float64)
     params["linear1.W"][0, 0] = 1e200
     sample = lambda step: ([np.full((6, 4), 1e200)], np.ones((1, 1, 6)))
-    with pytest.raises(FloatingPointError, match="features.*step 0"), np.errstate(all="ignore"):
+    with pytest.raises(FloatingPointError, match="step 0: .* batch 0"), np.errstate(all="ignore"):
         sparsedis.train(
             sparsedis.Training(encoder, sample, sparsedis.task_objective("inner-lasso"), steps=1),
             (params, state, None, 0),
         )
+
+
+def test_a_training_that_is_past_its_end_stays_where_it_is():
+    encoder = sparsedis.mlp([4, 3])
+    params, state = encoder.init(np.random.default_rng(0))
+    start = sparsedis.Snapshot(params, state, None, 9)
+    assert sparsedis.train(sparsedis.Training(encoder, None, None, steps=5), start).step == 9
+
+
+def test_no_images_give_no_features_and_misfitting_ones_are_named():
+    cnn = sparsedis.cnn(3)
+    params, state = cnn.init(np.random.default_rng(0))
+    images = np.zeros((2, 64, 64, 3), np.float32)
+    assert cnn.forward(params, state, images[:0])[0].shape == (0, 3)
+    assert cnn.encode(params, state, lambda i: images[i], np.arange(0)).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"linear: found x \(2, 256\), expected \(N, 1024\)"):
+        cnn.forward(params, state, images[:, :32, :32])
+    for x, W in ((images[..., :2], np.ones((4, 4, 3, 5))), (images, np.ones((3, 2, 3, 5)))):
+        with pytest.raises(ValueError, match="conv2d: found x .* and W .*, expected"):
+            sparsedis.conv2d(x, W)
+
+
+def test_moments_of_no_samples_are_refused():
+    for n_support in (0, -1, 99):
+        with pytest.raises(ValueError, match=f"n_support: found {n_support}"):
+            sparsedis.normalise(np.ones((2, 6, 3)), n_support=n_support)
 
 
 def test_a_split_leaves_samples_on_both_sides():
