@@ -9,8 +9,11 @@
 [L23, Sec. 5.1]. The method is sparsedis.task_objective; tasks and latents are data.Tasks and
 data.latents; the folder of a run is results.Run. Other experiments use score_features.
 """
+import contextlib
 import dataclasses
 import functools
+import io
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -114,6 +117,17 @@ def disentangle(config):
         result |= {key: rows[-1][key] for key in ("seconds", "nonzero")}
         keys = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
+
+
+def other_run(config):
+    """The results.Run of these settings, for an experiment that goes on from it: made where it is
+    not there, without a word; waited for where another process is at work on it."""
+    while True:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return disentangle(config)[1]
+        except results.AtWork:
+            time.sleep(5)
 
 
 def training_of(config, encoder, sample, objective=None):

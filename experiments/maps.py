@@ -10,10 +10,8 @@
 A run takes seconds, so that what the theory of [L23, Secs. 3.2, 3.3, B.4, B.5] predicts can be
 tried on many pools, sets of supports and inner problems. The method is sparsedis's, on this map.
 """
-import contextlib
 import dataclasses
 import functools
-import io
 from collections import namedtuple
 from typing import ClassVar
 
@@ -118,9 +116,8 @@ def encoded_images(head, eps, rho, seed, folder):
     seen, uniform, z = drawn_images(rho, seed)
     config = disentangle.Disentangle(
         head=head, eps=eps, rho=rho, seed=seed, threads=1, results=folder)
-    with contextlib.redirect_stdout(io.StringIO()):
-        _, run = disentangle.disentangle(config)
-    end, encoder, *_ = results.load_checkpoint(run.path("checkpoint.npz"))
+    checkpoint = disentangle.other_run(config).path("checkpoint.npz")
+    end, encoder, *_ = results.load_checkpoint(checkpoint)
     index = np.concatenate([seen, uniform])
     X = encoder.encode(end.params, end.state, data.Shapes3D().images, index).astype(np.float64)
     X = (X - X[:MANY].mean(axis=0)) / X[:MANY].std(axis=0)

@@ -131,13 +131,17 @@ def progress(steps, what, total=None):
         steps, desc=what, total=total, ascii=True, mininterval=10, miniters=max(1, total // 20))
 
 
+class AtWork(ValueError):
+    """Another process is at work on a result."""
+
+
 def acquire_lock(path):
-    """Hold the lock of a run's folder; ValueError where another process does."""
+    """Hold the lock of a run's folder; AtWork where another process does."""
     lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        raise ValueError(f"{path.parent}: another process is at work on this result") from None
+        raise AtWork(f"{path.parent}: another process is at work on this result") from None
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
             raise                                                   # but a network disk's

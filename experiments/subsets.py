@@ -6,9 +6,7 @@
 The main job otherwise, as it is by default: its images, tasks, encoder and training. Inner problems
 are those of maps.py, where only the last linear layer is trained.
 """
-import contextlib
 import dataclasses
-import io
 from typing import ClassVar
 
 import numpy as np
@@ -92,10 +90,9 @@ def lasso_of(config):
 
 
 def trained_params(usual):
-    """The parameters at the end of a run of the main job, which is made where it is not there."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        _, run = disentangle.disentangle(usual)
-    return results.load_checkpoint(run.path("checkpoint.npz")).snapshot.params
+    """The parameters at the end of a run of the main job."""
+    checkpoint = disentangle.other_run(usual).path("checkpoint.npz")
+    return results.load_checkpoint(checkpoint).snapshot.params
 
 
 def losses(config, z, F):

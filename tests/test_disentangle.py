@@ -1,10 +1,14 @@
 """The main job: every setting reaches the training, and a short data file trains too."""
 
+import dataclasses
+import json
+import shutil
+
 import pytest
 from conftest import TINY, result_of
 
 import run
-from experiments import disentangle
+from experiments import disentangle, results
 
 LINES = ["--head inner-ridge", "--split 11", "--norm layer", "--features 8", "--warmup 0",
          "--outputs 3", "--shift 2", "--head outer-lasso", "--eps 0"]
@@ -62,3 +66,25 @@ def test_labels_are_centred_where_not_all_samples_are_fitted(split, outputs, tmp
         disentangle.disentangle(config)
     y, = seen.value.args
     assert (abs(y.mean(axis=2)).max() < 1e-12) == (split > 0)
+
+
+def test_another_experiment_waits_for_a_run_that_a_process_is_at_work_on(
+        finished, tmp_path, monkeypatch):
+    """Two workers of a sweep that need one encoder: it is done while the second sleeps."""
+    shutil.copytree(finished[0] / "results", tmp_path / "results")
+    result, folder = result_of(tmp_path)
+    told = json.loads((folder / "config.json").read_text())
+    names = {field.name for field in dataclasses.fields(disentangle.Disentangle)} - {"data"}
+    config = disentangle.Disentangle(**{name: told[name] for name in names & told.keys()})
+    config = dataclasses.replace(config, results=str(tmp_path / "results"))
+    (folder / "result.json").rename(folder / "away.json")
+    lock, slept = results.acquire_lock(folder / ".lock"), []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        (folder / "away.json").rename(folder / "result.json")
+        lock.release()
+
+    monkeypatch.setattr(disentangle.time, "sleep", sleep)
+    run = disentangle.other_run(config)
+    assert len(slept) == 1 and run.folder == folder and run.result()["mcc"] == result["mcc"]
