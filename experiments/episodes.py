@@ -255,6 +255,9 @@ def read_drawing(content, side):
     picture = Image.open(io.BytesIO(content), formats=["PNG"])
     if max(picture.size) > 1000:
         raise ValueError(f"an image of {picture.size} pixels")
+    if picture.has_transparency_data:
+        paper = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(paper, picture.convert("RGBA"))
     return 255 - np.asarray(picture.convert("L").resize((side, side), Image.Resampling.BOX))
 
 
@@ -279,11 +282,12 @@ def with_rotations(x, labels):
 
 
 def load_split(path):
-    """data (N, H, W, 3) uint8 and labels (N,) of an npz file; ValueError names one of another form.
-    """
+    """data (N, H, W, 3) uint8 and labels (N,), as text, of an npz file; ValueError names one of
+    another form."""
     try:
         with np.load(path, allow_pickle=False) as file:
             x, labels = file["data"], file["labels"]
+            names = labels.astype(str)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:                                      # zips fail in many ways
@@ -291,9 +295,9 @@ def load_split(path):
     images = x.ndim == 4 and x.shape[3] == 3 and x.dtype == np.uint8 and 0 not in x.shape
     if not images or labels.shape != x.shape[:1] or labels.dtype.kind not in "iuSU":
         raise ValueError(
-            f"{path}: expected data (N, H, W, 3) uint8 and labels (N,), "
+            f"{path}: expected data (N, H, W, 3) uint8 and labels (N,), integers or text, "
             f"found {x.shape} {x.dtype} and {labels.shape} {labels.dtype}")
-    return x, labels
+    return x, names
 
 
 PATTERNS = {"train": ("*_phase_train.npz", "*train.npz"), "val": ("*val.npz",),
@@ -316,7 +320,10 @@ def load_splits(folder):
             raise ValueError(f"{folder}: found several files of the {split} split, "
                              f"{', '.join(sorted({path.name for path in files}))}; expected one")
         x, labels = load_split(files[0])
-        splits[split] = x, np.char.add(f"{split}/", labels.astype(str))  # each counts from 0
+        splits[split] = x, np.char.add(f"{split}/", labels)         # each counts from 0
+    sides = {split: x.shape[1:3] for split, (x, _) in splits.items()}
+    if len(set(sides.values())) > 1:
+        raise ValueError(f"{folder}: splits have images of different sizes, {sides}")
     apart = without_repeats(splits)
     for split, (x, _) in splits.items():
         if len(apart[split][0]) < 0.99 * len(x):

@@ -23,7 +23,6 @@ import metrics
 import solvers
 import sparsedis
 from experiments import episode_networks, episodes, plots, results, settings, tell
-from experiments.disentangle import IMAGE_BYTES
 from experiments.episode_heads import EPISODE_HEADS, episode_objective, head_params
 from experiments.episode_networks import OPTIMISERS
 from experiments.settings import ELSEWHERE, option
@@ -31,6 +30,7 @@ from experiments.settings import ELSEWHERE, option
 EPS = "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM"
 DATA = "omniglot: zips, separated by commas; npz: the folder; shapes: 3dshapes.h5 (or rendered)"
 NOISE = "deviation of Gaussian noise on the images, whose values are 0 to 1; not of shapes"
+PIXEL_BYTES = {"conv4": 550, "cnn": 75, "resnet12": 4300}  # of training images, kept for backward
 OPTIMISER = "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)"
 
 
@@ -95,6 +95,7 @@ def in_percent(result, key):
 
 def fewshot(config):
     """Train, evaluate on test episodes of unseen classes, draw  ->  result, and its results.Run."""
+    check(config)
     xp, device = settings.device_of(config.device)
     source, name = source_of(config)
     run = results.Run(config, name)
@@ -139,6 +140,16 @@ def fewshot(config):
         return run.finish(result), run
 
 
+def check(config):
+    """Refuse settings that the chosen encoder or head does not have."""
+    if config.features != FewShot.features and config.encoder != "cnn":
+        raise ValueError(f"--features: needs --encoder cnn, found {config.encoder}")
+    if config.learn_lams and config.head != "svm":
+        raise ValueError(f"--learn-lams: needs --head svm, found {config.head}")
+    if config.head == "logistic" and config.eps == 0:
+        raise ValueError("--eps 0: not with --head logistic, which has no fit of separable classes")
+
+
 # How many classes an episode has, and samples of each.
 Size = namedtuple("Size", "way shot query")
 
@@ -152,6 +163,8 @@ def source_of(config):
         name = shapes.fingerprint() if config.data else "rendered"
         return episodes.ShapesEpisodes(shapes), name
     if config.source == "glyphs":
+        if config.data:
+            raise ValueError("--data: needs --source omniglot, npz or shapes")
         splits, name = episodes.glyphs(), "rendered"
     elif not config.data:
         raise ValueError(f"--data: needed with --source {config.source}")
@@ -197,7 +210,9 @@ def check_sizes(config, source, train_size):
     tested = config.test_episodes * config.way * (config.shot + config.query)
     unknowns = config.way * config.way * max(config.shot, train_size.shot)      # of an SVM's system
     dense = 64 * unknowns ** 2 if config.head == "svm" else 0
-    settings.check_memory(config, IMAGE_BYTES * own * config.episodes + 24 * tested + dense)
+    H, W, _ = source.image_shape
+    kept = PIXEL_BYTES[config.encoder] * H * W * own * config.episodes
+    settings.check_memory(config, kept + 24 * tested + dense)
     size = Size(config.way, config.shot, config.query)
     for split, own in (("train", train_size), ("val", size), ("test", size)):
         source.check(split, *own)

@@ -5,8 +5,9 @@
                   factors, so that tasks may use the same few, or each its own
     phi (T, m)    heads of binary tasks of one to three factors, with few samples
 
-Tasks, heads and objective are those of sharing.py, of which only the encoder is exchanged: a run
-takes a minute, so that alpha and beta can be tried on a grid with five seeds, on the same tasks.
+Tasks, heads and objective are those of sharing.py, of which only the encoder is exchanged (and
+unseen tasks are tested on images of the training distribution): a run takes a minute, so that alpha
+and beta can be tried on a grid with five seeds, on the same tasks.
 """
 import dataclasses
 import time
@@ -61,7 +62,7 @@ def shared_maps(config):
     kept = run.kept()
     if kept:
         return kept, run
-    pool = min(POOL, 30) if config.factors == 1 else POOL           # of one factor there are 49
+    pool = min(POOL, 30) if config.factors == 1 else POOL           # of one factor there are 50
     own = sharing.Sharing(
         method=config.method, alpha=config.alpha, beta=config.beta, factors=config.factors,
         shot=config.shot, pool=pool, test_tasks=48 - pool if config.factors == 1 else TEST_TASKS,

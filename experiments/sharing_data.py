@@ -71,13 +71,14 @@ class BinaryTasks:
         return np.stack(index), np.stack(Y)[..., 1:]
 
     def sample_task(self, rng, task, shot, query):
-        """index (n,) and Y (n, 2): as drawn, no image twice unless there are too few."""
+        """index (n,) and Y (n, 2): as drawn, no image twice unless there are too few, and none in
+        support and query unless there is one."""
         drawn = draw_index(rng, self.cumulative, 100 * (shot + query))
         positive = self.labels(task, drawn)
         parts = [first_occurrences(drawn[positive == side]) for side in (False, True)]
         parts = [part if len(part) else self.draw_side(rng, task, side, len(drawn))
                  for part, side in zip(parts, (False, True), strict=True)]
-        return support_first(np.stack([np.resize(part, shot + query) for part in parts]), shot)
+        return support_first(np.stack([in_two(part, shot, query) for part in parts]), shot)
 
     def draw_side(self, rng, task, side, size):
         """Images of a class so rare that none was drawn, by their probabilities."""
@@ -92,6 +93,14 @@ def draw_binary_task(rng, levels, varying, k):
     thresholds = rng.integers(levels[on] - 1)
     sides = (rng.random(k) < 0.5) | (k == 1)
     return BinaryTask(tuple(on), tuple(thresholds), tuple(sides))
+
+
+def in_two(images, shot, query):
+    """The first `shot` images, then `query` others; where there are too few of both each is
+    repeated, of as near half of them as it takes."""
+    own = shot if len(images) >= shot + query else max(1, min(shot, len(images) // 2))
+    others = images[own:] if len(images) > 1 else images
+    return np.append(np.resize(images[:own], shot), np.resize(others, query))
 
 
 def first_occurrences(a):

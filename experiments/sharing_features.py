@@ -88,6 +88,10 @@ def parse_features(found):
             raise ValueError(f"{name}: found {a.shape} {a.dtype}, expected ({len(x)},) integers or "
                              "names")
     test = split.astype(str) == "test"
+    if not np.isin(split[~test].astype(str), "train").all():
+        raise ValueError('split: expected "train" and "test" (leave out the rows of others)')
+    if (place.astype(str) == "").any():
+        raise ValueError(f"{kind}: found an empty name")
     _, y = np.unique(y, return_inverse=True)
     names, place = np.unique(place, return_inverse=True)
     if y.max() < 1 or not (test.any() and not test.all() if kind == "group" else place.max() > 0):
@@ -128,7 +132,7 @@ class FeatureTasks:
         """Support rows of one class, from its home domain if it has one, then query rows."""
         pool = cells[home] if home is not None else np.concatenate(list(cells.values()))
         support = rng.choice(pool, shot, replace=len(pool) <= shot)
-        left = {e: np.setdiff1d(own, support) for e, own in cells.items()}
+        left = {e: own[~np.isin(own, support)] for e, own in cells.items()}
         left = {e: own for e, own in left.items() if len(own)}
         others = [own for e, own in left.items() if e != home]
         return np.append(support, spread(rng, others or list(left.values()) or [pool], query))
@@ -209,7 +213,9 @@ def sharing_on_features(config):
 
 
 def check(config):
-    """Refuse settings that apply to images only."""
+    """Refuse settings that apply to images only, and those without a file."""
+    if not config.data:
+        raise ValueError("--data: needed with --source features")
     for field in dataclasses.fields(Sharing):
         if field.name in IMAGES_ONLY and getattr(config, field.name) != field.default:
             raise ValueError(f"{settings.flag_of(field.name)}: does not apply to --source features")
@@ -226,6 +232,10 @@ def check_rows(config, features, i):
         raise ValueError(f"{config.data}: only 1 class is held out, expected at least 2")
     if len(np.unique(features.y[~held])) < 2:
         raise ValueError(f"{config.data}: only 1 class is left to train on, expected at least 2")
+    unseen = len(np.setdiff1d(features.y[held], features.y[~held]))
+    if unseen:
+        raise ValueError(f"{config.data}: {unseen} of {len(counts)} classes held out are in no row "
+                         "that is left to train on")
 
 
 def support_counts(config, counts):
@@ -287,7 +297,10 @@ def plain_objective(progress, features, Y, params):
 
 def predict(F, y, k, fit, rows):
     """The class (rows,) that heads fitted on some rows give to others: one head for two classes,
-    else one for each class against all others."""
+    else one for each class against all others. Heads have no intercept: rows of the rarer classes
+    are repeated until all have as many."""
+    own = [fit[y[fit] == c] for c in np.unique(y[fit])]
+    fit = np.concatenate([np.resize(a, max(map(len, own))) for a in own])
     some = np.append(fit, rows)
     classes = [1] if k == 2 else range(k)
     Y = np.stack([y[some] == c for c in classes])[..., None].astype(float)

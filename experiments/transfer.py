@@ -1,7 +1,8 @@
 """transfer.py -- Section 2 of [L23] with learned features: new sparse tasks from few samples.
 
     F (N, m)     features of images, of the training distribution and uniform ones
-    n            samples of a new task: 5 to 200          R^2 on 1,000 other images
+    n            samples of a new task: 5 to 200          R^2 on 1,000 others, drawn likewise: at
+                 rho 0.9 6 % of these are images that were fitted on, too, at 0.99 nine in ten
 
     lasso        the main job's encoder, trained through Lasso fits         ridge   through ridge
     none         without penalty        rotated, ica        the same encoder, unmixed afterwards
@@ -106,7 +107,6 @@ def with_interval(z, F, draws=100):
 
 def r2_of_tasks(z, F, draws, seed):
     """R^2 (draws, sizes, 2) of Lasso and ridge, their penalties by five folds, on new tasks."""
-    warnings.simplefilter("ignore")                                 # of fits that stop early
     scores = np.empty((draws, len(SIZES), 2))
     for i in range(draws):
         rng = np.random.default_rng([seed, i, 12])
@@ -117,5 +117,7 @@ def r2_of_tasks(z, F, draws, seed):
         X, test = F[rows], slice(max(SIZES), None)
         for j, n in enumerate(SIZES):
             for k, model in enumerate((LassoCV(cv=5), RidgeCV(np.logspace(-4, 4, 33), cv=5))):
-                scores[i, j, k] = model.fit(X[:n], y[:n]).score(X[test], y[test])
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")                 # of fits that stop early
+                    scores[i, j, k] = model.fit(X[:n], y[:n]).score(X[test], y[test])
     return scores

@@ -297,7 +297,10 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         found = unmix(F, columns, **self.search(columns))
         share = found.on.mean(axis=1)                               # of loadings that are not small
         share[~found.loadings.any(axis=1)] = np.nan                 # constant columns
-        of_targets, of_inputs = (np.nanmean(a) for a in np.split(share, [targets.shape[1]]))
+        of_targets, of_inputs = np.split(share, [targets.shape[1]])
+        if np.isnan(of_targets).all():
+            return None
+        of_targets, of_inputs = np.nanmean(of_targets), np.nanmean(of_inputs)
         return found if of_inputs <= min(of_targets, SPARSE) else None
 
     def search(self, columns):

@@ -85,6 +85,7 @@ class LassoHead(torch.nn.Module):
     @exactly
     def forward(self, F, y, lam=None):
         check_features(F, self.n_support)
+        solvers.check_shapes(F.detach(), y.detach(), ndim=2)
         F_fit, y_fit = F[:, :self.n_support], y[:, :self.n_support]
         F_score, y_score = F[:, self.n_support or 0:], y[:, self.n_support or 0:]
         if self.intercept:
@@ -104,6 +105,7 @@ class RidgeHead(LassoHead):
         check_features(F)
         if lam is None:
             lam = self.eps * solvers.ridge_lambda_max(F.detach())
+        solvers.check_problem(F.detach(), y.detach(), per_task(lam, F).detach(), ndim=2)
         A, lam = F.mT @ F / F.shape[1], per_task(lam, F)
         A = A + lam[:, None, None] * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
         return torch.linalg.solve(A, (F.mT @ y[..., None])[..., 0] / F.shape[1])

@@ -237,3 +237,27 @@ def test_classes_of_shapes_are_sparse_linear_functions_of_the_factors():
     assert len(np.unique(np.concatenate(list(source.members.values())))) == len(shapes)
     with pytest.raises(ValueError, match="--way"):
         source.check("test", 40, 5, 5)
+
+
+def test_splits_of_different_image_sizes_are_refused(tmp_path):
+    for split, side in (("train", 8), ("val", 8), ("test", 6)):
+        x = np.random.default_rng(side).integers(256, size=(4, side, side, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"X_{split}.npz", data=x + len(split), labels=np.arange(4) % 2)
+    with pytest.raises(ValueError, match="images of different sizes, .*'test': .6, 6."):
+        episodes.load_splits(tmp_path)
+
+
+def test_labels_of_bytes_that_are_no_text_are_refused_by_name(tmp_path):
+    x = np.zeros((2, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", data=x, labels=np.array([b"\xc3", b"a"]))
+    with pytest.raises(ValueError, match="x.npz"):
+        episodes.load_split(tmp_path / "x.npz")
+
+
+def test_a_transparent_background_is_paper():
+    strokes = np.zeros((20, 20, 4), np.uint8)
+    strokes[5:15, 5:15, 3] = 255  # black, where it is not transparent
+    file = io.BytesIO()
+    Image.fromarray(strokes).save(file, "PNG")
+    drawing = episodes.read_drawing(file.getvalue(), 20)
+    assert (drawing[5:15, 5:15] == 255).all() and drawing.sum() == 100 * 255

@@ -511,3 +511,10 @@ def test_nothing_to_score_is_refused():
     model = SparseTasks(n_components=2, **SAME).fit(X, Y)
     with pytest.raises(ValueError, match="no target has two labels"):
         model.score(X, np.full(Y.shape, np.nan))
+
+
+def test_targets_that_say_nothing_beside_inputs_are_told_by_our_warnings_alone():
+    X = np.random.default_rng(0).standard_normal((50, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        SparseTasks(n_components=1, encoder="linear").fit(X, np.ones(50))

@@ -138,6 +138,11 @@ def test_lam1_as_a_number_makes_features_switch_off(tmp_path, monkeypatch):
         (["--shot", "10", "--query", "10"], "--shot"),
         (["--train-shot", "15"], "train split"),
         (["--lam2", "0"], "--lam2"),
+        (["--data", "no.zip"], "--data: needs --source"),
+        (["--features", "9"], "--features: needs --encoder cnn"),
+        (["--head", "ridge", "--learn-lams"], "--learn-lams: needs --head svm"),
+        (["--head", "logistic", "--eps", "0"], "--eps 0"),
+        (["--source", "shapes", "--encoder", "resnet12", "--episodes", "5000"], "--episodes 5000"),
     ],
 )
 def test_few_shot_errors_are_one_line(flags, said, tmp_path, monkeypatch, capsys):

@@ -142,3 +142,10 @@ def test_wrong_arguments_are_one_line_and_status_2(args, said, tmp_path, capsys)
         status = stop.code
     err = capsys.readouterr().err
     assert status == 2 and said in err and err.count("\n") == 1 and not (tmp_path / "r").exists()
+
+
+def test_heads_do_not_start_from_the_encoder_s_numbers():
+    config = sharing.Sharing(method="erm", pool=4, features=5)
+    heads = sharing.head_start(config)["head.W"]
+    map_, _ = sparsedis.mlp([4, 5]).init(np.random.default_rng(config.seed), np.float64)
+    assert abs(np.corrcoef(heads.ravel(), map_["linear1.W"].ravel())[0, 1]) < 0.9

@@ -135,3 +135,11 @@ def test_the_same_tasks_on_images_drawn_uniformly(shapes):
         C = np.corrcoef(shapes.factors[index].T.astype(float))
         drawn.append(np.abs(C[~np.eye(6, dtype=bool)]).mean())
     assert drawn[0] > 0.6 and drawn[1] < 0.05
+
+
+def test_support_and_query_share_no_image_but_an_only_one():
+    for size, shot, query in ((20, 4, 6), (10, 4, 6), (7, 4, 6), (6, 5, 1), (2, 4, 6)):
+        part = sharing_data.in_two(np.arange(size), shot, query)
+        assert len(part) == shot + query and not set(part[:shot]) & set(part[shot:])
+    np.testing.assert_array_equal(sharing_data.in_two(np.arange(20), 4, 6), np.arange(10))
+    assert set(sharing_data.in_two(np.arange(1), 4, 6)) == {0}

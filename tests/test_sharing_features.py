@@ -188,3 +188,38 @@ def test_renamed_domains_are_other_data(tmp_path):
         np.savez(tmp_path / "x.npz", x=x, y=y, domain=np.repeat(domains, 4))
         names.add(sharing_features.load_features(tmp_path / "x.npz").fingerprint())
     assert len(names) == 2
+
+
+def test_heads_without_intercept_are_fitted_on_classes_of_one_size():
+    """Ten rows of class 0 for one of class 1, side by side: the border is between them."""
+    rng = np.random.default_rng(0)
+    y = np.arange(2200) % 11 // 10
+    F = rng.standard_normal((2200, 2)) + 2 * y[:, None]
+    found = sharing_features.predict(F, y, 2, np.arange(1100), np.arange(1100, 2200))
+    right = found == y[1100:]
+    assert min(right[y[1100:] == c].mean() for c in (0, 1)) > 0.85
+
+
+ROWS = {"x": np.random.default_rng(0).standard_normal((90, 3)), "y": np.arange(90) % 2}
+
+
+@pytest.mark.parametrize(
+    "arrays, said",
+    [
+        ({"group": np.arange(90) % 4, "split": np.array(["train", "val", "test"] * 30)}, "split"),
+        ({"domain": np.array(["", "a", "b"])[np.arange(90) % 3]}, "domain: found an empty name"),
+        ({"domain": np.arange(90) // 30, "y": np.arange(90) % 2 + (np.arange(90) < 9)},
+         "1 of 3 classes held out are in no row"),
+    ],
+)
+def test_files_that_would_train_or_score_something_else_are_refused(
+        arrays, said, tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", **ROWS | arrays)
+    line = f"sharing --source features --data {tmp_path / 'a.npz'} --results {tmp_path / 'r'}"
+    assert run.main(line.split()) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_features_need_a_file(tmp_path, capsys):
+    assert run.main(["sharing", "--source", "features", "--results", str(tmp_path)]) == 2
+    assert "--data: needed with --source features" in capsys.readouterr().err

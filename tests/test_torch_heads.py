@@ -91,3 +91,13 @@ def test_the_svm_of_pytorch_passes_its_gradcheck():
     loss, W = head(F, Y)
     loss.backward()
     assert W.shape == (2, 2, 3) and F.grad.abs().sum() > 0 and head.scale.grad is not None
+
+
+@pytest.mark.parametrize("head", [torch_heads.LassoHead, torch_heads.RidgeHead])
+def test_labels_and_penalties_that_do_not_fit_are_refused(head):
+    F, y = torch.randn(3, 8, 2).double(), torch.randn(3, 8).double()
+    for labels in (y[:1], y[..., None], y.float()):
+        with pytest.raises(ValueError, match="expected F"):
+            head()(F, labels)
+    with pytest.raises(ValueError, match="lam"):
+        head()(F, y, -1.0)
