@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 from matplotlib import pyplot
 
@@ -86,3 +87,214 @@ def test_a_table_of_gains_is_written(tmp_path):
     assert lines[1:3] == ["10,0.1,2,13,mcc,0.02,0.200000,0.000000,4",
                           "all,all,all,all,mcc,0.02,0.200000,0.000000,4"]
     assert lines[3] == "10,0.1,2,13,mcc,0.1,1.000000,0.000000,3"
+
+
+def test_the_interval_of_a_gain_is_students(tmp_path):
+    from scipy import stats
+
+    gains = {(10, 0.1): [0.1, 0.4, 0.2], (20, 0.1): [0.3, -0.1]}
+    rows = []
+    for (m, alpha), own in gains.items():
+        for seed, gain in enumerate(own):
+            for beta in (0.0, 0.02, 0.1):
+                value = 0.5 + (gain if beta == 0.1 else 0.0)
+                rows.append(
+                    {"m": m, "alpha": alpha, "seed": seed, "beta": beta}
+                    | dict.fromkeys((*beyond.GAINS, "accuracy_13", "accuracy_50"), value)
+                )
+    beyond.write_gains(rows, list(gains), ("m", "alpha"), tmp_path / "g.csv")
+    lines = [line.split(",") for line in (tmp_path / "g.csv").read_text().splitlines()]
+    told = {tuple(line[:4]): line[4:] for line in lines[1:]}
+    for name, own in (("10,0.1", gains[10, 0.1]), ("all,all", sum(gains.values(), []))):
+        gain, half, pairs = told[*name.split(","), "mcc", "0.1"]
+        low, high = stats.t.interval(0.95, len(own) - 1, np.mean(own), stats.sem(own))
+        assert float(gain) == pytest.approx(np.mean(own), abs=1e-6)
+        assert float(half) == pytest.approx((high - low) / 2, abs=1e-6)
+        assert int(pairs) == len(own)
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """The axes of every figure that is saved."""
+    seen = []
+    monkeypatch.setattr(plots, "save", lambda fig, path: seen.append(fig.axes))
+    yield seen
+    pyplot.close("all")
+
+
+def line_of(container):
+    """x, mean and half length of the bars of an errorbar (of a line or of bars)."""
+    line, _, (bars,) = container.lines
+    halves = [(b[1] - a[1]) / 2 for a, b in bars.get_segments()]
+    return (
+        np.array(line.get_xdata(), float),
+        np.array(line.get_ydata(), float),
+        np.array(halves, float),
+    )
+
+
+def test_what_mixes_is_shown_at_one_eps(panels):
+    keys = (*beyond.WAYS, "allowed", "mcc")
+    rows = [
+        {"tasks": "sets", "world": world, "eps": eps, "head": "inner-lasso"}
+        | dict.fromkeys(keys, world / 10 + eps)
+        for world in (0, 1)
+        for eps in (0.1, 0.3)
+    ]
+    rows += [own | {"tasks": "example"} for own in rows[:2]]
+    beyond.draw_mixing(rows, None)
+    left = panels[0][0]
+    np.testing.assert_allclose(line_of(left.containers[0])[1], [0.3, 0.4])
+
+
+def test_encoders_are_shown_by_their_eps_with_their_chance(panels):
+    import metrics
+
+    rows = [
+        {"needed": 4, "features": 6, "eps": eps, "seed": seed}
+        | dict.fromkeys(beyond.SCORED, 0.5 + eps + seed / 10)
+        for eps in (0.0, 0.3)
+        for seed in (0, 1)
+    ]
+    beyond.draw_encoders(rows, None)
+    for ax, mean in zip(panels[0][:2], (0.85, 0.55)):
+        assert ax.patches[0].get_height() == pytest.approx(mean)
+        chance = next(line for line in ax.lines if line.get_label() == "random mixing")
+        assert chance.get_ydata()[0] == pytest.approx(metrics.chance(4, 6))
+
+
+def test_transfer_is_shown_at_rho_0_9_in_its_own_panels(panels):
+    def value(penalty, n, on, rho):
+        return (
+            (penalty == "ridge")
+            + 0.1 * transfer.SIZES.index(n)
+            + 0.05 * bool(on)
+            + 10 * (rho < 0.9)
+        )
+
+    rows = [
+        {
+            "rho": rho,
+            "method": method,
+            **{
+                f"{p}_{n}{on}": value(p, n, on, rho)
+                for p in ("lasso", "ridge")
+                for n in transfer.SIZES
+                for on in ("", "_uniform")
+            },
+        }
+        for rho in (0.5, 0.9)
+        for method in transfer.METHODS
+    ]
+    beyond.draw_transfer(rows, None)
+    for ax, penalty, on in zip(panels[0], ("lasso", "ridge") * 2, ("", "", "_uniform", "_uniform")):
+        means = line_of(ax.containers[0])[1]
+        np.testing.assert_allclose(means, [value(penalty, n, on, 0.9) for n in transfer.SIZES])
+        assert ax.get_title().startswith(penalty) and ("uniform" in ax.get_title()) == bool(on)
+
+
+def test_each_start_has_its_own_bars():
+    rows = [
+        {"head": "subset", "eps": 0.1, "start": start, "mcc": mcc, "r": 0.97}
+        for start, own in zip(beyond.STARTS, ((0.5, 0.7), (0.8, 0.9), (1.0, 1.0)))
+        for mcc in own
+    ]
+    _, ax = plots.subplots(1, 1, (2, 2))
+    beyond.draw_starts(ax, rows)
+    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], [0.6, 0.85, 1.0])
+    pyplot.close("all")
+
+
+def test_the_bound_of_pools_is_of_the_probability_that_3_6_holds(panels):
+    rows = [
+        {
+            "on": on,
+            "tasks": "pool",
+            "count": count,
+            "world": 0,
+            "fails": 3.5,
+            "mcc": 0.6,
+            "mcc_rotated": 0.7,
+        }
+        for on in sweeps.ON
+        for count in sweeps.POOL_SIZES
+    ]
+    beyond.draw_pools(rows, None)
+    bound = next(line for line in panels[0][0].lines if line.get_linestyle() == "--").get_ydata()
+    assert (np.diff(bound) >= 0).all() and bound[-1] > 0.999
+
+
+def test_intervals_of_what_is_seen_are_on_their_own_side(panels):
+    ends = {
+        f"{s}{end}{on}": value
+        for s in ("mcc", "r")
+        for on in ("", "_seen")
+        for end, value in (("", 0.7), ("_low", 0.6), ("_high", 0.75))
+    }
+    ends = {
+        key.replace("_seen", "") + "_seen" * key.endswith("_seen"): v for key, v in ends.items()
+    }
+    rows = [
+        {"rho": rho, "method": method} | ends for rho in (0.0, 0.9) for method in ("lasso", "none")
+    ]
+    beyond.draw_seen(rows, None)
+    _, _, (bars,) = panels[0][0].containers[0].lines
+    np.testing.assert_allclose([seg[:, 1] for seg in bars.get_segments()], [[0.6, 0.75]] * 2)
+
+
+def test_one_step_is_shown_behind_the_tolerances(panels):
+    rows = [
+        {"on": "factors", "eps": 0.1, "head": "unfinished", "tolerance": t, "mcc": 0.5 - t}
+        for t in (0.01, 0.1)
+    ] + [{"on": "factors", "eps": 0.1, "head": "step", "tolerance": 0.01, "mcc": 0.9}]
+    rows = [own | {"gradient_error": 0.1, "support_error": 0.2} for own in rows]
+    beyond.draw_exactness(rows, None)
+    np.testing.assert_allclose(line_of(panels[0][0].containers[0])[1], [0.49, 0.4, 0.9])
+
+
+def test_gains_are_shown_as_means(panels, tmp_path):
+    rows = [
+        {
+            "method": "sharing",
+            "m": 10,
+            "alpha": 0.1,
+            "factors": 2,
+            "shot": 13,
+            "seed": seed,
+            "beta": beta,
+        }
+        | dict.fromkeys(
+            (*beyond.GAINS, "accuracy_13", "accuracy_50"), 0.5 + (0.1 + 0.2 * seed) * (beta == 0.1)
+        )
+        for seed in (0, 1)
+        for beta in (0.0, 0.02, 0.1)
+    ]
+    beyond.draw_shared(rows, tmp_path / "f.png")
+    small, large = panels[0][0].containers[:2]
+    assert [float(c.lines[0].get_xdata()[0]) for c in (small, large)] == [0, pytest.approx(0.2)]
+
+
+def test_penalties_are_scored_on_the_other_seed(panels, tmp_path):
+    rows = [
+        {
+            "on": "factors",
+            "rho": rho,
+            "samples": 16,
+            "held_out": held,
+            "seed": seed,
+            "learn": False,
+            "eps": eps,
+            "mcc": 0.5,
+            "udr": 0.5,
+            "udr_seen": 0.5,
+            "udr_regressed": 0.5,
+            "loss": 1.0,
+            "mccs": [seed / 2, seed / 2 + 0.2],
+        }
+        for rho in (0.0, 0.9)
+        for held in (False, True)
+        for seed in (0, 1)
+        for eps in (0.1, 0.3)
+    ]
+    beyond.draw_penalties(rows, tmp_path / "f.png")
+    np.testing.assert_allclose(line_of(panels[0][0].containers[0])[1], [0.6, 0.6])

@@ -1,6 +1,8 @@
 """Latents and tasks, 3D Shapes, the renderer against real images."""
 
 
+import types
+
 import numpy as np
 import pytest
 
@@ -235,3 +237,72 @@ def test_weights_that_draw_no_image_are_refused(p):
 def test_what_was_not_read_has_no_fingerprint():
     with pytest.raises(ValueError, match="rendered, not read"):
         data.Shapes3D().fingerprint()
+
+
+def test_a_factor_that_never_varies_is_0():
+    grid = types.SimpleNamespace(factors=np.c_[np.full(60, 3), np.arange(60) % 5])
+    z, p = data.latents(grid, alpha=1.0, rho=0.9)
+    assert not z[:, 0].any() and z[:, 1].std() == pytest.approx(1)
+
+
+def test_the_realised_correlation_is_about_the_weighted_mean():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((400, 3)) @ rng.standard_normal((3, 3))
+    p = np.exp(z.sum(axis=1) / 2)
+    p = p / p.sum()
+    C = np.cov(z.T, aweights=p)
+    R = C / np.sqrt(np.outer(np.diag(C), np.diag(C)))
+    told = data.describe_latents(z, p)
+    assert told["realised_correlation"] == pytest.approx(R[~np.eye(3, dtype=bool)].mean())
+    assert told["effective_images"] == pytest.approx(1 / np.sum(p**2))
+
+
+def test_a_shift_is_along_all_tasks_of_a_set_whatever_their_signs():
+    z = np.random.default_rng(0).standard_normal((5000, 3))
+    tasks = data.Tasks(z, np.full(5000, 1 / 5000), sets=1, samples=4000, per_set=2, shift=1.5)
+    W = np.array([[[[1.0, 0, 0]], [[0, -1, 0]]]])  # (1, 2, 1, 3)
+    mean = z[tasks.sample_images(np.random.default_rng(1), W)].mean(axis=(0, 1))
+    np.testing.assert_allclose(mean, [1.5 / 2**0.5, 1.5 / 2**0.5, 0], atol=0.15)
+
+
+def test_classes_have_the_probabilities_of_the_softmax():
+    rng = np.random.default_rng(0)
+    z, W = rng.standard_normal((500, 2)), 0.3 * rng.standard_normal((1, 1, 3, 2))
+    tasks = data.Tasks(z, np.full(500, 1 / 500), 1, 20_000, 1, outputs=3, likelihood="categorical")
+    index, y = tasks.sample_labels(rng, W)
+    logits = 5 * z[index[0]] @ W[0, 0].T
+    P = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for along in (np.ones((len(P), 1)), logits, z[index[0]][:, :1]):  # what is left has no slope
+        assert np.abs(((y[0, 0] - P) * along).mean(axis=0)).max() < 0.02
+    assert 0.5 < (y[0, 0].argmax(axis=1) == P.argmax(axis=1)).mean() < 0.95
+
+
+def test_outputs_of_a_task_share_a_support_and_not_their_coefficients():
+    z = np.random.default_rng(0).standard_normal((400, 6))
+    tasks = data.Tasks(z, np.full(400, 1 / 400), 3, 100, 4, outputs=2)
+    W = tasks.sample_coefficients(np.random.default_rng(1))  # (3, 4, 2, 6)
+    on = W != 0
+    np.testing.assert_array_equal(on[:, :, 0], on[:, :, 1])
+    assert (W[:, :, 0] != W[:, :, 1])[on[:, :, 0]].all() and 0.3 < on.mean() < 0.7
+    W[:, :, 1] *= 100  # each output's noise is a tenth of its own signal
+    index, y = tasks.sample_labels(np.random.default_rng(2), W)
+    signal = z[index][:, None] @ W.mT
+    share = (y - signal).std(axis=2) / signal.std(axis=2)
+    np.testing.assert_allclose(share, 0.1, atol=0.04)
+
+
+def test_another_seed_draws_other_noise():
+    grid = types.SimpleNamespace(factors=np.arange(60)[:, None] % [5, 7])
+    one, other = (data.latents(grid, 1.0, 0.0, seed)[0] for seed in (0, 1))
+    assert (one != other).all() and np.corrcoef(one[:, 0], other[:, 0])[0, 1] > 0.8
+
+
+def test_images_that_a_disk_does_not_hold_are_refused(tmp_path, monkeypatch):
+    from experiments.render import write_hdf5
+
+    write_hdf5(tmp_path / "a.h5", 5)
+    full = types.SimpleNamespace(free=5 * 64 * 64 * 3)  # not 2 % more than the images
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: full)
+    with pytest.raises(ValueError, match="GB are needed to unpack"):
+        data.Shapes3D(tmp_path / "a.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 import run
 from experiments import figures, plots, sweeps
@@ -167,3 +168,130 @@ def test_the_latents_are_those_of_the_pairs(drawn):
         np.testing.assert_allclose(pair.sum(), 1)
         taken.append(np.count_nonzero(pair))
     assert taken[0] <= 10 * 15 < taken[1]  # a grid of levels; the noise fills it
+
+
+def line_of(container):
+    """x, mean and half length of the bars of an errorbar (of a line or of bars)."""
+    line, _, (bars,) = container.lines
+    halves = [(b[1] - a[1]) / 2 for a, b in bars.get_segments()]
+    return (
+        np.array(line.get_xdata(), float),
+        np.array(line.get_ydata(), float),
+        np.array(halves, float),
+    )
+
+
+def test_curves_take_each_seeds_best_eps_and_the_thin_line_the_one_of_the_best_mcc():
+    scores = {
+        (0.1, 0): (0.9, 1.0),
+        (0.1, 1): (0.2, 0.8),
+        (0.3, 0): (0.5, 0.4),
+        (0.3, 1): (0.8, 0.6),
+    }
+    rows = [
+        row("inner-lasso", eps, seed, rho=rho, mcc=mcc, r=r)
+        for rho in (0.0, 0.5, 0.9)
+        for (eps, seed), (mcc, r) in scores.items()
+    ]
+    for score, best, thin in (("mcc", (0.9, 0.8), 0.65), ("r", (1.0, 0.8), 0.5)):
+        _, ax = plots.subplots(1, 1, (2, 2))
+        figures.draw_best(ax, rows, "rho", score)
+        xs, means, spreads = line_of(ax.containers[0])
+        np.testing.assert_allclose(xs, [0, 0.5, 0.9])
+        np.testing.assert_allclose(means, np.mean(best))
+        np.testing.assert_allclose(spreads, np.std(best, ddof=1))
+        one_eps = next(line for line in ax.lines if line.get_linewidth() == 0.7)
+        np.testing.assert_allclose(one_eps.get_ydata(), thin)  # of eps 0.3, for either score
+        pyplot.close("all")
+
+
+def test_bars_have_the_deviation_of_their_seeds():
+    rows = [
+        row("inner-lasso", 0.1, seed, mcc=mcc) for seed, mcc in enumerate((0.5, 0.7, 0.6))
+    ]
+    _, ax = plots.subplots(1, 1, (2, 2))
+    figures.draw_groups(ax, rows, "mcc")
+    bars = next(c for c in ax.containers if getattr(c, "errorbar", None))
+    _, means, spreads = (
+        line_of(bars.errorbar)
+        if bars.errorbar.lines[0]
+        else (
+            0,
+            [bars[0].get_height()],
+            [(b[1] - a[1]) / 2 for a, b in bars.errorbar.lines[2][0].get_segments()],
+        )
+    )
+    np.testing.assert_allclose([means[0], spreads[0]], [0.6, 0.1])
+    pyplot.close("all")
+
+
+def test_curves_are_of_their_own_band_alone(drawn):
+    """Against rho at alpha = 1, against alpha at rho = 0.9, where other rows score more."""
+    cells = [(0.0, 1.0), (0.5, 1.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)]
+    rows = [
+        row("inner-lasso", 0.1, 0, rho=rho, alpha=alpha, r=0.9 - rho / 2 - alpha / 10)
+        for rho, alpha in cells
+    ]
+    figures.FIGURES["fig6"](rows, None)
+    figures.draw_against_rho([own | {"mcc": own["r"]} for own in rows], None)
+    by_rho = [[0, 0.8], [0.5, 0.55], [0.9, 0.35]]
+    for ax in (drawn[0][2], *drawn[1]):
+        np.testing.assert_allclose(ax.lines[0].get_xydata(), by_rho)
+    np.testing.assert_allclose(
+        drawn[0][5].lines[0].get_xydata(), [[0, 0.45], [0.5, 0.4], [1, 0.35]]
+    )
+    assert [drawn[0][i].get_ylabel() for i in (0, 3)] == ["R", "R"]
+
+
+def test_the_printed_numbers_stand_beside_their_runs():
+    """[L23, Figs. 11 to 14] and Sec. 7 of the design: Lasso 0.99 and 0.96, ridge 0.63 and 0.79."""
+    told = {}
+    for number in (11, 12, 13, 14):
+        (cell,), (head,), _, _ = figures.FIGURES[f"fig{number}"].keywords["part"]
+        told[head, cell["rho"]] = figures.FIGURES[f"fig{number}"].keywords["printed"]
+    assert told == {
+        ("inner-lasso", 0.0): 0.99,
+        ("inner-ridge", 0.0): 0.63,
+        ("inner-lasso", 0.9): 0.96,
+        ("inner-ridge", 0.9): 0.79,
+    }
+
+
+def test_the_idea_names_ridge_and_lasso_as_they_are(drawn, monkeypatch):
+    def row_of(rows, part, sweep):
+        return {"mcc": {"inner-ridge": 0.25, "inner-lasso": 0.75}[part.heads[0]]}
+
+    images = figures.EncodedImages(None, None, np.eye(6), (np.arange(6), np.arange(6)))
+    monkeypatch.setattr(figures, "row_of", row_of)
+    monkeypatch.setattr(figures, "encoded", lambda row, shapes: images)
+    figures.draw_idea([], None)
+    titles = [ax.get_title() for ax in drawn[0]]
+    assert titles[1:] == ["through ridge fits: MCC 0.25", "through Lasso fits: MCC 0.75"]
+
+
+def test_rows_of_other_codes_are_told(monkeypatch, capsys):
+    rows = [{"code": "b"}, {"code": "a"}, {"code": "a"}]
+    monkeypatch.setattr(figures, "read_table", lambda *args: rows)
+    assert figures.finished_rows(figures.Figure("fig11")) == rows
+    out = capsys.readouterr().out
+    assert "2 different codes: a, b" in out and "1 of 4 runs are missing" in out
+
+
+def test_few_shot_lines_are_means_over_seeds(drawn):
+    rows = [
+        {"eps": eps, "mcc": eps + 0.1 * seed, "r": 0.5} for eps in (0.0, 0.3) for seed in (0, 1)
+    ]
+    figures.draw_against_eps(rows, None, ("mcc", "r"))
+    _, means, spreads = line_of(drawn[0][0].containers[0])
+    np.testing.assert_allclose(means, [0.05, 0.35])
+    np.testing.assert_allclose(spreads, plots.sample_deviation([0, 0.1]))
+
+
+def test_matched_features_stand_in_their_factors_place():
+    C = np.array([[0.1, 0.9, 0.2, 0.0], [0.3, 0.1, 0.8, 0.1], [0.7, 0.2, 0.1, 0.3]])
+    _, ax = plots.subplots(1, 1, (2, 2))
+    plots.show_correlation(ax, C, ([0, 1, 2], [1, 2, 0]), "abc")
+    drawn = np.asarray(ax.images[0].get_array())
+    np.testing.assert_array_equal(drawn, C[:, [1, 2, 0, 3]])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "0", "3"]
+    pyplot.close("all")

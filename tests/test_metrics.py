@@ -319,3 +319,23 @@ def test_tensors_are_detached_and_bfloat16_is_read():
 def test_a_softmax_of_k_logits_is_not_minimal():
     told = metrics.assumptions(np.eye(3), np.eye(3), "categorical")
     assert not told["3.2"][0] and metrics.assumptions(np.eye(3), np.eye(3))["3.2"][0]
+
+
+def test_block_share_regresses_features_on_factors_and_not_the_other_way():
+    z = independent(60, 3)
+    shared = np.c_[z[:, 0], z[:, 0] + z[:, 1], z[:, 0] + z[:, 2]]  # shares 1, 1/2 and 1/2
+    assert metrics.block_share(z, shared, 1) == pytest.approx((1 + 2**0.5) / (1 + 2 * 2**0.5))
+
+
+def test_udr_by_correlation_sees_ranks_alone():
+    rng = np.random.default_rng(0)
+    models = [rng.standard_normal((300, 4)) for _ in range(3)]
+    bent = [np.exp(4 * F) for F in models]
+    np.testing.assert_allclose(metrics.udr(bent), metrics.udr(models))
+
+
+def test_the_support_of_several_outputs_is_that_of_any():
+    W = np.array([[[1.0, 0, 0], [0, 1, 0]], [[0, 1, 0], [0, 0, 1]], [[0, 0, 1], [1, 0, 0]]])
+    assert metrics.assumptions(np.eye(3), W)["3.6"][0]  # {0, 1}, {1, 2}, {2, 0}
+    again = np.repeat([[[1.0, 2], [0, 0]]], 8, axis=0)  # one direction of the plane
+    assert metrics.support_of_low_rank(again) == [0, 1]

@@ -98,3 +98,30 @@ def test_what_needs_a_source():
         "<!-- timings -->\n| 0.5 | 2.31 |\n",
     ):
         assert not quote.bare(text), text
+
+
+def test_the_command_mends_and_tells_each_kind_of_wrong_number(tmp_path, monkeypatch, capsys):
+    rows = quote.rows_of(["name,mcc", "a,0.1234"])
+    monkeypatch.setattr(quote, "read", lambda table: rows)
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(quote, "PAGES", [page])
+    good = "so 0.123<!-- t.csv name=a mcc mean .3f --> it is\n"
+    page.write_text(good.replace("0.123", "0.999"))
+    assert not quote.main() and page.read_text() == good
+    assert capsys.readouterr().out.strip() == ""
+    for wrong, told in (
+        (good.replace("=a", "=b"), "no row"),
+        (good + "and 0.77 of them\n", "0.77"),
+        (good + "<!-- rows t.csv -->\n| n | mcc |\n|---|---|\n| a | 0.124 |\n", "0.124 in"),
+    ):
+        page.write_text(wrong)
+        assert quote.main() and told in capsys.readouterr().out and page.read_text() == wrong
+
+
+def test_empty_cells_are_no_values(monkeypatch):
+    rows = quote.rows_of(["seed,mcc,r", "0,0.5,", "1,,", "2,0.25,"])
+    monkeypatch.setattr(quote, "read", lambda table: rows)
+    assert quote.quoted("t.csv", "mcc mean .3f") == "0.375"
+    assert quote.quoted("t.csv", "seed=0/1 mcc count d") == "1"
+    with pytest.raises(ValueError, match="no row with .* and a r"):
+        quote.quoted("t.csv", "r mean .3f")

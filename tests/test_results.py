@@ -288,3 +288,78 @@ def test_only_a_disk_without_locks_is_gone_on_with(number, goes_on, tmp_path, mo
     else:
         with pytest.raises(OSError):
             results.acquire_lock(tmp_path / ".lock")
+
+
+def test_a_line_tells_of_the_steps_since_the_one_before(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(results, "save_checkpoint", lambda path, now, *args: saved.append(now.step))
+    training = sparsedis.Training(sparsedis.mlp([2, 1]), None, None, steps=100)
+    log = results.Log(tmp_path, training, lambda *args: {}, sparsedis.Snapshot({}, {}, None, 0), 0)
+    w = np.array([[-1.0, 0, 0], [1, 2, 0]])  # half of them are not zero
+    for step in range(1, 101):
+        info = {"w": w, "unsolved": int(step > 52 and step % 4 == 1)}  # of two tasks
+        log.report(sparsedis.Snapshot({}, {}, None, step), float(step), info)
+    log.bar.close()
+    rows = results.read_lines(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == saved == list(range(4, 101, 4))
+    assert [row["loss"] for row in rows] == [step - 1.5 for step in saved]
+    assert [(row["nonzero"], row["unsolved"]) for row in rows] == [(0.5, 0)] * 13 + [
+        (0.5, 1 / 8)
+    ] * 12
+
+
+def test_all_codes_that_made_a_result_are_kept(tmp_path, monkeypatch):
+    def begun():
+        run = results.Run(disentangle.Disentangle(results=str(tmp_path)))
+        with run:
+            run.path("checkpoint.npz").write_bytes(b"")
+        return run.made_by().get("code_before", [])
+
+    for code, before in (("a", []), ("b", ["a"]), ("c", ["a", "b"]), ("b", ["a", "c"])):
+        monkeypatch.setattr(settings, "code_digest", lambda *args, code=code: code)
+        assert sorted(begun()) == before
+
+
+def test_a_checkpoint_with_moments_of_another_encoder_is_refused(tmp_path):
+    encoder = sparsedis.mlp([3, 4, 2])
+    params, state = encoder.init(np.random.default_rng(0))
+    for mean in (
+        {k: a for k, a in params.items() if k != "linear1.W"},
+        params | {"linear1.W": params["linear1.W"][1:]},
+    ):
+        opt = sparsedis.OptimiserState(7, mean, params)
+        end = sparsedis.Snapshot(params, state, opt, 7)
+        results.save_checkpoint(tmp_path / "c.npz", end, encoder.spec, 3)
+        with pytest.raises(ValueError, match="adam_mean does not fit"):
+            results.load_checkpoint(tmp_path / "c.npz")
+
+
+def started(seed, folder):
+    config = disentangle.Disentangle(seed=seed, results=str(folder))
+    training = sparsedis.Training(sparsedis.mlp([3, 2]), None, None, steps=4)
+    return results.Run(config).start(folder, training, np, None, {}).params["linear1.W"]
+
+
+def test_a_seed_draws_its_own_parameters(tmp_path):
+    one, same, other = (started(seed, tmp_path) for seed in (0, 0, 1))
+    assert (one == same).all() and (one != other).all()
+
+
+def test_a_training_says_how_many_fits_it_left_unsolved(tmp_path, monkeypatch, capsys):
+    def train(training, start, report):
+        for step in (1, 2):
+            report(start._replace(step=step), 1.0, {"w": np.ones((4, 2)), "unsolved": 1})
+        return start
+
+    monkeypatch.setattr(sparsedis, "train", train)
+    monkeypatch.setattr(results, "save_checkpoint", lambda *args: None)
+    training = sparsedis.Training(sparsedis.mlp([3, 2]), None, None, steps=2)
+    with results.Run(disentangle.Disentangle(results=str(tmp_path))) as run:
+        run.train(training, lambda *args: {})
+    assert "25 % of the fits were not solved" in capsys.readouterr().out
+
+
+def test_a_result_tells_the_kernel_that_made_it(finished):
+    (path,) = finished[0].rglob("config.json")
+    told = json.loads(path.read_text())
+    assert told["kernel"] == settings.blas_kernels() != "" and told["device"] == "cpu"

@@ -4,11 +4,12 @@ import argparse
 import dataclasses
 import math
 import os
+from pathlib import Path
 
 import pytest
 
 import run
-from experiments import disentangle, settings
+from experiments import disentangle, settings, sharing, sweeps
 from experiments.settings import option
 
 
@@ -132,3 +133,43 @@ def test_a_file_below_a_file_cannot_be_written(tmp_path):
 
 def test_what_changes_no_result_is_not_suspected():
     assert "--samples" in settings.suspect(disentangle.Disentangle(threads=16, samples=300))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial(settings.RunSettings):
+    """An experiment of no use."""
+
+    rate: float = option(0.5, "a share", 0, 1)
+
+
+def test_a_raised_version_is_another_result():
+    @dataclasses.dataclass(frozen=True)
+    class Raised(Trial):
+        experiment = "trial"  # as the other one's
+        version = 2
+
+    content, name = settings.identify(Raised())
+    assert settings.experiment_of(Raised()) == settings.experiment_of(Trial())
+    assert content == settings.identify(Trial())[0] and name != settings.identify(Trial())[1]
+
+
+def test_every_experiment_is_in_its_own_digest():
+    for module in sweeps.EXPERIMENTS.values():
+        path = Path(module.__file__).resolve()
+        assert path in settings.sources(path)
+    assert set(settings.NO_NUMBERS) == {"plots", "results", "process", "tell"}
+
+
+def test_a_setting_is_told_by_the_name_of_its_results():
+    assert settings.identify(sharing.Sharing(features=7))[0]["m"] == 7
+
+
+def test_memory_is_what_the_process_may_take(monkeypatch):
+    resource = pytest.importorskip("resource", reason="no limits here")
+    for limit, least in ((10**6, True), (resource.RLIM_INFINITY, False), (10**15, False)):
+        monkeypatch.setattr(resource, "getrlimit", lambda what, limit=limit: (limit, limit))
+        assert (settings.memory() == 10**6) == least and settings.memory() < 10**15
+    monkeypatch.setattr(settings, "memory", lambda: 64e9)
+    settings.check_memory(Trial(), 63.9e9)
+    with pytest.raises(ValueError, match="64 GB of memory are needed"):
+        settings.check_memory(Trial(), 64.1e9)

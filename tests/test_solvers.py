@@ -1114,3 +1114,124 @@ def test_after_an_error_no_block_is_begun(bad):
         then = len(begun)
         time.sleep(0.2)
     assert len(begun) <= then + 1 < 9
+
+
+def test_tasks_with_and_without_lam1_do_not_disturb_each_other():
+    """m > n: at lam1 = 0 alone the features may be compressed."""
+    F, Y = svm_problem(3, 8, 14, 2)
+    lam1 = np.array([0.0, 0.3, 0.0]) * solvers.svm_lambda_max(F, Y)
+    W, Lam, info = solvers.group_svm(F, Y, lam1, 1.0)
+    assert info["converged"].all()
+    for t in range(3):
+        assert duality_gap(F[t], Y[t], lam1[t], 1.0, W[t], Lam[t]) <= 1e-8
+        alone = solvers.group_svm(F[t : t + 1], Y[t : t + 1], lam1[t], 1.0)[0]
+        np.testing.assert_allclose(W[t], alone[0], atol=1e-7)
+
+
+def test_every_number_of_a_batch_is_of_its_own_task():
+    """Solved tasks leave the batch and come back in their places, their gaps too."""
+    F, y = problem(24, 30, 10, correlation=0.9)
+    lam = np.where(np.arange(24) % 3 == 0, 1.1, 0.01) * solvers.lasso_lambda_max(F, y)
+    unit = solvers.lasso_lambda_max(F, y)
+    some_left = 0
+    for max_iter in (2, 4, 6, 8):
+        w, info = solvers.lasso(F, y, lam, max_iter)
+        told = solvers.lasso_gap(w, solvers.gram(F), solvers.correlations(F, y), lam, unit)[0]
+        np.testing.assert_allclose(info["gap"], told, rtol=1e-6, atol=1e-13)
+        np.testing.assert_array_equal(info["converged"], info["gap"] <= 1e-12)
+        some_left += 0 < info["converged"].sum() < 24
+    assert some_left >= 2
+
+
+def test_squared_losses_of_one_hot_labels_have_a_minimiser_without_a_penalty():
+    rng = np.random.default_rng(0)
+    Y = np.eye(2)[np.arange(24).reshape(2, 12) % 2]
+    F = np.concatenate([4 * Y - 2, np.zeros((2, 12, 1))], axis=2) + 0.1 * rng.standard_normal(
+        (2, 12, 3)
+    )
+    W, info = solvers.group_lasso(F, Y, 0.0)
+    assert info["converged"].all()  # though F separates the classes
+    for t in range(2):
+        np.testing.assert_allclose(W[t].T, np.linalg.lstsq(F[t], Y[t])[0], atol=1e-8)
+
+
+def test_the_scale_of_lam1_is_its_formula_for_any_number_of_classes():
+    """max_j ||F_j'(Y - (1 - Y)/(k - 1))||: rows sum to 0, W = 0 above it."""
+    for k in (2, 3, 5):
+        F, Y = svm_problem(3, 20, 6, k)
+        for t, found in enumerate(solvers.svm_lambda_max(F, Y)):
+            V = np.where(Y[t] == 1, 1, -1 / (k - 1)).T @ F[t]
+            assert found == pytest.approx(np.linalg.norm(V, axis=0).max())
+
+
+def test_errors_of_a_task_are_those_of_its_share_of_C():
+    """sigma_k/sqrt(n) where F_k'F_k/n = C: covariances (sigma_k^2/n) C^-1."""
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((30, 3)) * (rng.random((30, 3)) < 0.6)
+    W = W[W.any(axis=1)] @ rng.standard_normal((3, 3))
+    C, errors = (
+        np.cov(rng.standard_normal((3, 50)) + rng.standard_normal(50)),
+        rng.random(len(W)) * 0.3,
+    )
+    noise = solvers.white_tasks(W, C, errors)[1]
+    whole = solvers.white_tasks(W, C, errors[:, None, None] ** 2 * np.linalg.inv(C))[1]
+    np.testing.assert_allclose(noise, whole, atol=1e-12)
+
+
+def rotated(**options):
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((60, 4)) * (rng.random((60, 4)) < [0.2, 0.4, 0.6, 0.9])
+    return solvers.sparse_rotation(
+        W[W.any(axis=1)] @ rng.standard_normal((4, 4)), np.eye(4), **options
+    )
+
+
+def test_the_strongest_feature_is_first_and_its_largest_loadings_positive():
+    V = rotated()[1]["loadings"]
+    V = V / np.linalg.norm(V, axis=1, keepdims=True)
+    strength = (V**2).sum(axis=0)
+    assert (np.diff(strength) <= 0).all() and strength[0] > 1.5 * strength[-1]
+    assert ((V**3).sum(axis=0) > 0).all()
+
+
+def test_starts_that_reach_the_best_are_counted_within_1(monkeypatch):
+    told = np.array([-0.5, 0.0, -0.9, -1.1, -40.0])
+    monkeypatch.setattr(solvers, "log_likelihood", lambda *args: told)
+    assert rotated(starts=5)[1]["reached"] == pytest.approx(3 / 5)
+
+
+def test_a_rotation_that_has_not_ended_is_not_converged(monkeypatch):
+    assert rotated()[1]["converged"]
+    monkeypatch.setattr(solvers, "ROTATION_STEPS", 2)
+    info = rotated(starts=1)[1]
+    assert info["gap"] > 1e-2 and not info["converged"]
+
+
+def test_another_seed_starts_elsewhere():
+    x = np.random.default_rng(0).standard_normal((20, 3))
+    one, same, other = (solvers.random_bases(x, 2, seed).B for seed in (0, 0, 1))
+    assert (one == same).all() and (one != other).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64])
+def test_a_system_is_solved_to_its_condition(dtype):
+    """The regularisation is taken back: its own error would be 32 d eps times the condition."""
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((20, 6, 6)))[0]
+    A = Q @ (np.logspace(0, -6, 6)[:, None] * np.swapaxes(Q, 1, 2))
+    x = rng.standard_normal((20, 6))
+    found, singular = solvers.solve_psd(A, (A @ x[..., None])[..., 0])
+    assert not singular.any() and np.abs(found - x).max() < 1e-9
+
+
+def test_a_sample_at_the_edge_of_the_margin_is_not_strict():
+    """W is that of the first; the second lies at a distance of 1 with Lam = Y. Moved in, it would
+    change W; moved out, not."""
+    one, Y = np.array([[[1.0, 0]]]), np.eye(2)[[0, 0]][None]
+    _, Lam, _ = solvers.group_svm(one, Y[:, :1], 0.0, 0.1)
+    Lam = np.append(Lam, Y[:, 1:], axis=1)
+    for edge, strict in ((1.0, False), (1.5, True)):
+        F = np.append(one, [[[edge, 1.0]]], axis=1)
+        svm = solvers.svm_problem(F, Y, np.zeros(1), np.full(1, 0.1))
+        told = solvers.svm_certificate(svm, Lam, 1e-8)
+        assert told.converged[0] and told.gap[0] < 1e-12 and told.strict[0] == strict

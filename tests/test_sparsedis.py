@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import library, to_numpy
+from test_solvers import group_problem
 
 import data
 import solvers
 import sparsedis
+from experiments import gradcheck
 
 
 @pytest.mark.parametrize(
@@ -338,3 +340,139 @@ def test_no_numpy_on_arrays_that_may_live_on_a_device():
         text = (Path(sparsedis.__file__).parent / file).read_text()
         names = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)]
         assert all(node.id != "np" for node in names)
+
+
+def test_the_penalty_of_problem_7_is_of_the_samples_fitted():
+    rng = np.random.default_rng(0)
+    F, y = rng.standard_normal((3, 20, 4)), rng.standard_normal((3, 2, 20))
+    h = sparsedis.HEADS["inner-lasso"]
+    none, one = (sparsedis.head_on_sets(*h, F, y, eps, n_support=12)[2]["w"] for eps in (1, 0.999))
+    assert not none.any() and ((one != 0).sum(axis=1) == 1).all()
+
+
+def test_features_are_normalised_by_all_samples_of_their_set():
+    rng = np.random.default_rng(0)
+    F, y = 3 + rng.standard_normal((1, 20, 4)), rng.standard_normal((1, 1, 20))
+    _, _, info = sparsedis.head_on_sets(*sparsedis.HEADS["inner-lasso"], F, y, 0.1, n_support=12)
+    G = (F - F.mean(axis=1)) / np.sqrt(F.var(axis=1) + 1e-5)
+    lam = 0.1 * solvers.lasso_lambda_max(G[:, :12], y[0, :, :12])
+    np.testing.assert_allclose(
+        info["w"], solvers.lasso(G[:, :12], y[0, :, :12], lam)[0], atol=1e-12
+    )
+
+
+def sets_with_gaps(name):
+    """Features of two sets, labels of three tasks with gaps: 0, or any class."""
+    rng = np.random.default_rng(0)
+    F, known = rng.standard_normal((2, 12, 5)), rng.random((2, 3, 12)) < 0.7
+    if name == "inner-lasso":
+        return F, rng.standard_normal((2, 3, 12)) * known, known
+    return F, np.eye(3)[rng.integers(3, size=(2, 3, 12))], known
+
+
+@pytest.mark.parametrize("name", ["inner-lasso", "inner-group-logistic"])
+def test_the_gradient_of_sets_with_missing_labels(name):
+    F, y, known = sets_with_gaps(name)
+    head, _ = sparsedis.HEADS[name]
+
+    def fitted(F):
+        loss, dF, info = sparsedis.head_on_sets(
+            head, lambda F, y: np.full(6, 0.4), F, y, 0.1, known=known
+        )
+        return loss, {"F": dF}, info
+
+    case = gradcheck.loss_case(name, fitted, F=F)
+    assert gradcheck.passes(gradcheck.check_gradient(case.f, case.arrays, entries=60))
+
+
+def test_a_sample_without_a_label_changes_no_predictor():
+    F, y, known = sets_with_gaps("inner-lasso")
+    h = sparsedis.HEADS["inner-lasso"]
+    w = sparsedis.head_on_sets(*h, F, y, 0.2, known=known)[2]["w"]
+    G, _ = sparsedis.normalise(F)
+    for t, (g, k) in enumerate(np.ndindex(2, 3)):
+        on = known[g, k]
+        few, labels = G[g][None, on], y[g, k][None, on]
+        lam = 0.2 * solvers.lasso_lambda_max(few, labels)
+        np.testing.assert_allclose(w[t], solvers.lasso(few, labels, lam)[0][0], atol=1e-10)
+
+
+def test_eps_rises_to_its_value_and_no_further():
+    assert [sparsedis.rise(p, 0.5) for p in (0, 0.25, 0.5, 0.9)] == [0, 0.5, 1, 1]
+    assert sparsedis.rise(0.0, 0) == 1
+
+
+def test_training_begins_at_progress_0():
+    encoder, seen = sparsedis.mlp([4, 3]), []
+    params, state = encoder.init(np.random.default_rng(0))
+
+    def objective(progress, batches, y, params):
+        seen.append((progress, batches[0].dtype))
+        return np.float64(0), [0 * batches[0]], {}, {}
+
+    rates = []
+    optimiser = lambda p, g, opt, lr: (p, rates.append(lr)), lambda lr, progress: (lr, progress)
+    training = sparsedis.Training(
+        encoder, lambda step: ([np.ones((6, 4), np.float32)], None), objective, 4, 0.1, optimiser
+    )
+    sparsedis.train(training, (params, state, None, 0))
+    assert seen == [(t, np.float64) for t in (0, 0.25, 0.5, 0.75)]
+    assert rates == [(0.1, t) for t in (0, 0.25, 0.5, 0.75)]
+
+
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_training_stops_where_only_a_loss_or_a_gradient_is_not_finite(bad):
+    encoder = sparsedis.mlp([4, 3])
+    params, state = encoder.init(np.random.default_rng(0))
+    loss, d = (np.nan, 0.0) if bad == "loss" else (0.0, np.nan)
+
+    def objective(progress, batches, y, params):
+        return np.float64(loss), [d + 0 * batches[0]], {}, {}
+
+    sample = lambda step: ([np.ones((6, 4), np.float32)], None)
+    training = sparsedis.Training(encoder, sample, objective, 2)
+    match = "step 0: .* the loss" if bad == "loss" else r"step 0: .* dlinear1\.W"
+    with pytest.raises(FloatingPointError, match=match):
+        sparsedis.train(training, (params, state, None, 0))
+
+
+def test_outer_penalties_and_losses_are_means_over_tasks():
+    """The values that the docstrings give, by hand: differences see a slope, not its unit."""
+    rng = np.random.default_rng(0)
+    F, y = rng.standard_normal((3, 20, 4)), rng.standard_normal((3, 20))
+    lam = np.array([0.1, 0.2, 0.3])
+    w = np.stack([np.linalg.lstsq(a, b)[0] for a, b in zip(F, y)])
+    fit = np.mean((np.vecdot(F, w[:, None, :]) - y) ** 2) / 2
+    for name, penalty in (("outer-lasso", np.abs(w)), ("outer-ridge", w**2 / 2)):
+        loss = sparsedis.HEADS[name][0](F, y, lam)[0]
+        assert loss == pytest.approx(fit + np.mean(lam * penalty.sum(axis=1)), rel=1e-5)
+    F, Y = group_problem(3, 20, 4, 3, "logistic")
+    loss, _, _, info = sparsedis.inner_group_lasso(F, Y, 0.05, loss="logistic")
+    Z = F @ np.swapaxes(info["w"], 1, 2)
+    log_p = Z - np.log(np.exp(Z).sum(axis=2, keepdims=True))
+    assert loss == pytest.approx(-np.mean((Y * log_p).sum(axis=2)))
+
+
+def test_each_penalty_has_the_scale_of_its_norm():
+    """[L23, App. D.2.3]: ||F'y||_inf / n of Lassos, ||F||_F^2 / n of ridges."""
+    rng = np.random.default_rng(0)
+    F, y = rng.standard_normal((2, 9, 4)), rng.standard_normal((2, 9))
+    for name, (_, largest) in sparsedis.HEADS.items():
+        if name.endswith("-lasso") and "group" not in name:
+            np.testing.assert_allclose(
+                largest(F, y), np.abs(np.vecdot(np.swapaxes(F, 1, 2), y[:, None])).max(axis=1) / 9
+            )
+        if name.endswith("-ridge"):
+            np.testing.assert_allclose(largest(F, y), (F**2).sum(axis=(1, 2)) / 9)
+
+
+def test_a_ridge_that_is_not_solved_is_told(monkeypatch):
+    ridge = solvers.ridge
+    off = np.array([[0.0], [0.01], [0.0]])
+    monkeypatch.setattr(solvers, "ridge", lambda F, y, lam: ridge(F, y, lam) + off)
+    rng = np.random.default_rng(0)
+    F, y = rng.standard_normal((3, 20, 4)), rng.standard_normal((3, 20))
+    for name in ("inner-ridge", "outer-ridge", "outer-lasso"):
+        _, dF, _, info = sparsedis.HEADS[name][0](F, y, 0.1)
+        assert info["converged"].tolist() == [True, False, True] and info["unsolved"] == 1
+        assert not dF[1].any() and dF[0].any()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
+import data
 import run
 from experiments import disentangle, settings, sweeps
 
@@ -333,3 +335,87 @@ def test_encoders_that_only_a_table_tells_of_cannot_be_compared(one_head, capsys
     assert run.main(["sweep", "main"]) == 0
     shutil.rmtree("results/disentangle")
     assert run.main(["choose-eps"]) == 2 and "encoders are needed" in capsys.readouterr().err
+
+
+def test_eps_is_chosen_by_regression_and_told_by_means_over_seeds(capsys):
+    """Seeds at 0.1 have the correlated factors, at 0.3 mixtures that are not correlated."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2000, 5)) @ np.linalg.cholesky(0.2 * np.eye(5) + 0.8).T
+    white = (z - z.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(z.T)).T)
+    runs = [
+        {"eps": eps, "seed": seed, "mcc": 1 - eps - seed / 10}
+        for eps in (0.1, 0.3)
+        for seed in range(3)
+    ]
+
+    def features(row):
+        rng = np.random.default_rng(row["seed"])
+        if row["eps"] == 0.1:
+            return z[:, rng.permutation(5)]
+        return white @ np.linalg.qr(rng.standard_normal((5, 5)))[0]
+
+    sweeps.tell_agreement(runs, features)
+    out = capsys.readouterr().out
+    assert "chooses eps 0.1: MCC 0.8000, 0.0000 below the best" in out and "MCC 0.6000" in out
+
+
+def test_the_agreement_of_an_eps_is_that_of_its_middle_seed(capsys, monkeypatch):
+    told = {0.1: [0.2, 0.5, 0.99], 0.3: [0.6, 0.6, 0.7]}
+    monkeypatch.setattr(sweeps.metrics, "udr", lambda F, by: np.array(told[F[0]]))
+    runs = [{"eps": eps, "seed": seed, "mcc": 0.5} for eps in told for seed in range(3)]
+    sweeps.tell_agreement(runs, lambda row: row["eps"])
+    out = capsys.readouterr().out
+    assert "UDR 0.500" in out and "UDR 0.600" in out and "chooses eps 0.3" in out
+
+
+def test_choosing_eps_encodes_images_as_trained_on_by_the_runs_asked_for(monkeypatch):
+    rows = [
+        {
+            "run": f"{head}{rho}{alpha}{seed}",
+            "folder": "f",
+            "eps": 0.1,
+            "seed": seed,
+            "mcc": 0.5,
+            "rho": rho,
+            "alpha": alpha,
+            "head": head,
+        }
+        for head in sweeps.INNER
+        for rho in (0.0, 0.9)
+        for alpha in (0.0, 1.0)
+        for seed in (0, 1)
+    ]
+    seen, compared = [], []
+    monkeypatch.setattr(sweeps, "read_table", lambda *args: rows)
+    monkeypatch.setattr(data.Shapes3D, "images", lambda self, index: seen.append(index))
+    monkeypatch.setattr(sweeps.apply, "encode_images", lambda path, images: images)
+    monkeypatch.setattr(sweeps, "tell_agreement", lambda there, features: compared.extend(there))
+    sweeps.choose_eps(sweeps.ChooseEps())
+    assert [row["run"] for row in compared] == ["inner-lasso0.91.00", "inner-lasso0.91.01"]
+    C = np.corrcoef(data.Shapes3D().factors[seen[0]].T)
+    assert C[~np.eye(6, dtype=bool)].mean() > 0.7 and len(seen[0]) == 2000
+
+
+MADE_BEFORE = ("glyphs", "main")  # the settings, or the cells, have changed since
+TABLES = [
+    path
+    for path in sorted((ROOT / "docs").glob("*-*.csv"))
+    if path.stem.rpartition("-")[0] in set(sweeps.NAMES) - set(MADE_BEFORE)
+    and path.read_text().startswith("run,")
+]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_tables_of_docs_are_of_the_sweeps_as_they_are(path):
+    """A changed cell, default or protocol would leave the pages with numbers of another run."""
+    name, _, scale = path.stem.rpartition("-")
+    runs = {sweeps.run_of(own).name for own in sweeps.sweep_configs(name, scale, "unused")}
+    with open(path, newline="") as file:
+        told = {row["run"] for row in csv.DictReader(file)}
+    assert len(TABLES) >= 14 and told <= runs and len(told) >= 0.3 * len(runs)
+
+
+def test_main_is_made_with_the_eps_of_the_curves():
+    rows = sweeps.read_table("main", "quick", ROOT / "docs")
+    told = {row["eps"] for row in rows if row["rho"] == 0.95}
+    assert told and told <= set(sweeps.CURVE_EPS) and {0.03, 0.1, 0.3} == set(sweeps.CURVE_EPS)
