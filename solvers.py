@@ -1112,8 +1112,8 @@ def white_tasks(W, C, errors):
 
 
 def check_tasks(W, C, errors, width, starts):
-    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, negative
-    errors, tasks without weights, and a spike as wide as the slab; W, C and errors."""
+    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, tasks without
+    weights, and what check_search does; W, C and errors."""
     W, C = as_plain_array("W", W), as_plain_array("C", C)
     errors = None if errors is None else as_plain_array("errors", errors)
     xp = array_namespace(W, C)
@@ -1127,17 +1127,24 @@ def check_tasks(W, C, errors, width, starts):
     given = (W, C) if errors is None else (W, C, errors)
     if not all(bool(xp.all(xp.isfinite(a))) for a in given):
         raise ValueError("W, C or errors hold values that are not finite")
-    variances = errors if errors is None or errors.ndim == 1 else xp.linalg.diagonal(errors)
-    if errors is not None and not bool(xp.all(variances >= 0)):
-        raise ValueError("errors: found a negative deviation or variance")
-    if not 0 <= width < 1:
-        raise ValueError(f"width: found {width}, expected a share of the slab, 0 <= width < 1")
     empty = int(xp.sum(xp.astype(xp.all(W == 0, axis=1), xp.int64)))
     if empty:
         raise ValueError(f"W: {empty} of {T} tasks have no weights: leave them out")
+    check_search(errors, width, starts)
+    return W, C, errors
+
+
+def check_search(errors, width, starts):
+    """Refuse negative errors, a spike as wide as the slab, and a search without a start."""
+    if errors is not None:
+        xp = array_namespace(errors)
+        sizes = errors if errors.ndim == 1 else xp.linalg.diagonal(errors)
+        if not bool(xp.all(sizes >= 0)):
+            raise ValueError("errors: found a negative deviation or variance")
+    if not 0 <= width < 1:
+        raise ValueError(f"width: found {width}, expected a share of the slab, 0 <= width < 1")
     if starts < 1:
         raise ValueError(f"starts: found {starts}, expected 1 or more")
-    return W, C, errors
 
 
 def random_bases(x, starts, seed):

@@ -174,7 +174,8 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
     Each set's features are normalised, by all its samples, and repeated for its K tasks; the K
     gradients are added up. Predictors have no intercept. Where norm="batch" and every sample is
     fitted, features have mean 0 and none is needed: the mean of a real y has no effect on w. With
-    n_support, known or another norm this does not hold, and the caller should centre a real y.
+    n_support or known this does not hold, and the caller should centre a real y; with another norm
+    features have means of their own.
     Where known (G, K, n) is False, a task has no label, and the caller puts y_i = 0, or any class:
     F_i = 0 there, so that the sample does not change w; n and the moments still count it.
     """

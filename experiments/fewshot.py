@@ -30,8 +30,8 @@ from experiments.settings import ELSEWHERE, option
 EPS = "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM"
 DATA = "omniglot: zips, separated by commas; npz: the folder; shapes: 3dshapes.h5 (or rendered)"
 NOISE = "deviation of Gaussian noise on the images, whose values are 0 to 1; not of shapes"
-PIXEL_BYTES = {"conv4": 550, "cnn": 75, "resnet12": 4300}  # of training images, kept for backward
 OPTIMISER = "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)"
+PIXEL_BYTES = {"conv4": 550, "cnn": 75, "resnet12": 4300}  # of training images, kept for backward
 
 
 @dataclasses.dataclass(frozen=True)

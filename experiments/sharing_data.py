@@ -96,8 +96,8 @@ def draw_binary_task(rng, levels, varying, k):
 
 
 def in_two(images, shot, query):
-    """The first `shot` images, then `query` others; where there are too few of both each is
-    repeated, of as near half of them as it takes."""
+    """The first `shot` images, then `query` others. Where there are too few for both the support
+    has at most half of them, the query the rest, and each repeats its own."""
     own = shot if len(images) >= shot + query else max(1, min(shot, len(images) // 2))
     others = images[own:] if len(images) > 1 else images
     return np.append(np.resize(images[:own], shot), np.resize(others, query))

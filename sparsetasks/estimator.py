@@ -292,7 +292,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
 
     def unmix_by_all(self, F, X, targets):
         """The Rotation by few targets and the inputs, as factor analysis has it; None where the
-        inputs' loadings are no sparser than the targets', as where they are mixtures of factors."""
+        inputs' loadings are no sparser than the targets', as where they are mixtures of factors,
+        and where no target varies."""
         columns = np.c_[targets, standardised(X)]
         found = unmix(F, columns, **self.search(columns))
         share = found.on.mean(axis=1)                               # of loadings that are not small

@@ -105,8 +105,9 @@ class RidgeHead(LassoHead):
         check_features(F)
         if lam is None:
             lam = self.eps * solvers.ridge_lambda_max(F.detach())
-        solvers.check_problem(F.detach(), y.detach(), per_task(lam, F).detach(), ndim=2)
-        A, lam = F.mT @ F / F.shape[1], per_task(lam, F)
+        lam = per_task(lam, F)
+        solvers.check_problem(F.detach(), y.detach(), lam.detach(), ndim=2)
+        A = F.mT @ F / F.shape[1]
         A = A + lam[:, None, None] * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
         return torch.linalg.solve(A, (F.mT @ y[..., None])[..., 0] / F.shape[1])
 

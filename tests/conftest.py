@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg  # noqa: F401
+from matplotlib import pyplot
 from threadpoolctl import threadpool_limits
 
 import metrics
@@ -158,3 +159,23 @@ def tiny_sweeps(monkeypatch, tmp_path):
     shown = [part._replace(eps=(0.3,)) for part in sweeps.RESPONSES]
     monkeypatch.setitem(sweeps.SWEEPS, "responses", {"quick": shown})
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """The axes of every figure that is saved."""
+    seen = []
+    monkeypatch.setattr(plots, "save", lambda fig, path: seen.append(fig.axes))
+    yield seen
+    pyplot.close("all")
+
+
+def line_of(container):
+    """x, mean and half length of the bars of an errorbar (of a line or of bars)."""
+    line, _, (bars,) = container.lines
+    halves = [(b[1] - a[1]) / 2 for a, b in bars.get_segments()]
+    return (
+        np.array(line.get_xdata(), float),
+        np.array(line.get_ydata(), float),
+        np.array(halves, float),
+    )

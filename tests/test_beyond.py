@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import line_of
 from matplotlib import pyplot
 
 from experiments import beyond, figures, plots, sweeps, transfer
@@ -111,26 +112,6 @@ def test_the_interval_of_a_gain_is_students(tmp_path):
         assert float(gain) == pytest.approx(np.mean(own), abs=1e-6)
         assert float(half) == pytest.approx((high - low) / 2, abs=1e-6)
         assert int(pairs) == len(own)
-
-
-@pytest.fixture
-def panels(monkeypatch):
-    """The axes of every figure that is saved."""
-    seen = []
-    monkeypatch.setattr(plots, "save", lambda fig, path: seen.append(fig.axes))
-    yield seen
-    pyplot.close("all")
-
-
-def line_of(container):
-    """x, mean and half length of the bars of an errorbar (of a line or of bars)."""
-    line, _, (bars,) = container.lines
-    halves = [(b[1] - a[1]) / 2 for a, b in bars.get_segments()]
-    return (
-        np.array(line.get_xdata(), float),
-        np.array(line.get_ydata(), float),
-        np.array(halves, float),
-    )
 
 
 def test_what_mixes_is_shown_at_one_eps(panels):

@@ -1,9 +1,10 @@
-"""Figures drawn from tables: of tiny sweeps, and of rows made by hand."""
+"""Figures panels from tables: of tiny sweeps, and of rows made by hand."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import line_of
 from matplotlib import pyplot
 
 import run
@@ -67,22 +68,14 @@ def row(head, eps, seed, rho=0.0, tasks="blocks-2", **scores):
     return {"head": head, "eps": eps, "seed": seed, "rho": rho, "tasks": tasks, **scores}
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The axes of every figure that is saved."""
-    seen = []
-    monkeypatch.setattr(plots, "save", lambda fig, path: seen.append(fig.axes))
-    return seen
-
-
-def test_bars_are_means_over_seeds(drawn):
+def test_bars_are_means_over_seeds(panels):
     rows = [
         row("inner-ridge", eps, seed, mcc=eps + 0.1 * seed, mcc_ica=1.0, mcc_rotated=0.9, r=0.5)
         for eps in (0.1, 0.3)
         for seed in (0, 1)
     ]
     figures.draw_bars(rows, None, {"all": {"rho": 0.0}, "none": {"rho": 0.5}}, ("mcc", "r"))
-    ((mcc, empty, _, _),) = drawn
+    ((mcc, empty, _, _),) = panels
     by_method = [[bar.get_height() for bar in bars] for bars in mcc.containers if len(bars) == 2]
     np.testing.assert_allclose(by_method[1:], [[0.15, 0.35], [1, 1], [0.9, 0.9]])
     _, labels = mcc.get_legend_handles_labels()
@@ -96,7 +89,7 @@ def test_a_deviation_is_that_of_a_sample():
     assert plots.sample_deviation([1.0]) == 0
 
 
-def test_bands_show_the_cells_of_the_paper(drawn):
+def test_bands_show_the_cells_of_the_paper(panels):
     """Fig. 4: above rho at alpha = 1, below alpha at rho = 0.9."""
     cells = [(0.0, 1.0), (0.5, 1.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)]
     rows = [
@@ -105,7 +98,7 @@ def test_bands_show_the_cells_of_the_paper(drawn):
         for eps in (0.1, 0.3)
     ]
     figures.FIGURES["fig4"](rows, None)
-    ((left, middle, right, low, low_middle, low_right),) = drawn
+    ((left, middle, right, low, low_middle, low_right),) = panels
     titles = [ax.get_title() for ax in (left, middle, low, low_middle)]
     assert titles == [r"$\rho$ = 0", r"$\rho$ = 0.9", r"$\alpha$ = 0", r"$\alpha$ = 1"]
     heights = [ax.patches[1].get_height() for ax in (left, middle, low, low_middle)]
@@ -133,30 +126,30 @@ def test_the_best_eps_is_one_that_every_level_has():
     assert figures.best_of_seeds(uniform, "mcc_ica") == [0.9]
 
 
-def test_a_curve_needs_levels_in_between(drawn):
+def test_a_curve_needs_levels_in_between(panels):
     _, ax = plots.subplots(1, 1, (2, 2))
     figures.draw_best(ax, [row("inner-lasso", 0.1, 0, mcc=0.5)], "rho", "mcc")
     assert not ax.axison
 
 
-def test_shares_inside_blocks_are_those_of_their_size(drawn):
+def test_shares_inside_blocks_are_those_of_their_size(panels):
     shares = {"block_share_2": 0.2, "block_share_3": 0.3, "mcc": 0.5, "r": 0.6}
     rows = [row("inner-lasso", 0.1, 0, tasks=f"blocks-{size}", **shares) for size in (2, 3, 6)]
     figures.draw_block_share(rows, None)
-    ((of_2, of_3),) = drawn
+    ((of_2, of_3),) = panels
     assert [ax.patches[0].get_height() for ax in (of_2, of_3)] == [0.2, 0.3]
 
 
-def test_chance_is_that_of_six_features(drawn):
+def test_chance_is_that_of_six_features(panels):
     _, ax = plots.subplots(1, 1, (2, 2))
     figures.draw_chance(ax)
     assert 0.6 < ax.lines[0].get_ydata()[0] < 0.65
 
 
 @pytest.mark.slow
-def test_the_latents_are_those_of_the_pairs(drawn):
+def test_the_latents_are_those_of_the_pairs(panels):
     figures.draw_latents(None)
-    (((uniform, noisy), (_, correlated)),) = [np.reshape(axes[:4], (2, 2)) for axes in drawn]
+    (((uniform, noisy), (_, correlated)),) = [np.reshape(axes[:4], (2, 2)) for axes in panels]
     assert uniform.get_title().startswith(r"$\rho$ = 0, $\alpha$ = 0")
     assert correlated.get_title() == r"$\rho$ = 0.9, $\alpha$ = 1, realised correlation 0.82"
     n, floor, orientation = figures.BINS, 0, 5
@@ -168,17 +161,6 @@ def test_the_latents_are_those_of_the_pairs(drawn):
         np.testing.assert_allclose(pair.sum(), 1)
         taken.append(np.count_nonzero(pair))
     assert taken[0] <= 10 * 15 < taken[1]  # a grid of levels; the noise fills it
-
-
-def line_of(container):
-    """x, mean and half length of the bars of an errorbar (of a line or of bars)."""
-    line, _, (bars,) = container.lines
-    halves = [(b[1] - a[1]) / 2 for a, b in bars.get_segments()]
-    return (
-        np.array(line.get_xdata(), float),
-        np.array(line.get_ydata(), float),
-        np.array(halves, float),
-    )
 
 
 def test_curves_take_each_seeds_best_eps_and_the_thin_line_the_one_of_the_best_mcc():
@@ -225,7 +207,7 @@ def test_bars_have_the_deviation_of_their_seeds():
     pyplot.close("all")
 
 
-def test_curves_are_of_their_own_band_alone(drawn):
+def test_curves_are_of_their_own_band_alone(panels):
     """Against rho at alpha = 1, against alpha at rho = 0.9, where other rows score more."""
     cells = [(0.0, 1.0), (0.5, 1.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)]
     rows = [
@@ -235,12 +217,12 @@ def test_curves_are_of_their_own_band_alone(drawn):
     figures.FIGURES["fig6"](rows, None)
     figures.draw_against_rho([own | {"mcc": own["r"]} for own in rows], None)
     by_rho = [[0, 0.8], [0.5, 0.55], [0.9, 0.35]]
-    for ax in (drawn[0][2], *drawn[1]):
+    for ax in (panels[0][2], *panels[1]):
         np.testing.assert_allclose(ax.lines[0].get_xydata(), by_rho)
     np.testing.assert_allclose(
-        drawn[0][5].lines[0].get_xydata(), [[0, 0.45], [0.5, 0.4], [1, 0.35]]
+        panels[0][5].lines[0].get_xydata(), [[0, 0.45], [0.5, 0.4], [1, 0.35]]
     )
-    assert [drawn[0][i].get_ylabel() for i in (0, 3)] == ["R", "R"]
+    assert [panels[0][i].get_ylabel() for i in (0, 3)] == ["R", "R"]
 
 
 def test_the_printed_numbers_stand_beside_their_runs():
@@ -257,7 +239,7 @@ def test_the_printed_numbers_stand_beside_their_runs():
     }
 
 
-def test_the_idea_names_ridge_and_lasso_as_they_are(drawn, monkeypatch):
+def test_the_idea_names_ridge_and_lasso_as_they_are(panels, monkeypatch):
     def row_of(rows, part, sweep):
         return {"mcc": {"inner-ridge": 0.25, "inner-lasso": 0.75}[part.heads[0]]}
 
@@ -265,7 +247,7 @@ def test_the_idea_names_ridge_and_lasso_as_they_are(drawn, monkeypatch):
     monkeypatch.setattr(figures, "row_of", row_of)
     monkeypatch.setattr(figures, "encoded", lambda row, shapes: images)
     figures.draw_idea([], None)
-    titles = [ax.get_title() for ax in drawn[0]]
+    titles = [ax.get_title() for ax in panels[0]]
     assert titles[1:] == ["through ridge fits: MCC 0.25", "through Lasso fits: MCC 0.75"]
 
 
@@ -277,12 +259,12 @@ def test_rows_of_other_codes_are_told(monkeypatch, capsys):
     assert "2 different codes: a, b" in out and "1 of 4 runs are missing" in out
 
 
-def test_few_shot_lines_are_means_over_seeds(drawn):
+def test_few_shot_lines_are_means_over_seeds(panels):
     rows = [
         {"eps": eps, "mcc": eps + 0.1 * seed, "r": 0.5} for eps in (0.0, 0.3) for seed in (0, 1)
     ]
     figures.draw_against_eps(rows, None, ("mcc", "r"))
-    _, means, spreads = line_of(drawn[0][0].containers[0])
+    _, means, spreads = line_of(panels[0][0].containers[0])
     np.testing.assert_allclose(means, [0.05, 0.35])
     np.testing.assert_allclose(spreads, plots.sample_deviation([0, 0.1]))
 
@@ -291,7 +273,7 @@ def test_matched_features_stand_in_their_factors_place():
     C = np.array([[0.1, 0.9, 0.2, 0.0], [0.3, 0.1, 0.8, 0.1], [0.7, 0.2, 0.1, 0.3]])
     _, ax = plots.subplots(1, 1, (2, 2))
     plots.show_correlation(ax, C, ([0, 1, 2], [1, 2, 0]), "abc")
-    drawn = np.asarray(ax.images[0].get_array())
-    np.testing.assert_array_equal(drawn, C[:, [1, 2, 0, 3]])
+    panels = np.asarray(ax.images[0].get_array())
+    np.testing.assert_array_equal(panels, C[:, [1, 2, 0, 3]])
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "0", "3"]
     pyplot.close("all")
