@@ -245,7 +245,7 @@ def draw_shared(rows, path):
                         label=f"beta {beta}")
         ax.axvline(0, color="grey", lw=0.7)
         ax.set_xlabel(f"{label}, less that of beta 0", fontsize=8)
-    names = [f"m {m}, alpha {alpha:g},\n{factors} factors, {shot} samples"
+    names = [f"m {m}, alpha {alpha:g},\nfactors: {factors}, samples: {shot}"
              for m, alpha, factors, shot in cells]
     axes[0].set_yticks(range(len(cells)), names, fontsize=7)
     axes[0].legend(fontsize=7)

@@ -69,7 +69,7 @@ def write_json(path, content):
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-REMEDY = "damaged, or of another version: --force runs it again"
+REMEDY = "damaged, or of another version: the command that made it makes it anew with --force"
 
 
 def read_json(path, numbers=(), others=()):

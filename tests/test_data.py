@@ -157,7 +157,7 @@ def test_a_seed_draws_the_tasks_that_it_drew(kind):
     assert (w * np.arange(1, 301).reshape(50, 6)).sum() == pytest.approx(SUMS[kind], abs=1e-5)
 
 
-def test_categorical_labels_follow_the_softmax(shapes):
+def test_categorical_labels_are_one_hot(shapes):
     z, p = data.latents(shapes, 1.0, 0.0)
     index, y = data.Tasks(
         z, p, sets=2, samples=300, per_set=4, outputs=3, likelihood="categorical"

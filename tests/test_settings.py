@@ -57,12 +57,6 @@ def test_a_name_depends_on_what_determines_the_result_alone():
         assert settings.identify(dataclasses.replace(config, **other))[1] != name
     assert settings.identify(config, data="a file")[1] != name
 
-    @dataclasses.dataclass(frozen=True)
-    class Raised(Example):
-        version = 2
-
-    assert settings.identify(Raised(**dataclasses.asdict(config)))[1] != name
-
 
 def test_the_digest_is_of_the_code_behind_an_experiment():
     files = settings.sources(settings.ROOT / "experiments/disentangle.py")
