@@ -177,12 +177,10 @@ def curves(config):
     contents = [content for content, _ in runs]
     keys = dict.fromkeys(key for content in contents for key in content)
     differ = [key for key in keys if differs(key, contents)]
+    names = [label or ", ".join(f"{key.replace('_', ' ')} {content.get(key)}" for key in differ)
+             for (label, _, _), content in zip(words, contents, strict=True)]
     fig, ax = plots.subplots(1, 1, (5.2, 3.4))
-    for (label, _, _), (content, rows) in zip(words, runs, strict=True):
-        settings = ", ".join(f"{key.replace('_', ' ')} {content.get(key)}" for key in differ)
-        x = [row["step"] if config.against == "step" else row["seconds"] / 60 for row in rows]
-        told = (label or settings).replace("$", r"\$")               # no formula of TeX
-        ax.plot(x, [row["mcc"] for row in rows], "o-", ms=3, label=told)
+    draw_runs(ax, names, [rows for _, rows in runs], config.against)
     chance = metrics.chance(len(data.FACTORS), contents[0].get("features", len(data.FACTORS)))
     ax.axhline(chance, **plots.CHANCE)
     ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))
@@ -194,6 +192,16 @@ def curves(config):
     print(path)
     labels = [label or Path(folder).name for label, _, folder in words]
     write_reached(path.with_name(f"{path.stem}-reached.csv"), labels, [rows for _, rows in runs])
+
+
+def draw_runs(ax, names, runs, against):
+    """MCC of runs, against the step or minutes; those of one name in one colour."""
+    kinds = list(dict.fromkeys(names))
+    for name, rows in zip(names, runs, strict=True):
+        x = [row["step"] if against == "step" else row["seconds"] / 60 for row in rows]
+        ax.plot(x, [row["mcc"] for row in rows], "o-", ms=3, color=f"C{kinds.index(name)}")
+    for i, name in enumerate(kinds):
+        ax.plot([], [], "o-", ms=3, color=f"C{i}", label=name.replace("$", r"\$"))   # no TeX
 
 
 REACHED = (0.9, 0.93, 0.95, 0.96)

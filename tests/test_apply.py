@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, arrays_of, result_of
+from matplotlib import pyplot
 
 import run
-from experiments import apply
+from experiments import apply, plots
 
 
 @pytest.fixture
@@ -40,6 +41,17 @@ def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
     config.write_text(json.dumps(content))
     assert run.main(["curves", *folders[::-1]]) == 0
     assert run.main(["curves", "nowhere"]) == 2
+
+
+def test_runs_of_one_label_have_one_colour_and_one_line_in_the_legend():
+    _, ax = plots.subplots(1, 1, (3, 2))
+    rows = [{"step": 1, "seconds": 60, "mcc": 0.5}, {"step": 2, "seconds": 180, "mcc": 0.6}]
+    apply.draw_runs(ax, ["a", "$b", "a"], [rows] * 3, "minutes")
+    drawn = [line for line in ax.lines if len(line.get_xdata())]
+    assert [line.get_color() for line in drawn] == ["C0", "C1", "C0"]
+    assert [list(line.get_xdata()) for line in drawn] == [[1, 3]] * 3
+    assert ax.get_legend_handles_labels()[1] == ["a", r"\$b"]
+    pyplot.close("all")
 
 
 def test_when_a_run_reached_a_level(tmp_path, monkeypatch, capsys):
