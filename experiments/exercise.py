@@ -1,6 +1,6 @@
 """exercise.py -- write it yourself: eight functions, checked, and what is wrong told in words.
 
-    run.py exercise                  the eight, in the order of the code
+    run.py exercise                  the eight
     run.py exercise 3                what to write
     run.py exercise 3 mine.py        the starter file, where there is no mine.py yet; else: is it
                                      right, and if not, what is wrong
@@ -14,8 +14,8 @@ gradcheck.py with the function in the place of the code's own. Here: the command
 import contextlib
 import dataclasses
 import importlib.util
-import io
 import shutil
+import sys
 import textwrap
 import traceback
 from pathlib import Path
@@ -57,6 +57,8 @@ def exercise(config):
         explain(int(number))
         return 0
     path = Path(files[0])
+    if path.suffix != ".py":
+        raise ValueError(f"{path}: expected a file of Python, .py")
     if path.exists():
         return check_file(int(number), path.absolute())
     shutil.copyfile(starter_of(int(number)), path)
@@ -92,46 +94,46 @@ def check_file(number, path):
     own = EXERCISES[number]
     theirs = {name: careful(f, str(path)) for name, f in functions_of(path, own.ours).items()}
     print(f"{own.name}: {own.title}")
-    failed = {}                                                     # title -> words
+    failed, off = {}, set()                                         # title -> words; titles
     with sparsedis.cpu_threads(1):
         for title, trial in own.trials(theirs):
-            words = outcome(trial)
-            print(textwrap.fill(
-                f"{title:<32}{words or 'right'}", 100, initial_indent="  ",
-                subsequent_indent=34 * " "))
+            print(f"  {title:<32}", end="", flush=True)             # before it runs: it may not end
+            words, has_numbers = outcome(trial)
+            print(f"\n{34 * ' '}".join(textwrap.wrap(words or "right", 66)))
             failed |= {title: words} if words else {}
-    tell_end(own, failed)
+            off |= {title} if words and has_numbers else set()
+    tell_end(own, failed, off)
     return int(bool(failed))
 
 
-def tell_end(own, failed):
-    """The last lines: what the wrong trials have in common."""
+def tell_end(own, failed, off):
+    """The last lines: what the wrong trials have in common. A hint is of its first trial, of which
+    the numbers are off, and of others that fail with it."""
     if not failed:
         print(f"All is right. Ours: {own.read}")
     elif set(failed.values()) == {UNWRITTEN}:
         print("Nothing is written yet.")
     else:
-        hints = [words for words, where in own.hints.items() if failed.keys() <= set(where)]
+        hints = [words for words, where in own.hints.items()
+                 if where[0] in off and failed.keys() <= set(where)]
         print(f"Wrong only {hints[0]}" if hints else "Something is wrong.")
 
 
 def outcome(trial):
-    """What is wrong, or None."""
+    """What is wrong, or None; and whether there were numbers to be judged."""
     try:
         with np.errstate(all="ignore"):
-            return trial()
+            return trial(), True
     except Wrong as wrong:
-        return str(wrong)
+        return str(wrong), False
 
 
 def functions_of(path, names):
     """The functions of these names in a file; ValueError where it does not run or lacks one."""
     spec = importlib.util.spec_from_file_location("theirs", path)
-    if spec is None:
-        raise ValueError(f"{path}: expected a file of Python, .py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules["theirs"] = importlib.util.module_from_spec(spec)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{path}: {told_error(error, str(path))}") from None
@@ -146,7 +148,7 @@ def careful(f, path):
     def called(*args):
         copies = [np.copy(a) if isinstance(a, np.ndarray) else a for a in args]
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(sys.stderr):
                 out = f(*copies)
         except NotImplementedError:
             raise Wrong(UNWRITTEN) from None
