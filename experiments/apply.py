@@ -172,13 +172,13 @@ class Curves:
 
 def curves(config):
     """Draw the runs, named by their labels, or by the settings in which they differ."""
-    words = [word.rpartition("=") for word in config.folders]
-    runs = [read_run(Path(folder)) for _, _, folder in words]
+    words = [labelled(word) for word in config.folders]
+    runs = [read_run(Path(folder)) for _, folder in words]
     contents = [content for content, _ in runs]
     keys = dict.fromkeys(key for content in contents for key in content)
     differ = [key for key in keys if differs(key, contents)]
     names = [label or ", ".join(f"{key.replace('_', ' ')} {content.get(key)}" for key in differ)
-             for (label, _, _), content in zip(words, contents, strict=True)]
+             for (label, _), content in zip(words, contents, strict=True)]
     fig, ax = plots.subplots(1, 1, (5.2, 3.4))
     draw_runs(ax, names, [rows for _, rows in runs], config.against)
     chance = metrics.chance(len(data.FACTORS), contents[0].get("features", len(data.FACTORS)))
@@ -190,8 +190,15 @@ def curves(config):
     path = out_path(config, "curves.png")
     plots.save(fig, path)
     print(path)
-    labels = [label or Path(folder).name for label, _, folder in words]
+    labels = [label or Path(folder).name for label, folder in words]
     write_reached(path.with_name(f"{path.stem}-reached.csv"), labels, [rows for _, rows in runs])
+
+
+def labelled(word):
+    """The label and the folder of LABEL=FOLDER or FOLDER; either may have a = in it."""
+    parts = word.split("=")
+    ways = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
+    return next((way for way in ways if Path(way[1]).is_dir()), ways[-1])
 
 
 def draw_runs(ax, names, runs, against):

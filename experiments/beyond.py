@@ -39,7 +39,8 @@ def draw_problem4(rows, path):
     """MCC of each inner problem by where its training starts, on mixed factors and on an encoder's
     features (rows), at each rho (columns); dotted the R of the features, the most there is."""
     rhos = sorted({row["rho"] for row in rows})
-    fig, axes = plots.subplots(len(ON), len(rhos), (4 * len(rhos), 6.6), sharey=True)
+    fig, axes = plots.subplots(len(ON), len(rhos), (4 * len(rhos), 6.6), sharey=True,
+                               squeeze=False)
     for ax, (on, rho) in zip(axes.flat, itertools.product(ON, rhos), strict=True):
         draw_starts(ax, where(rows, {"on": on, "rho": rho}))
         ax.set(title=f"{ON_TITLES[on]}, $\\rho$ = {rho:g}", ylim=(0.5, 1.005))
@@ -71,12 +72,13 @@ def draw_starts(ax, rows):
 def draw_subsets(rows, path):
     """MCC of encoders trained through other inner problems, by where training starts, as above."""
     rhos = sorted({row["rho"] for row in rows}, reverse=True)
-    fig, axes = plots.subplots(1, len(rhos), (9, 3.6), sharey=True, width_ratios=(3, 1))
-    for ax, rho in zip(axes, rhos, strict=True):
+    fig, axes = plots.subplots(1, len(rhos), (9, 3.6), sharey=True, squeeze=False,
+                               width_ratios=(3, 1)[:len(rhos)])
+    for ax, rho in zip(axes.flat, rhos, strict=True):
         draw_starts(ax, where(rows, {"rho": rho}))
         ax.set(title=f"$\\rho$ = {rho:g}", ylim=(0.5, 1.005))
-    axes[0].set_ylabel("MCC")
-    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0, 0].set_ylabel("MCC")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, fontsize=8, ncols=3, loc="outside upper center")
     plots.save(fig, path)
 
@@ -174,15 +176,14 @@ def draw_exactness(rows, path):
     Lasso is left, and after one proximal step."""
     fig, axes = plots.subplots(1, 3, (12, 3.8))
     tolerances = sorted({row["tolerance"] for row in where(rows, {"head": "unfinished"})})
+    cells = [*({"head": "unfinished", "tolerance": t} for t in tolerances), {"head": "step"}]
     labels = {"mcc": "MCC", "gradient_error": "relative error of the gradient",
               "support_error": "share of weights with a wrong zero"}
     for ax, (key, label) in zip(axes, labels.items(), strict=True):
         kinds = dict.fromkeys((row["on"], row["eps"]) for row in rows)
         for k, (on, eps) in enumerate(kinds):
             own = where(rows, {"on": on, "eps": eps})
-            groups = [[row[key] for row in where(own, {"head": "unfinished", "tolerance": t})]
-                      for t in tolerances]
-            groups.append([row[key] for row in where(own, {"head": "step"})])
+            groups = [[row.get(key, np.nan) for row in where(own, cell)] for cell in cells]
             title = f"{ON_TITLES[on]}, eps {eps:g}"
             plots.draw_line(ax, range(len(groups)), groups, title, f"C{k}")
         names = [f"{t:g}" for t in tolerances] + ["one step"]
@@ -237,7 +238,7 @@ def draw_shared(rows, path):
     for ax, (key, label) in zip(axes, GAINS.items(), strict=True):
         for k, beta in enumerate((0.02, 0.1)):
             gains = [gains_of(where(ours, dict(zip(keys, cell, strict=True))), beta, key)
-                     for cell in cells]
+                     or [np.nan] for cell in cells]
             means = [np.mean(gain) for gain in gains]
             spreads = [plots.sample_deviation(gain) for gain in gains]
             places = np.arange(len(cells)) + 0.2 * (k - 0.5)
@@ -261,6 +262,7 @@ def write_gains(rows, cells, keys, path):
         pairs = {cell: gains_of(where(rows, dict(zip(keys, cell, strict=True))), beta, key)
                  for cell in cells}
         pairs[("all",) * len(keys)] = sum(pairs.values(), [])
+        pairs = {cell: gains for cell, gains in pairs.items() if len(gains) > 1}
         for cell, gains in pairs.items():
             half = stats.sem(gains) * stats.t.ppf(0.975, len(gains) - 1)
             told = f"{key},{beta},{np.mean(gains):.6f},{half:.6f},{len(gains)}"
@@ -288,9 +290,9 @@ def draw_penalties(rows, path):
     """MCC against eps, fitted and scored on the same samples or on others; where each way to choose
     eps ends, and where it goes when it is learned. Beside it, as CSV, what was chosen."""
     kinds = list(dict.fromkeys((row["on"], row["rho"], row["samples"]) for row in rows))
-    fig, axes = plots.subplots(1, len(kinds), (4 * len(kinds), 4), sharey=True)
+    fig, axes = plots.subplots(1, len(kinds), (4 * len(kinds), 4), sharey=True, squeeze=False)
     lines = ["on,rho,samples,held_out,way,eps,mcc,sd"]
-    for ax, (on, rho, samples) in zip(axes, kinds, strict=True):
+    for ax, (on, rho, samples) in zip(axes.flat, kinds, strict=True):
         own = where(rows, {"on": on, "rho": rho, "samples": samples})
         for held_out, (label, color) in PROBLEMS.items():
             inside = where(own, {"held_out": held_out})
@@ -305,11 +307,11 @@ def draw_penalties(rows, path):
         ax.axhline(metrics.chance(6, 6), **plots.CHANCE)
         ax.set(title=f"{ON_TITLES[on]},\n$\\rho$ = {rho:g}, {samples} samples a task",
                xscale="log", xlabel="$\\epsilon$", ylim=(0.3, 1.02))
-    axes[0].set_ylabel("MCC")
-    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0, 0].set_ylabel("MCC")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     markers = {way: marker for way, (_, _, marker) in WAYS_TO_CHOOSE.items()} | {"learned": "*"}
     for way, marker in markers.items():
-        handles += axes[0].plot([], [], marker, ms=9, mfc="none", color="k")
+        handles += axes[0, 0].plot([], [], marker, ms=9, mfc="none", color="k")
         labels.append(way)
     fig.legend(handles, labels, fontsize=8, ncols=7, loc="outside upper center")
     plots.save(fig, path)
@@ -317,12 +319,14 @@ def draw_penalties(rows, path):
 
 
 def choices(rows):
-    """Of each way to choose eps its name, eps, MCC of the runs that are scored, and marker."""
+    """Of each way to choose eps its name, eps, MCC of the runs that are scored, and marker; of eps
+    that have both, those to choose on and those that are scored."""
     chosen_on, scored = where(rows, {"seed": 0}), where(rows, {"seed": 1})
-    for way, (key, best, marker) in WAYS_TO_CHOOSE.items():
-        eps = best(where(chosen_on, {"learn": False}), key=lambda row: row[key])["eps"]
-        row, = where(scored, {"learn": False, "eps": eps})
-        yield way, eps, row["mccs"], marker
+    mccs = {row["eps"]: row["mccs"] for row in where(scored, {"learn": False})}
+    given = [row for row in where(chosen_on, {"learn": False}) if row["eps"] in mccs]
+    for way, (key, best, marker) in WAYS_TO_CHOOSE.items() if given else ():
+        eps = best(given, key=lambda row: row[key])["eps"]
+        yield way, eps, mccs[eps], marker
     for row in where(scored, {"learn": True}):
         yield f"learned from {row['eps']:g}", row["eps_end"], row["mccs"], "*"
 

@@ -94,12 +94,6 @@ def disentangle(config):
     encoder = sparsedis.cnn(config.features)
     features = functools.partial(features_of, encoder, shapes, config.norm, xp, device)
 
-    def sample(step):
-        index, y = tasks.sample(np.random.default_rng([config.seed, step]))
-        if config.split and config.likelihood == "gaussian":
-            y = y - y.mean(axis=2, keepdims=True)                   # there is no intercept
-        return [shapes.images(index.ravel(), xp, device)], xp.asarray(y, device=device)
-
     some = min(1000, config.eval_images)
     on_the_way = np.random.default_rng(1000).integers(len(shapes), size=some)
 
@@ -108,8 +102,9 @@ def disentangle(config):
         size = float(np.sqrt(np.mean(F * F)))                       # grows without a norm
         return {"eps": info["eps"], "mcc": metrics.mcc(z[on_the_way], F), "size": size}
 
+    training = training_of(config, encoder, sampler(config, tasks, shapes, xp, device))
     with run, sparsedis.cpu_threads(config.threads):
-        end, rows = run.train(training_of(config, encoder, sample), measure, xp, device)
+        end, rows = run.train(training, measure, xp, device)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
         trained = functools.partial(features, end.params)
         fresh = functools.partial(fresh_tasks, config)
@@ -117,6 +112,17 @@ def disentangle(config):
         result |= {key: rows[-1][key] for key in ("seconds", "nonzero")}
         keys = ("steps", "seed", "rho", "alpha", "head", "eps", "tasks")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
+
+
+def sampler(config, tasks, shapes, xp, device):
+    """sample(step) of a training: images and labels."""
+    def sample(step):
+        index, y = tasks.sample(np.random.default_rng([config.seed, step]))
+        if config.split and config.likelihood == "gaussian":
+            y = y - y.mean(axis=2, keepdims=True)                   # there is no intercept
+        return [shapes.images(index.ravel(), xp, device)], xp.asarray(y, device=device)
+
+    return sample
 
 
 def other_run(config):
@@ -216,6 +222,12 @@ def features_of(encoder, shapes, norm, xp, device, params, index):
     return sparsedis.normalise(F[None], "layer")[0][0] if norm == "layer" else F
 
 
+def scored_images(p, count, count_seen):
+    """The images of the scores, the same for all runs: so many drawn uniformly, and by p."""
+    return (np.random.default_rng(20_000).integers(len(p), size=count),
+            np.random.default_rng(20_001).choice(len(p), count_seen, p=p))
+
+
 def score_features(features, shapes, z, p, count, run, tasks_on=None):
     """Scores of features(index) on `count` images drawn uniformly; two figures in a run's folder.
 
@@ -223,7 +235,7 @@ def score_features(features, shapes, z, p, count, run, tasks_on=None):
     and, given tasks_on(z, count), after a rotation to sparse weights of these (NAME_rotated).
     Per factor: mcc_NAME, the |correlation| with its matched feature, and seen_NAME, that under p.
     """
-    index = np.random.default_rng(20_000).integers(len(shapes), size=count)
+    index, drawn = scored_images(p, count, min(10_000, count))
     F = features(index)
     if not np.isfinite(F).all():
         raise FloatingPointError("the encoder's features are not finite")
@@ -231,7 +243,6 @@ def score_features(features, shapes, z, p, count, run, tasks_on=None):
     matched = metrics.match(C)
     plots.draw_correlation(C, matched, shapes.names, run.path("correlation.png"))
     plots.draw_responses(features, shapes, F, matched, run.path("responses.png"))
-    drawn = np.random.default_rng(20_001).choice(len(shapes), min(10_000, count), p=p)
     F_seen = features(drawn)
     C_seen = metrics.correlation(z[drawn], F_seen)
     scores = metrics.scores(z[index], F)

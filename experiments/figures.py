@@ -452,6 +452,19 @@ def finished_rows(config):
     codes = {row["code"] for row in rows}
     if len(codes) > 1:
         print(f"these runs were made by {len(codes)} different codes: {', '.join(sorted(codes))}")
+    tell_encoders(rows)
     if len(rows) < planned:
         print(f"{planned - len(rows)} of {planned} runs are missing: {command}")
     return rows
+
+
+def tell_encoders(rows):
+    """Say which encoders, on whose features rows are, were trained more than once, with another
+    outcome: what differs between these rows may be that."""
+    digests = {}                                                    # run of an encoder -> digests
+    for row in rows:
+        run, _, digest = row.get("encoder", "").partition("-")
+        digests.setdefault(run, set()).add(digest)
+    twice = [run for run, of_it in digests.items() if len(of_it) > 1]
+    if twice:
+        print(f"of these encoders there is more than one, with other features: {', '.join(twice)}")

@@ -12,6 +12,7 @@ tried on many pools, sets of supports and inner problems. The method is sparsedi
 """
 import dataclasses
 import functools
+import hashlib
 from collections import namedtuple
 from typing import ClassVar
 
@@ -67,6 +68,8 @@ def command(config):
 
 def maps(config):
     """Train, score  ->  the content of result.json, and its results.Run."""
+    if config.on == "encoder" and config.tasks == "example":
+        raise ValueError("--on encoder: App. B.4's three tasks (--tasks example) are of factors")
     run = results.Run(config)
     kept = run.kept()
     if kept:
@@ -75,15 +78,15 @@ def maps(config):
         given = given_features(config)
         tasks = tasks_of(config, given.z)
         V, path = learn(config, given, tasks)
-        result = scores(config, given, V) | path
+        result = scores(config, given, V) | path | {"encoder": given.encoder}
         keys = ("seed", "on", "rho", "tasks", "count", "world", "head", "eps", "start", "tolerance")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
 
 
 # ------------------------------------------------------------------------------ what is given
 
-# Factors and features of images of the training distribution, and of uniform ones.
-Given = namedtuple("Given", "z X z_uniform X_uniform")
+# Factors and features of images of the training distribution, and of uniform ones; whose they are.
+Given = namedtuple("Given", "z X z_uniform X_uniform encoder", defaults=("",))
 
 
 def given_features(config):
@@ -116,12 +119,19 @@ def encoded_images(head, eps, rho, seed, folder):
     seen, uniform, z = drawn_images(rho, seed)
     config = disentangle.Disentangle(
         head=head, eps=eps, rho=rho, seed=seed, threads=1, results=folder)
-    checkpoint = disentangle.other_run(config).path("checkpoint.npz")
-    end, encoder, *_ = results.load_checkpoint(checkpoint)
+    run = disentangle.other_run(config)
+    end, encoder, *_ = results.load_checkpoint(run.path("checkpoint.npz"))
     index = np.concatenate([seen, uniform])
     X = encoder.encode(end.params, end.state, data.Shapes3D().images, index).astype(np.float64)
     X = (X - X[:MANY].mean(axis=0)) / X[:MANY].std(axis=0)
-    return Given(z[seen], X[:MANY], z[uniform], X[MANY:])
+    return Given(z[seen], X[:MANY], z[uniform], X[MANY:], f"{run.name}-{digest_of(end.params)}")
+
+
+def digest_of(params):
+    """A digest of an encoder's parameters: on another machine they are other ones, and what is
+    compared should be of one encoder."""
+    values = b"".join(params[name].tobytes() for name in sorted(params))
+    return hashlib.sha256(values).hexdigest()[:10]
 
 
 def mixed_factors(z, z_uniform, seed):

@@ -54,23 +54,20 @@ def nuisance(config):
     features = functools.partial(
         disentangle.features_of, encoder, shapes, config.norm, xp, device)
 
-    def sample(step):
-        index, y = tasks.sample(np.random.default_rng([config.seed, step]))
-        return [shapes.images(index.ravel(), xp, device)], xp.asarray(y, device=device)
-
     on_the_way = np.random.default_rng(1000).integers(len(shapes), size=500)
 
     def measure(params, state, info):
         return {"mcc": metrics.mcc(z[on_the_way], features(params, on_the_way))}
 
+    sample = disentangle.sampler(config, tasks, shapes, xp, device)
     training = disentangle.training_of(config, encoder, sample)
     with run, sparsedis.cpu_threads(config.threads):
         end, rows = run.train(training, measure, xp, device)
-        index = np.random.default_rng(20_000).integers(len(shapes), size=config.eval_images)
-        seen = np.random.default_rng(20_001).choice(len(shapes), len(index) // 2, p=p)
+        count = config.eval_images
+        index, seen = disentangle.scored_images(p, count, count // 2)
         F, F_seen = features(end.params, index), features(end.params, seen)
         result = metrics.scores(z[index], F)
-        fresh = disentangle.fresh_tasks(config, z[seen], config.eval_images // 20)
+        fresh = disentangle.fresh_tasks(config, z[seen], count // 20)
         result |= disentangle.score_rotation(F, z[index], F_seen, fresh)
         result |= {"leak": leak(z_all[index], F, config.needed), "seconds": rows[-1]["seconds"]}
         keys = ("steps", "seed", "rho", "head", "eps", "needed")

@@ -72,7 +72,8 @@ def penalties(config):
             "r": metrics.r_score(given.z_uniform, F[0]),
             "udr": agreement(F), "udr_seen": agreement(F_seen),
             "udr_regressed": agreement(F_seen, "regression"),
-            "loss": float(np.mean(losses)), "eps_end": float(np.mean([eps for _, eps in ends]))}
+            "encoder": given.encoder, "loss": float(np.mean(losses)),
+            "eps_end": float(np.mean([eps for _, eps in ends]))}
         keys = ("seed", "on", "rho", "eps", "learn", "held_out", "samples")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
 

@@ -33,7 +33,9 @@ SHORT = 200, 25  # fewer of both, for docs/rotation.md
 HARD = 0.9  # the rho of the first two curves
 USUAL = "bernoulli-gauss"
 
-Point = namedtuple("Point", "run rho head eps seed trained T n mcc identified stability")
+# code is the digest of the code that made the run's encoder; tables of older code do not tell it.
+Point = namedtuple(
+    "Point", "run rho head eps seed trained T n mcc identified stability code", defaults=("",))
 
 
 # ------------------------------------------------------------------------------ points
@@ -42,7 +44,7 @@ Point = namedtuple("Point", "run rho head eps seed trained T n mcc identified st
 def points_of(rows, path):
     """The Points of a sweep's runs; the table's, and those that it has not yet, added to it; says
     of how many runs they are missing for want of a checkpoint."""
-    points = read_points(path)
+    points = of_these_runs(read_points(path), rows)
     there = {(point.run, point.T, point.n) for point in points}
     missing, gone = {}, set()
     for row in rows:
@@ -58,6 +60,13 @@ def points_of(rows, path):
         points += rotated(row, grid, shapes)
         write_points(points, path)
     return points
+
+
+def of_these_runs(points, rows):
+    """The points but those of a run that is here, and was made anew since by other code."""
+    made_by = {row["run"]: row["code"] for row in rows if row["folder"]}
+    return [point for point in points
+            if point.code in ("", made_by.get(point.run, point.code))]
 
 
 def grid_of(row):
@@ -90,7 +99,7 @@ def rotated(row, grid, shapes):
         scores = disentangle.score_rotation(F, z[index], F_seen, tasks)
         points.append(Point(
             row["run"], row["rho"], head_of(row), row["eps"], row["seed"], row["tasks"], T, n,
-            scores["mcc_rotated"], scores["identified"], scores["stability"]))
+            scores["mcc_rotated"], scores["identified"], scores["stability"], row["code"]))
     return points
 
 
@@ -101,7 +110,7 @@ def read_points(path):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     kinds = dict.fromkeys(("seed", "T", "n", "identified"), int)
-    kinds |= dict.fromkeys(("run", "head", "trained"), str)
+    kinds |= dict.fromkeys(("run", "head", "trained", "code"), str)
     return [Point(**{k: kinds.get(k, float)(text) for k, text in row.items()}) for row in rows]
 
 

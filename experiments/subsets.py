@@ -46,6 +46,8 @@ def command(config):
 
 def subsets(config):
     """Train, score  ->  the content of result.json, and its results.Run."""
+    if not config.eps and config.head != maps.OF_SIZE:
+        raise ValueError(f"--eps: found 0, expected more with --head {config.head}")
     run = results.Run(config)
     kept = run.kept()
     if kept:
@@ -58,29 +60,34 @@ def subsets(config):
     def features(params, index):
         return encoder.encode(params, {}, shapes.images, index).astype(np.float64)
 
-    def sample(step):
-        rng = np.random.default_rng([config.seed, step])
-        W = tasks.sample_coefficients(rng)
-        index, y = tasks.sample_labels(rng, W)
-        return [shapes.images(index.ravel())], (y, maps.sizes_of(W))
-
     on_the_way = np.random.default_rng(1000).integers(len(z), size=500)
 
     def measure(params, state, info):
         return {"mcc": metrics.mcc(z[on_the_way], features(params, on_the_way))}
 
     own = dataclasses.replace(usual, steps=config.steps, lr=config.lr)
+    sample = sampler(config.seed, tasks, shapes)
     training = disentangle.training_of(own, encoder, sample, maps.Objective(config))
     extra = trained_params(usual) if config.start == "lasso" else {}
     with run, sparsedis.cpu_threads(config.threads):
         end, rows = run.train(training, measure, extra=extra)
-        index = np.random.default_rng(20_000).integers(len(z), size=usual.eval_images)
-        seen = np.random.default_rng(20_001).choice(len(z), 5000, p=p)
+        index, seen = disentangle.scored_images(p, usual.eval_images, 5000)
         result = metrics.scores(z[index], features(end.params, index))
         result |= losses(config, z[seen], features(end.params, seen))
         keys = ("seed", "rho", "head", "eps", "start", "steps", "lr")
         result |= {"seconds": rows[-1]["seconds"]}
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
+
+
+def sampler(seed, tasks, shapes):
+    """sample(step) of a training: images, and their labels with the sizes of tasks."""
+    def sample(step):
+        rng = np.random.default_rng([seed, step])
+        W = tasks.sample_coefficients(rng)
+        index, y = tasks.sample_labels(rng, W)
+        return [shapes.images(index.ravel())], (y, maps.sizes_of(W))
+
+    return sample
 
 
 def lasso_of(config):

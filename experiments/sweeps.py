@@ -216,7 +216,8 @@ SUBSETS = [
                 *(AFTER_LASSO | more for more in crossed(rho=[0.9, 0.0], head=["subset-size"])),
                 {"head": "subset", "eps": 0.01},
                 *(AFTER_LASSO | {"head": head, "eps": eps} for head, eps in
-                  (("inner-lasso", 0.3), ("subset", 0.1), ("relaxed", 0.1), ("mcp", 0.3))))]
+                  (("inner-lasso", 0.3), ("inner-lasso", 0.1), ("subset", 0.1), ("relaxed", 0.1),
+                   ("mcp", 0.3))))]
 QUESTIONS = {name: (maps.Maps, cells) for name, cells in MAP_SWEEPS.items()}
 QUESTIONS |= {"transfer": (transfer.Transfer, TRANSFER), "encoders": (nuisance.Nuisance, ENCODERS),
               "shared": (shared_maps.SharedMaps, SHARED),
@@ -338,7 +339,8 @@ def sweep(config):
 def keep_others(path, runs):
     """Copy a table that tells of other runs, of settings that are no longer the sweep's."""
     if read_told(path).keys() - runs.keys():
-        aside = path.with_suffix(".old.csv")
+        names = (path.with_suffix(f".old{number or ''}.csv") for number in itertools.count())
+        aside = next(name for name in names if not name.exists())
         shutil.copy(path, aside)
         print(f"{path} tells of runs that are not of this sweep: kept as {aside}")
 
@@ -483,6 +485,8 @@ def read_cells(row):
     texts = {key: row.pop(key, "") for key in ("code", "kernel")}
     if not texts["code"]:
         raise KeyError("code")
+    if "encoder" in row:
+        texts["encoder"] = row.pop("encoder")
     scores = {k: json.loads(text) for k, text in row.items() if text and k not in SETTINGS}
     return scores | texts
 

@@ -1,6 +1,7 @@
 """A trained encoder on images of the user's, and runs side by side."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,8 @@ def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
     config.write_text(json.dumps(content))
     assert run.main(["curves", *folders[::-1]]) == 0
     assert run.main(["curves", "nowhere"]) == 2
+    shutil.copytree(folders[0], "lr=0.01")
+    assert run.main(["curves", "lr=0.01", "x=lr=0.01"]) == 0  # the folder, also of a label
 
 
 def test_runs_of_one_label_have_one_colour_and_one_line_in_the_legend():

@@ -47,6 +47,16 @@ def test_every_question_has_its_figure(name, tmp_path, drawn):
     assert len(drawn) == 1 and all(ax.get_title() or ax.get_xlabel() for ax in drawn[0].axes)
 
 
+@pytest.mark.parametrize("name", [*sweeps.QUESTIONS, "seen"])
+def test_a_sweep_that_has_begun_has_its_figure(name, tmp_path, drawn):
+    for count in (1, 3, 17):
+        rows = rows_of(sweeps.SWEEP_OF[name])[:count]
+        for row in rows:
+            row.pop("gradient_error"), row.pop("support_error")  # runs too short to measure them
+        figures.FIGURES[name](rows, tmp_path / "f.png")
+    assert len(drawn) == 3
+
+
 def test_bars_are_means_of_their_start(drawn, tmp_path):
     beyond.draw_problem4(rows_of("problem4"), tmp_path / "f.png")
     ax = drawn[0].axes[1]

@@ -41,6 +41,10 @@ def test_the_entropy_sees_mixing_only_where_some_factors_are_not_asked_for(
     monkeypatch.setattr(entropy, "USED", (2, 6))
     monkeypatch.setattr(entropy, "SCORED", 1000)
     entropy.draw_entropy(tmp_path / "e.png")
+    rows = list(entropy.rows_of(2, grid, *latents))
+    monkeypatch.setattr(entropy, "ROTATIONS", 2)
+    more = list(entropy.rows_of(2, grid, *latents))
+    assert more[:2] == rows and [row[1:3] for row in more[2:]] == [(1, 1)]  # t = 0 is one point
     with open(tmp_path / "e.csv", newline="") as file:
         two, two_mixed, six, six_mixed = csv.DictReader(file)
     assert float(two["H"]) < 1 < 1.3 < float(two_mixed["H"])

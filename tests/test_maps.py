@@ -120,6 +120,11 @@ def test_features_of_an_encoder_are_given(tmp_path, monkeypatch):
     own = maps.features_of_images("encoder", 0.9, 0, str(tmp_path))
     assert own.X.shape == own.X_uniform.shape == own.z.shape == (300, 6)
     np.testing.assert_allclose(own.X.T @ own.X / 300, np.eye(6), atol=1e-9)
+    (folder,) = tmp_path.glob("disentangle/*")
+    assert found["encoder"] == own.encoder and own.encoder.startswith(f"{folder.name}-")
+    params = {"b": np.zeros(2), "a": np.ones(3)}
+    same, other = dict(reversed(params.items())), params | {"b": np.array([0, 1e-9])}
+    assert maps.digest_of(params) == maps.digest_of(same) != maps.digest_of(other)
 
 
 def test_the_command_tells_scores_and_refuses_wrong_settings(tmp_path, monkeypatch, capsys):
@@ -130,6 +135,8 @@ def test_the_command_tells_scores_and_refuses_wrong_settings(tmp_path, monkeypat
     assert json.loads(path.read_text())["head"] == "inner-lasso"
     with pytest.raises(SystemExit, match="2"):
         run.main(["maps", "--head", "outer-lasso"])
+    assert run.main(["maps", "--on", "encoder", "--tasks", "example"]) == 2
+    assert "of factors" in capsys.readouterr().err
 
 
 def test_given_features_are_white_in_training_and_a_map_of_the_factors(given):

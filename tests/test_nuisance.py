@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import run
-from experiments import nuisance
+from experiments import disentangle, nuisance
 
 FEW = {
     "steps": 3,
@@ -26,6 +26,13 @@ def test_only_the_needed_factors_are_scored(features, needed, tmp_path):
     assert 0 < found["mcc"] <= found["r"] <= 1 and found["needed"] == needed
     assert (found["leak"] == 0) == (needed == 6)
     assert nuisance.nuisance(config)[0] == found
+
+
+def test_with_all_factors_it_is_the_main_job(tmp_path):
+    few = FEW | {"split": 8, "results": str(tmp_path)}
+    found, _ = nuisance.nuisance(nuisance.Nuisance(needed=6, **few))
+    main, _ = disentangle.disentangle(disentangle.Disentangle(**few))
+    assert found["mcc"] == main["mcc"] and found["r"] == main["r"]
 
 
 def test_what_leaks_is_told():

@@ -405,3 +405,12 @@ def test_the_curves_take_the_best_eps_and_the_right_runs():
     assert found["no penalty on this pool + rotation"] == {10: [0.6]}
     found = {curve.label: curve.groups for curve in rotation.curves(rows, points, "rho")}
     assert found["inner-Ridge + ICA"] == {0.5: [0.65], 0.9: [0.6]}
+
+
+def test_points_of_an_encoder_that_was_made_anew_are_dropped():
+    own = rotation.Point("a", 0.9, "none", 0.0, 0, "bernoulli-gauss", 1000, 50, 0.9, 6, 1.0, "new")
+    points = [own, own._replace(code="old"), own._replace(code=""), own._replace(run="b", code="x"),
+              own._replace(run="c", code="old")]
+    rows = [{"run": "a", "folder": "there", "code": "new"},
+            {"run": "b", "folder": None, "code": "y"}]
+    assert rotation.of_these_runs(points, rows) == [points[0], *points[2:]]

@@ -32,7 +32,8 @@ def test_every_kind_of_run_trains_and_is_kept(settings, tmp_path, capsys):
 
 def test_it_goes_on_from_the_lasso_s_encoder(tmp_path):
     config = subsets.Subsets(
-        results=str(tmp_path), threads=1, steps=1, lr=1e-12, start="lasso", head="inner-lasso")
+        results=str(tmp_path), threads=1, steps=1, lr=1e-12, start="lasso", head="inner-lasso",
+        eps=0.3)
     before = subsets.trained_params(subsets.lasso_of(config))
     _, own = subsets.subsets(config)
     after = results.load_checkpoint(own.path("checkpoint.npz")).snapshot.params
@@ -63,3 +64,5 @@ def test_the_command_tells_scores(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run.main(["subsets", "--steps", "2", "--threads", "1"]) == 0
     assert "DCI-D" in capsys.readouterr().out
+    assert run.main(["subsets", "--head", "mcp"]) == 2  # without a penalty it is none of its kind
+    assert "--eps: found 0" in capsys.readouterr().err

@@ -131,7 +131,7 @@ QUICK |= {"glyphs": 18, "shapes": 4, "sharing": 33}
 PAPER |= {"glyphs": 30, "shapes": 20, "sharing": 33}
 QUICK |= {"rotation": 102, "protocol": 17, "variants": 24, "idea": 2}
 MAPS = {"problem4": 306, "pools": 200, "mixing": 215, "exactness": 72}
-MAPS |= {"transfer": 48, "encoders": 36, "shared": 125, "penalties": 128, "subsets": 27}
+MAPS |= {"transfer": 48, "encoders": 36, "shared": 125, "penalties": 128, "subsets": 30}
 QUICK |= MAPS
 PAPER |= {"rotation": 340, "protocol": 17, "variants": 70, "idea": 2} | MAPS
 
@@ -301,6 +301,10 @@ def test_rows_of_other_runs_are_kept_aside(one_head, capsys):
     assert "kept as results/main-quick.old.csv" in capsys.readouterr().out
     assert Path("results/main-quick.old.csv").read_text().splitlines()[1].startswith("other")
     assert len(table.read_text().splitlines()) == 2
+    table.write_text(f"{names}\nthird{row[5:]}\n")  # nor is that table lost to the next one
+    assert run.main(["sweep", "main", "--index", "1"]) == 0
+    kept = [Path(f"results/main-quick.old{n}.csv").read_text() for n in ("", "1")]
+    assert [text.splitlines()[1][:5] for text in kept] == ["other", "third"]
 
 
 def test_a_run_that_fails_leaves_the_table(one_head, monkeypatch):

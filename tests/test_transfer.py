@@ -58,6 +58,16 @@ def test_sparse_fits_learn_from_fewer_samples_on_the_factors_than_on_their_mixtu
     np.testing.assert_allclose(plain[:, 1], other[:, 1], atol=1e-6)  # ridge sees no rotation
 
 
+def test_ridge_s_penalty_is_chosen_by_squared_error():
+    """With five samples a fold has one, and no R^2: RidgeCV would take its first penalty."""
+    rng, chosen = np.random.default_rng(0), []
+    for _ in range(10):
+        X = rng.standard_normal((5, 6))
+        _, ridge = transfer.models()
+        chosen.append(transfer.fitted(ridge, X, X[:, 0] + rng.standard_normal(5)).alpha_)
+    assert len(set(chosen)) > 3
+
+
 def test_a_bootstrap_interval_holds_the_score_and_is_narrow():
     rng = np.random.default_rng(0)
     z = rng.standard_normal((1600, 3))
