@@ -4,7 +4,8 @@
 
     0.962 ± 0.001<!-- main-quick.csv head=inner-lasso rho=0.9 eps=0.3 mcc mean±sd .3f -->
         settings of a table's rows (a/b: of either; a|b: a number for each), a column, a statistic
-        over the rows, and a format, of a percentage without its sign
+        over the rows (correlation: of two columns, a~b), and a format, of a percentage without its
+        sign
     <!-- rows real-tables.csv -->
         before a table: its decimals are cells of the same row of the CSV, rounded
     0.79<!-- L23, Fig. 14 -->
@@ -88,10 +89,13 @@ def quoted(table, words):
 def of_rows(table, cell, column, statistic, form):
     """A statistic of a column over the rows of a cell, as text."""
     inside = [row for row in read(table) if all(same(row[key], cell[key]) for key in cell)]
-    inside = [row for row in inside if row[column]]
+    columns = column.split("~")
+    inside = [row for row in inside if all(row[name] for name in columns)]
     if not inside:
         raise ValueError(f"{table}: no row with {cell} and a {column}")
-    values = [float(row[column]) for row in inside]
+    values, *others = ([float(row[name]) for row in inside] for name in columns)
+    if statistic == "correlation":
+        return format(statistics.correlation(values, *others), form)
     if statistic.startswith("best"):
         values = best(values, [row["seed"] for row in inside])
         statistic = statistic.replace("best", "mean")

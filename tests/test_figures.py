@@ -277,3 +277,11 @@ def test_matched_features_stand_in_their_factors_place():
     np.testing.assert_array_equal(panels, C[:, [1, 2, 0, 3]])
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "0", "3"]
     pyplot.close("all")
+
+
+def test_encoders_that_were_trained_twice_are_told(capsys):
+    rows = [{"encoder": name} for name in ("", "a-1", "a-1", "b-2")] + [{}]
+    figures.tell_encoders(rows)
+    assert capsys.readouterr().out == ""
+    figures.tell_encoders([*rows, {"encoder": "b-3"}])
+    assert capsys.readouterr().out.endswith("with other features: b\n")

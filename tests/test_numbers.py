@@ -55,6 +55,8 @@ def test_every_statistic(monkeypatch):
         ("mcc best±sd .2f", "0.50 ± 0.00"),  # of each seed, then their mean
         ("mcc range .1%", "25.0 to 50.0"),
         ("r count d", "4"),
+        ("mcc~r correlation .2f", "0.00"),
+        ("eps=0.1|0.3 mcc~r correlation .0f", "-1, 1"),
     ):
         text, unlike = quote.requoted(f"so {told}<!-- t.csv {words} --> it is")
         assert text.startswith(f"so {told}<!--") and not unlike
