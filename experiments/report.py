@@ -62,13 +62,14 @@ def told_choice(result):
 
 
 def verdict(result):
-    """Whether to predict from the features, in plain words."""
+    """Whether to predict from the features, in plain words: alike is within a standard error."""
     ours, raw, what = result["score"], result["raw"], measure(result)
     model = "logistic regression" if what == "accuracy" else "ridge"
     numbers = f"{what} {ours:.3f} on the features, {raw:.3f} by {model} on it"
-    if raw > ours + LESS:
+    margin = max(LESS, result["margin"])
+    if raw > ours + margin:
         return f"The raw input predicts better ({numbers}): to predict, take {model}."
-    if ours > raw + LESS:
+    if ours > raw + margin:
         return f"The features predict better than the raw input ({numbers})."
     return f"The features predict as well as the raw input ({numbers})."
 
@@ -246,7 +247,8 @@ def html_of(result, names, W, pictures):
         parts.append(f"<p>MCC {result['mcc']:.4f}, R {result['r']:.4f}; a random mixing of the "
                      f"factors has MCC {result['chance']:.2f}.</p>")
     parts += ["<h2>Features</h2><p>Stability: correlation of a feature as found from one half of "
-              "the rows, on the encoder of all, with itself as found from the other.</p>",
+              "the rows (and of many targets, of these), on the encoder of all, with itself as "
+              "found from the other.</p>",
               table_of(*feature_table(result)),
               f"<h2>{what} of each target, on {result['test_rows']} rows held out</h2>",
               table_of(header, lines)]

@@ -226,9 +226,9 @@ class Table:
         of_numbers = [all(map(is_number, column[column != ""])) for column in cells.T]
         if all(of_numbers):
             return self.targets(names)
-        missing = [[number and is_number(cell) and float(cell) < 0
-                    for number, cell in zip(of_numbers, row, strict=True)] for row in cells]
-        return np.where(missing, "", cells)
+        texts = [[as_class(cell) if number else cell for cell in column]
+                 for number, column in zip(of_numbers, cells.T, strict=True)]
+        return np.array(texts).T
 
     def number(self, cell, name, line, gaps):
         """The finite number of a cell, or NaN; ValueError tells a remedy."""
@@ -241,7 +241,14 @@ class Table:
             f"{remedy(cell, name)}")
 
 
-GAPS = ("", "na", "nan")
+GAPS = ("", "na", "nan", "none", "null", "n/a", "#n/a", "<na>")
+
+
+def as_class(cell):
+    """A number as the text of a class, which is the same for 1 and 1.0; "" of a negative one."""
+    if cell == "" or float(cell) < 0:
+        return ""
+    return str(int(float(cell))) if float(cell) % 1 == 0 else cell
 
 
 def is_number(cell):

@@ -12,10 +12,13 @@ In an npz file:
     test (N,)         True in the rows that are held out; a fifth, at random, if not given
 
 In the run's folder: report.html, the same as targets.csv, weights.csv and features.csv, and
-features.npz with F (N, m) features, W and b the predictors of the targets, Y ~ F W' + b, and test.
+features.npz with F (N, m) features, test, the names of the targets that the encoder saw, and their
+predictors, W (K, m) and b (K,), Y ~ F W' + b. Of classes W is (K, k, m), F W' + b are logits, of a
+class whose `fitted` (K, k) is False b is the logarithm of its share, and classes.0 ... their names.
 `run.py encode` gives the F of new rows, from its checkpoint. The method is SparseTasks.
 """
 import dataclasses
+import re
 import time
 import warnings
 from typing import ClassVar
@@ -46,7 +49,7 @@ class TableTasks(settings.RunSettings):
 
     experiment: ClassVar[str] = "tasks"
     version: ClassVar[int] = 2
-    numbers: ClassVar[tuple] = ("seconds", "score", "raw", "zero")
+    numbers: ClassVar[tuple] = ("seconds", "score", "raw", "margin", "zero")
     data: str = option(None, "npz or CSV file", positional=True, **ELSEWHERE)
     targets: tuple = option((), NAMES.format("targets"))
     inputs: tuple = option((), NAMES.format("inputs") + "; all others, when not given")
@@ -99,15 +102,25 @@ def tasks(config):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             model.fit(rows.x[~rows.test], rows.Y[~rows.test][:, ~new])
-        notes = [str(w.message) for w in caught if w.category is UserWarning]
+        seen = [name for name, hidden in zip(rows.names, new, strict=True) if not hidden]
+        notes = [with_names(str(w.message), seen) for w in caught if w.category is UserWarning]
         seconds = time.perf_counter() - began
         save_model(run.path("checkpoint.npz"), model, rows, config.seed)
         F = model.transform(rows.x)
         arrays = {"F": F, "W": model.coef_, "b": model.intercept_, "test": rows.test}
+        arrays |= {"targets": np.array(seen)}
+        if model.classes_ is not None:
+            arrays |= {"fitted": model.fitted_}
+            arrays |= {f"classes.{k}": names for k, names in enumerate(model.classes_)}
         results.write_atomically(run.path("features.npz"), lambda file: np.savez(file, **arrays))
         result = score(model, rows, F, new, config) | {"notes": notes, "seconds": seconds}
         report.write(run.path, model, rows, F, result)
         return run.finish(result), run
+
+
+def with_names(note, names):
+    """A warning of SparseTasks with the names of targets in the place of their numbers."""
+    return re.sub(r"\btarget (\d+)\b", lambda found: names[int(found[1])], note)
 
 
 def model_of(config):
@@ -185,6 +198,7 @@ def score(model, rows, F, new, config):
         "used": used.sum(axis=1).tolist(), "identified": model.identified_.tolist(),
         "stability": [round(s, 4) if np.isfinite(s) else None for s in model.stability_.tolist()]}
     result |= {name: float(np.mean(values)) for name, values in scores.items()}
+    result["margin"] = standard_error(rows, seen, found["score"], found["raw"], classes)
     if new.any():
         result["new"] = scores_of_new(rows, F, raw, new, config)
     if rows.factors is not None:
@@ -206,6 +220,18 @@ def score_of(rows, k, found, classes):
     """R^2, or the accuracy, of what was found of target k in the rows held out."""
     y, on = rows.Y[rows.test, k], rows.known[rows.test, k]
     return float(np.mean(y[on] == found[on]) if classes else r2_score(y[on], found[on]))
+
+
+def standard_error(rows, targets, ours, raw, classes):
+    """Of the difference of two mean scores of targets, on the same rows held out."""
+    Y, known = (a[np.ix_(rows.test, targets)] for a in (rows.Y, rows.known))
+    if classes:
+        losses = [np.where(known, Y != found, 0.0) for found in (ours, raw)]
+    else:
+        _, scale = mean_and_scale(np.where(known, Y, np.nan))
+        losses = [np.where(known, (Y - found) / scale, 0.0) ** 2 for found in (ours, raw)]
+    of_rows = ((losses[0] - losses[1]) / known.sum(axis=0)).mean(axis=1)
+    return float(of_rows.std() * len(of_rows) ** 0.5)
 
 
 def raw_input(rows):
@@ -248,7 +274,9 @@ def fitted_pls(X, Y):
     sizes = [k for k in (1, 2, 3, 4, 6, 8, 10, 14, 20) if k <= most]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                             # of surplus components
-        return GridSearchCV(PLSRegression(scale=False), {"n_components": sizes}, cv=5).fit(X, Y)
+        folds = min(5, len(X))
+        search = GridSearchCV(PLSRegression(scale=False), {"n_components": sizes}, cv=folds)
+        return search.fit(X, Y)
 
 
 def classified(X, y, X_new):

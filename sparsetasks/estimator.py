@@ -17,7 +17,7 @@ from array_api_compat import to_device
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, TransformerMixin
 from sklearn.metrics import r2_score
-from sklearn.utils import check_random_state
+from sklearn.utils import ClassifierTags, check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
@@ -63,7 +63,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     ValueError where parameters, X or Y do not fit; FloatingPointError where training diverges.
     """
 
-    n_components: int | str = parameter(    # features, m; auto: as many as held-out rows ask for
+    n_components: int | str = parameter(    # features, m; auto: as many as held-out rows ask for,
+        # predicted by the linear encoder, 20 at most
         "auto", 1, also=("auto",))
     encoder: str = parameter(               # auto: linear, or the network that fits X
         "auto", choices=("auto", "linear", "mlp", "convnet"))
@@ -133,18 +134,28 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         """classes_ of each target, a list also where fit was given (N,)."""
         return [self.classes_] if self.one_target_ else self.classes_
 
-    def score(self, X, y):
+    def score(self, X, y, sample_weight=None):
         """The mean over targets of two labels or more of R^2, or of the accuracy, on the rows that
         have one. ValueError where no target has."""
         check_is_fitted(self, "coef_")
         _, targets = self.check(X, y, reset=False)
         found = self.predict(X).reshape(targets.known.shape)
-        score = r2_score if self.classes_ is None else lambda y, its: np.mean(y == its)
+        weight = np.ones(len(found)) if sample_weight is None else np.asarray(sample_weight)
+        score = r2_score if self.classes_ is None else accuracy
         columns = zip(targets.Y.T, found.T, targets.known.T, strict=True)
-        scores = [score(y[on], its[on]) for y, its, on in columns if on.sum() > 1]
+        scores = [score(y[on], its[on], sample_weight=weight[on])
+                  for y, its, on in columns if on.sum() > 1]
         if not scores:
             raise ValueError("y: no target has two labels to score")
         return float(np.mean(scores))
+
+    def __sklearn_tags__(self):
+        """What scikit-learn asks: of classes it is a classifier."""
+        tags = super().__sklearn_tags__()
+        if self.likelihood == "categorical":
+            tags.estimator_type, tags.regressor_tags = "classifier", None
+            tags.classifier_tags = ClassifierTags()
+        return tags
 
     def get_feature_names_out(self, input_features=None):
         """feature0, feature1, ..."""
@@ -165,6 +176,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             ridge = linear.ReducedRankRidge(self.flattened(X), columns)
         if self.n_components == "auto":
             self.n_components_, best = ridge.rank_by_held_out(rng)
+            if best == linear.MOST:
+                warn(f"n_components: {best} features are the most that auto considers")
             if self.n_components_ < best:
                 warn(f"n_components: {self.n_components_} to {best} features predict rows held out "
                      "alike")
@@ -182,8 +195,12 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             errors[name] = held.errors(self.encode(X[held.looked]))
         self.held_out_ = {name: 1 - float(e.mean()) for name, e in errors.items() if len(e)}
         self.encoder_ = simplest(errors)
-        if self.held_out_.get(self.encoder_, 1) <= 0:
+        own = errors[self.encoder_]
+        if len(own) and simplest({"means": held.of_means, "features": own}) == "means":
             warn("the features predict rows held out no better than the targets' means do")
+        if self.n_components == "auto" and self.encoder_ != "linear":
+            warn(f"n_components: {self.n_components_}, as many as the linear encoder asks for; the "
+                 f"{self.encoder_} may use more, if it is told how many")
         if self.encoder_ == "linear":                               # now on all rows
             found["linear"] = self.fit_linear(ridge, np.arange(len(X)))
         self.use(*found[self.encoder_])
@@ -362,7 +379,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         """X (N, d) or (N, H, W, C), an array of numbers."""
         if np.ma.is_masked(X):
             raise ValueError("X: found masked values, expected none")
-        X = validate_data(self, X, reset=reset, allow_nd=True)
+        images = getattr(X, "ndim", 2) > 2                          # of which scikit-learn has none
+        X = check_array(X, allow_nd=True) if images else validate_data(self, X, reset=reset)
         X = X[..., None] if X.ndim == 3 else X
         if X.ndim not in (2, 4) or (X.ndim == 4 and min(X.shape[1:3]) < 8):
             raise ValueError(
@@ -387,16 +405,30 @@ class HeldOut:
         self.out, self.rows = np.split(order, [round(share * len(order))])
         self.looked = np.r_[self.rows[:self.MOST], self.out[:self.MOST]]
         self.columns, self.train = columns[self.looked], min(len(self.rows), self.MOST)
+        self.unit = 1.0
+        self.of_means = self.squares(mean_and_scale(self.columns[:self.train])[0])
+        self.unit = self.of_means.mean() if self.of_means.any() else 1.0
+        self.of_means = self.of_means / self.unit
 
     def errors(self, F):
-        """Mean squared error over targets of each held-out row that has a label, predicted by
-        ridge from features F of the rows looked at."""
-        F, Y, n = standardised(F), self.columns, self.train
-        W, b = predictors.of_numbers(F[:n], Y[:n], "inner-ridge")
-        varies = (np.nan_to_num(Y) != 0).any(axis=0)                # a constant one tells nothing
-        left = np.where(varies, Y[n:] - F[n:] @ W.T - b, np.nan)
+        """Squared errors of the held-out rows, predicted by ridge from features F of the rows
+        looked at: 1 less their mean is R^2. Of the means of the other rows it is 0, of_means."""
+        F, n = standardised(F), self.train
+        W, b = predictors.of_numbers(F[:n], self.columns[:n], "inner-ridge")
+        return self.squares(F[n:] @ W.T + b)
+
+    def squares(self, found):
+        """Mean squared error over targets of each held-out row that has a label, in units of that
+        of the means of the other rows."""
+        varies = (np.nan_to_num(self.columns) != 0).any(axis=0)     # a constant one tells nothing
+        left = np.where(varies, self.columns[self.train:] - found, np.nan)
         known = np.isfinite(left).sum(axis=1)
-        return np.nansum(left ** 2, axis=1)[known > 0] / known[known > 0]
+        return np.nansum(left ** 2, axis=1)[known > 0] / known[known > 0] / self.unit
+
+
+def accuracy(y, found, sample_weight):
+    """The share of labels that were found."""
+    return np.average(y == found, weights=sample_weight)
 
 
 def simplest(errors):
@@ -420,7 +452,9 @@ def check_parameter(field, value):
     fits = isinstance(value, kind) and not isinstance(value, bool)
     if not fits or not low <= value <= high or value == np.inf:
         what = "a number" if kind is numbers.Real else "a whole number"
-        refuse(field.name, value, f"{what} from {low}" + (f" to {high}" if high < np.inf else ""))
+        to = f" to {high}" if high < np.inf else ""
+        also = "".join(f", or {other}" for other in bounds["also"])
+        refuse(field.name, value, f"{what} from {low}{to}{also}")
 
 
 def seed_of(random_state):

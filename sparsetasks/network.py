@@ -52,7 +52,7 @@ class Watch:
         if info["eps"] > 0:                                         # else F may separate classes
             self.unsolved += int(info["unsolved"])
         steps = self.settings.steps
-        if now.step % max(1, steps // LOOKS) and now.step != steps:
+        if now.step % -(-steps // LOOKS) and now.step != steps:
             return
         errors = self.errors(now)
         error = errors.mean() if len(errors) else -now.step         # none: the last is the best

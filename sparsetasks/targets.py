@@ -13,6 +13,7 @@ import sys
 import numpy as np
 
 FEW = 5  # rows of a class from where on it is fitted
+ROUNDING = 1e-14  # of a column's values
 
 
 class Targets:
@@ -131,13 +132,15 @@ def standardised(Y):
 
 def mean_and_scale(X):
     """Mean and deviation, NaN left out, of each column or channel; of a constant one, whose largest
-    and smallest values are equal, its value and 1. As metrics.moments, in any units."""
+    and smallest values are equal but for rounding, its value and 1. As metrics.moments, in any
+    units."""
     X, axes = X.astype(np.float64), tuple(range(X.ndim - 1))
     known = np.isfinite(X)
     low = np.min(X, axis=axes, where=known, initial=np.inf)
     high = np.max(X, axis=axes, where=known, initial=-np.inf)
-    varies = low < high
-    low, width = np.where(low < np.inf, low, 0), np.where(varies, high - low, 1)
+    low, high = (np.where(np.isfinite(a), a, 0) for a in (low, high))           # 0: all is missing
+    varies = high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
+    width = np.where(varies, high - low, 1)
     share = np.where(known, (X - low) / width, 0)
     n = np.maximum(known.sum(axis=axes), 1)
     mean = share.sum(axis=axes) / n

@@ -23,7 +23,8 @@ def exactly(method):
     @torch.compiler.disable
     @functools.wraps(method)
     def out_of_autocast(*args, **kwargs):
-        kind = next(a.device.type for a in args if isinstance(a, torch.Tensor))
+        given = (*args, *kwargs.values())
+        kind = next(a.device.type for a in given if isinstance(a, torch.Tensor))
         with torch.autocast(kind, enabled=False):
             return method(*args, **kwargs)
 

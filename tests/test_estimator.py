@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import sklearn
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import RidgeCV
@@ -17,7 +17,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import metrics
-from sparsetasks import SparseTasks, estimator
+from sparsetasks import SparseTasks, estimator, predictors
 from sparsetasks.estimator import simplest
 from sparsetasks.linear import ReducedRankRidge
 from sparsetasks.targets import standardised
@@ -129,7 +129,7 @@ def test_training_ends_at_the_step_that_predicts_best(monkeypatch):
 
     def errors(self, F):
         seen.append(F)
-        return np.array([next(held)])
+        return np.full(20, next(held))
 
     monkeypatch.setattr(estimator.HeldOut, "errors", errors)
     model.fit(X, Y)
@@ -137,6 +137,68 @@ def test_training_ends_at_the_step_that_predicts_best(monkeypatch):
     looked = np.sort(seen[1], axis=0)  # 180 rows and 20 held out, in another order
     np.testing.assert_allclose(np.sort(model.encode(X), axis=0), looked, rtol=1e-6)
     assert not np.allclose(np.sort(seen[-2], axis=0), looked, rtol=1e-3)
+
+
+@pytest.mark.parametrize("K", [1, 12])
+def test_of_noise_a_warning_says_that_nothing_is_predicted(K):
+    warned = 0
+    for seed in range(6):
+        X, Y = (np.random.default_rng([seed, c]).standard_normal((300, c)) for c in (5, K))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model = SparseTasks(n_components=1, encoder="linear", rotate=False).fit(X, Y)
+        warned += any("no better than" in str(w.message) for w in caught)
+        assert -0.3 < model.held_out_["linear"] < 0.1
+    assert warned >= 5
+
+
+def test_what_is_held_out_is_scored_by_r2():
+    X, Y = small(N=300, K=1)
+    Y = 7 + Y + 2 * np.random.default_rng(1).standard_normal(Y.shape)
+    model = SparseTasks(n_components=1, encoder="linear", rotate=False).fit(X, Y)
+    X, Y = standardised(X), standardised(Y)
+    held = estimator.HeldOut(Y, 0.1, np.random.default_rng(0))
+    F = X @ ReducedRankRidge(X, Y).encoder(1, held.rows)
+    W, b = predictors.of_numbers(F[held.rows], Y[held.rows], "inner-ridge")
+    error = (Y[held.out] - F[held.out] @ W.T - b) ** 2
+    mean = (Y[held.out] - Y[held.rows].mean()) ** 2
+    r2 = 1 - error.sum() / mean.sum()
+    assert abs(r2 - (1 - error.mean())) > 0.03  # in units of the variance of all rows
+    assert model.held_out_["linear"] == pytest.approx(r2, abs=0.005)
+
+
+def test_what_auto_does_not_consider_is_told(monkeypatch):
+    X, Y = small(N=200, d=8, K=8)
+    monkeypatch.setattr(estimator.linear, "MOST", 3)
+    with pytest.warns(UserWarning, match="3 features are the most"):
+        SparseTasks(encoder="linear", rotate=False).fit(X, Y)
+    with pytest.warns(UserWarning, match="the mlp may use more"):
+        SparseTasks(**NETWORK).fit(X, Y)
+    with pytest.raises(ValueError, match="a whole number from 1, or auto"):
+        SparseTasks(n_components="some").fit(X, Y)
+
+
+def test_of_classes_it_is_a_classifier():
+    X, Y = small(N=200, K=1)
+    y = (Y[:, 0] > 0).astype(int)
+    real, model = SparseTasks(1, **SAME), SparseTasks(1, likelihood="categorical", **SAME)
+    assert is_regressor(real) and not is_classifier(real)
+    assert is_classifier(model) and not is_regressor(model)
+    assert cross_val_score(model, X, y, scoring="roc_auc").min() > 0.9
+    weight = np.arange(200) < 100
+    model.fit(X, y)
+    assert model.score(X, y, sample_weight=weight) == model.score(X[:100], y[:100])
+    real.fit(X, Y)
+    assert real.score(X, Y, weight) == pytest.approx(real.score(X[:100], Y[:100]))
+
+
+def test_images_have_no_number_of_columns():
+    X = np.random.default_rng(0).standard_normal((40, 9, 12))
+    model = SparseTasks(1, **SAME).fit(X, X[:, 0, :2])
+    assert not hasattr(model, "n_features_in_")
+    for wrong in (X[:, :, :9], X[:, :8]):
+        with pytest.raises(ValueError, match=r"expected \(9, 12, 1\)"):
+            model.transform(wrong)
 
 
 def test_the_linear_encoder_is_fitted_to_all_rows_at_the_end():

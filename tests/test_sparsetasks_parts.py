@@ -177,6 +177,20 @@ def test_errors_of_rows_held_out_are_means_over_targets():
     assert len(errors) == 15
 
 
+@pytest.mark.parametrize("steps, looks", [(49, 25), (800, 25), (24, 24), (30, 15)])
+def test_a_training_is_looked_at_25_times_at_most(steps, looks):
+    seen = []
+
+    def errors(now):
+        seen.append(now.step)
+        return np.array([1 / now.step])
+
+    watch = network.Watch(errors, SparseTasks(steps=steps))
+    for step in range(1, steps + 1):
+        watch.report(sparsedis.Snapshot({}, {}, None, step), 1.0, {"eps": 0.0})
+    assert len(seen) == looks and seen[-1] == steps
+
+
 def test_predictors_that_are_not_solved_are_told():
     with pytest.warns(UserWarning, match="1 of 3 fits are not solved"):
         unsolved.warn_of_unsolved({"converged": np.array([True, False, True])})

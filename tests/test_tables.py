@@ -166,6 +166,12 @@ def test_gaps_of_classes_are_gaps_beside_texts_too():
     assert found["Y"].tolist() == [["0", "a"], ["", "b"], ["", ""], ["1", "a"], ["1", ""]]
 
 
+def test_a_number_is_one_class_however_it_is_written():
+    Path("t.csv").write_text("x,n,t\n1,1,a\n2,1.0,NULL\n3,2.5,None\n4,1e0,b\n5,#N/A,b\n")
+    found = tables.read_csv("t.csv", ["n", "t"], classes=True)
+    assert found["Y"].tolist() == [["1", "a"], ["1", ""], ["2.5", ""], ["1", "b"], ["", "b"]]
+
+
 def test_a_quote_that_does_not_end_is_told(capsys):
     write_csv([["x", "y"], [1, 2], [3, 4]])
     assert run.main(["tasks", "table.csv", "--targets", '"y']) == 2

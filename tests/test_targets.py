@@ -84,6 +84,16 @@ def test_a_column_is_constant_in_all_units_or_in_none(unit):
     assert mean[0] == np.float32(0.1) and scale[0] == 1
 
 
+def test_a_column_that_only_rounding_moves_is_constant():
+    X = np.full((60, 2), 0.3)
+    X[::2, 0], X[::2, 1] = np.nextafter(0.3, 1), 0.3 + 1e-12
+    mean, scale = mean_and_scale(X)
+    assert scale[0] == 1 and scale[1] == pytest.approx(0.5e-12, rel=1e-3)
+    np.testing.assert_allclose(mean, 0.3)
+    mean, scale = mean_and_scale(np.full((3, 1), np.nan))  # of nothing
+    assert (mean, scale) == (0, 1)
+
+
 def test_of_two_classes_one_column_tells_both():
     Y = np.array([["a", "x"], ["b", "y"], ["a", "z"], ["b", "x"], ["a", "y"], ["b", "z"]])
     columns = Targets(Y, "categorical").columns

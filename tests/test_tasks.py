@@ -100,6 +100,41 @@ def test_the_last_line_says_where_the_raw_input_predicts_better(capsys):
     assert "note: not identified" in out
 
 
+def test_within_a_standard_error_the_last_line_says_alike():
+    told = {"likelihood": "gaussian", "score": 0.9, "raw": 0.93, "margin": 0.02}
+    assert report.verdict(told).startswith("The raw input predicts better")
+    assert report.verdict(told | {"margin": 0.04}).startswith("The features predict as well")
+    alike = report.verdict(told | {"raw": 0.895, "margin": 0.0})
+    assert alike.startswith("The features predict as well")
+    rng = np.random.default_rng(0)
+    Y, differences = rng.standard_normal((400, 300, 2)), []
+    for y in Y:  # of many draws the deviation of the difference of two mean R^2
+        rows = tables.Rows(None, y, np.isfinite(y), None, np.full(300, True), ["a", "b"], [])
+        ours, raw = (y + 0.5 * rng.standard_normal(y.shape) for _ in range(2))
+        error = tasks.standard_error(rows, [0, 1], ours, raw, False)
+        differences.append(r2_score(y, ours) - r2_score(y, raw))
+    assert error == pytest.approx(np.std(differences), rel=0.15)
+    right = Y[0] > 0
+    rows = rows._replace(Y=right, known=np.full(right.shape, True))
+    half = np.where(np.arange(300)[:, None] < 75, ~right, right)
+    error = tasks.standard_error(rows, [0, 1], half, right, True)  # a quarter of the rows is wrong
+    assert error == pytest.approx((0.25 * 0.75 / 300) ** 0.5)
+
+
+def test_four_rows_are_enough(capsys):
+    x, Y = linear_table(N=10, missing=0)
+    np.savez("table.npz", x=x, Y=Y, test=np.arange(10) < 6)
+    assert run.main(["tasks", "table.npz", "--features", "1", *LINEAR]) == 0
+
+
+def test_a_warning_names_the_target_that_it_is_of():
+    notes = "told by their share alone: 2 of target 1 (in 2 of 160 rows), a of target 0 (in 1)"
+    found = tasks.with_names(notes, ["p", "q"])
+    assert "2 of q (in 2 of 160 rows), a of p (in 1)" in found
+    assert tasks.with_names("not identified: feature0 (too few targets tell it apart)", []) == (
+        "not identified: feature0 (too few targets tell it apart)")
+
+
 def test_ridge_of_the_raw_input_is_on_the_rows_with_labels():
     x, Y = linear_table(missing=0.3)
     rows = tables.checked({"x": x * 3 + 5, "Y": Y}, False, 0)
@@ -155,6 +190,14 @@ def test_classes_of_a_csv_file(capsys):
     names = [line[0] for line in lines_of(folder / "weights.csv")[1:]]
     assert [name.split(": ")[1] for name in names] == ["no", "yes"]
     assert len(told["new"]["scores"]["50"]) == 2
+    with np.load(folder / "features.npz") as kept:
+        assert kept["W"].shape == (1, 2, 2) and kept["b"].shape == kept["fitted"].shape == (1, 2)
+        assert kept["targets"].tolist() == told["targets"]
+        assert kept["classes.0"].tolist() == ["no", "yes"]
+        logits = kept["F"] @ kept["W"][0].T + kept["b"][0]
+        asked = words[:, ["one", "two"].index(*told["targets"])]
+        right = kept["classes.0"][logits.argmax(axis=1)] == asked
+    assert right.mean() > 0.8
 
 
 @pytest.mark.parametrize("encoder", ["linear", "convnet"])

@@ -24,6 +24,8 @@ def test_the_lasso_of_pytorch_passes_its_gradcheck(n_support, intercept):
 def test_a_penalty_is_one_number_or_a_task_s_own():
     F, y = torch.randn(3, 20, 4).double(), torch.randn(3, 20).double()
     number = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(
+        torch_heads.LassoHead()(F=F, y=y), torch_heads.LassoHead()(F, y))  # by name, too
     for head in (torch_heads.LassoHead(), torch_heads.RidgeHead()):
         each = head(F, y, torch.full((3,), 0.1).double())[1]
         torch.testing.assert_close(head(F, y, number)[1], each)
