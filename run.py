@@ -21,7 +21,7 @@ COMMANDS = {  # name: module of experiments/, settings class, function, what it 
     "fewshot": ("fewshot", "FewShot", "command", "few-shot learning with group-Lasso SVMs"),
     "sharing": ("sharing_features", "Sharing", "command", "sparse and shared features [F23]"),
     "render": ("render", "Render", "render", "write the rendered data set as HDF5"),
-    "encode": ("apply", "Encode", "encode", "features of your own images"),
+    "encode": ("apply", "Encode", "encode", "features of your own images or rows"),
     "real": ("apply", "Real", "real", "real images beside renders of the same factors"),
     "curves": ("apply", "Curves", "curves", "MCC against the step of finished runs"),
     "sweep": ("sweeps", "Sweep", "sweep", "the runs behind the figures"),

@@ -1,6 +1,7 @@
 """apply.py -- a trained encoder on the user's own images, and runs side by side.
 
-    encode CHECKPOINT IMAGES.npz       features F (N, m) of images (N, 64, 64, 3)
+    encode CHECKPOINT IMAGES.npz       features F (N, m) of images (N, 64, 64, 3); of rows, with the
+                                       targets that they predict
     real CHECKPOINT IMAGES.npz         features of real images beside those of renders
     curves FOLDER ...                  MCC against the step, or minutes, of finished runs, and when
                                        it reached some levels
@@ -25,7 +26,7 @@ from experiments.settings import OUT, option, out_path
 @dataclasses.dataclass(frozen=True)
 class Encode:
     """Features F (N, m) of images, what a trained encoder puts out, before any normalisation; or of
-    rows of your own, as `tasks` standardises them."""
+    rows of your own, as `tasks` standardises them, with the targets Y (N, K) that they predict."""
 
     checkpoint: str = option(None, "checkpoint.npz of a run", positional=True)
     images: str = option(
@@ -37,16 +38,16 @@ class Encode:
 
 
 def encode(config):
-    """Write the features of an npz file's images, or of its x where a run of `tasks` is given."""
-    checkpoint = results.load_checkpoint(config.checkpoint)
-    if checkpoint.moments:
-        F = tasks.encode_rows(checkpoint, config.images)
+    """Write the features of an npz file's images; or of its x, and the targets that they predict,
+    where a run of `tasks` is given."""
+    if results.load_checkpoint(config.checkpoint).moments:
+        arrays = tasks.encode_rows(config.checkpoint, config.images)
     else:
         images, = read_images(config.images)
-        F = encode_images(config.checkpoint, images)
+        arrays = {"F": encode_images(config.checkpoint, images)}
     path = out_path(config, "F.npz")
-    results.write_atomically(path, lambda file: np.savez(file, F=F))
-    print(f"{path}: F {F.shape}")
+    results.write_atomically(path, lambda file: np.savez(file, **arrays))
+    print(f"{path}: {', '.join(f'{name} {a.shape}' for name, a in arrays.items())}")
 
 
 def encode_images(checkpoint, images):

@@ -77,7 +77,7 @@ def flag_of(name):
 GROUPS = {  # what --help lists together, by the names of fields; others are of the method
     "training": "steps lr flat beta1 beta2 image_sets samples tasks_per_set episodes optimiser "
                 "seed warmup ramp device threads encoder hidden smoothing",
-    "data": "data source rho alpha tasks outputs likelihood shift targets inputs drop "
+    "data": "data source rho alpha tasks outputs likelihood shift targets inputs drop test "
             "new_targets factors pool test_tasks way shot train_shot query train_query eval_images "
             "test_episodes",
     "output": "results out force scale jobs"}

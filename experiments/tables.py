@@ -47,10 +47,12 @@ def read_rows(config):
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.suffix.lower() == ".npz":
+        if config.test:
+            raise ValueError("--test: of a CSV file; an npz file holds a mask, test")
         found = read_npz(path)
     else:
         names = (words(given) for given in (config.targets, config.inputs, config.drop))
-        found = read_csv(path, *names, classes=classes)
+        found = read_csv(path, *names, classes=classes, test=config.test)
     try:
         return checked(found, classes, config.seed)
     except ValueError as error:
@@ -137,22 +139,24 @@ def words(names):
         raise ValueError(f"names of columns: found {' '.join(names)} ({error})") from None
 
 
-def read_csv(path, targets, inputs=(), drop=(), classes=False):
-    """x, Y, and names of both, of the columns named of a CSV file; inputs: all others, when not
-    given. Columns that are left out are printed."""
+def read_csv(path, targets, inputs=(), drop=(), classes=False, test=""):
+    """x, Y, and names of both, of the columns named of a CSV file, and test where one is named;
+    inputs: all others, when not given. Columns that are left out are printed."""
     table = Table(path)
     if not targets:
         raise ValueError(f"{path}: --targets is needed: names of its columns; {some(table.names)}")
-    for flag, names in (("targets", targets), ("inputs", inputs), ("drop", drop)):
+    masks = [test] if test else []
+    for flag, names in (("targets", targets), ("inputs", inputs), ("drop", drop), ("test", masks)):
         table.check(names, flag)
     targets = [name for name in targets if name not in drop]
     named = [name for name in table.names if name]                  # not pandas' row numbers
-    inputs = [name for name in inputs or named if name not in (*targets, *drop)]
+    inputs = [name for name in inputs or named if name not in (*targets, *drop, *masks)]
     if not inputs or not targets:
         raise ValueError(f"{path}: all columns are targets, none is left to predict from")
-    table.tell_left_out((*targets, *inputs))
+    table.tell_left_out((*targets, *inputs, *masks))
     read = table.classes if classes else table.targets
-    return {"x": table.columns(inputs), "Y": read(targets), "inputs": inputs, "names": targets}
+    found = {"x": table.columns(inputs), "Y": read(targets), "inputs": inputs, "names": targets}
+    return found | ({"test": table.columns(masks)[:, 0]} if test else {})
 
 
 def read_inputs(path, names):

@@ -2,6 +2,7 @@
 
     python run.py tasks DATA.npz                        x, Y, and where there are: factors, test
     python run.py tasks DATA.csv --targets y1 y2        columns; an empty cell is a missing label
+                                 --test late            and one of 1 in rows that are held out, or 0
 
 In an npz file:
 
@@ -15,12 +16,13 @@ In the run's folder: report.html, the same as targets.csv, weights.csv and featu
 features.npz with F (N, m) features, test, the names of the targets that the encoder saw, and their
 predictors, W (K, m) and b (K,), Y ~ F W' + b. Of classes W is (K, k, m), F W' + b are logits, of a
 class whose `fitted` (K, k) is False b is the logarithm of its share, and classes.0 ... their names.
-`run.py encode` gives the F of new rows, from its checkpoint. The method is SparseTasks.
+`run.py encode` gives F and the targets of new rows. The method is SparseTasks.
 """
 import dataclasses
 import re
 import time
 import warnings
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -40,6 +42,7 @@ from sparsetasks.targets import mean_and_scale
 
 FEW = (10, 20, 50)                                                  # labelled rows of a new target
 WIDE = 100                                                          # components of wider inputs
+HELD_OUT = "CSV: a column of 1 in the rows to hold out, and 0; a fifth, at random, when not given"
 NAMES = "CSV: the columns that are {}, spaces or commas between them"
 
 
@@ -54,6 +57,7 @@ class TableTasks(settings.RunSettings):
     targets: tuple = option((), NAMES.format("targets"))
     inputs: tuple = option((), NAMES.format("inputs") + "; all others, when not given")
     drop: tuple = option((), NAMES.format("neither"))
+    test: str = option("", HELD_OUT, **ELSEWHERE)                   # is in the data's fingerprint
     new_targets: float = option(
         0.0, "share of the targets that the encoder never sees, to be learned from few labels",
         0, 0.9)
@@ -156,10 +160,32 @@ def save_model(path, model, rows, seed):
     results.save_checkpoint(path, end, model.network_.spec, seed, moments, rows.inputs)
 
 
-def encode_rows(checkpoint, path):
-    """Features (N, m) of the rows of an npz or CSV file, by the Checkpoint of a run: of mean 0 and
-    variance 1 over the rows that it was fitted on."""
+def encode_rows(path, data):
+    """Arrays F (N, m), Y (N, K) and targets, of the rows of an npz or CSV file, by a run's
+    checkpoint and the predictors beside it: features of mean 0 and variance 1 over the rows that
+    it was fitted on, targets as predicted and their names."""
+    checkpoint = results.load_checkpoint(path)
+    x = rows_to_encode(checkpoint, data)
     moments, model = checkpoint.moments, SparseTasks()
+    model.network_, model.rotation_ = checkpoint.encoder, moments["rotation"]
+    model.params_, model.state_ = checkpoint.snapshot.params, checkpoint.snapshot.state
+    model.input_mean_, model.input_scale_ = moments["input.mean"], moments["input.scale"]
+    model.mean_, model.deviation_ = moments["feature.mean"], moments["feature.deviation"]
+    F = model.features_of(x)
+    beside = Path(path).with_name("features.npz")
+    if not beside.exists():
+        return {"F": F}
+    model.coef_, model.intercept_, names = tables.read_arrays(beside, "W", "b", "targets")
+    if model.coef_.ndim == 3:
+        model.likelihood, model.one_target_ = "categorical", False
+        keys = [f"classes.{k}" for k in range(len(names))]
+        model.fitted_, *model.classes_ = tables.read_arrays(beside, "fitted", *keys)
+    return {"F": F, "Y": model.predict_from(F), "targets": names}
+
+
+def rows_to_encode(checkpoint, path):
+    """x of an npz or CSV file, as the run of a checkpoint was fitted on."""
+    moments = checkpoint.moments
     if not path.lower().endswith(".npz"):
         if not checkpoint.inputs:
             raise ValueError(f"{path}: expected npz with x, as the run was fitted on")
@@ -171,11 +197,7 @@ def encode_rows(checkpoint, path):
     if x.shape[1:] != shape or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
         raise ValueError(f"{path}: expected finite x (N, {', '.join(map(str, shape))}), found "
                          f"{x.shape} {x.dtype}")
-    model.network_, model.rotation_ = checkpoint.encoder, moments["rotation"]
-    model.params_, model.state_ = checkpoint.snapshot.params, checkpoint.snapshot.state
-    model.input_mean_, model.input_scale_ = moments["input.mean"], moments["input.scale"]
-    model.mean_, model.deviation_ = moments["feature.mean"], moments["feature.deviation"]
-    return model.features_of(x)
+    return x
 
 
 # ------------------------------------------------------------------------------ scores

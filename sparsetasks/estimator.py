@@ -109,22 +109,26 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
 
     def transform(self, X):
         """Features (N, m), of mean 0 and variance 1 over the rows of fit."""
-        return self.features(X)
+        check_is_fitted(self, "coef_")
+        return self.features_of(self.check_inputs(X, reset=False))
 
     def predict(self, X):
         """Targets (N, K), or (N,) where fit was given (N,)."""
-        if self.likelihood == "categorical":
-            code = self.logits(X).argmax(axis=2)                    # (K, N)
-            pairs = zip(self.names(), code, strict=True)
-            found = np.stack([names[c] for names, c in pairs], axis=1)
-        else:
-            found = self.features(X) @ self.coef_.T + self.intercept_
+        found = self.predict_from(self.transform(X))
         return found[:, 0] if self.one_target_ else found
+
+    def predict_from(self, F):
+        """Targets (N, K) of rows of these features (N, m)."""
+        if self.likelihood == "gaussian":
+            return F @ self.coef_.T + self.intercept_
+        code = self.logits(F).argmax(axis=2)                        # (K, N)
+        pairs = zip(self.names(), code, strict=True)
+        return np.stack([names[c] for names, c in pairs], axis=1)
 
     @available_if(lambda self: self.likelihood == "categorical")
     def predict_proba(self, X):
         """Probabilities (N, k) of each target's classes, a list; one where fit was given (N,)."""
-        logits = self.logits(X)
+        logits = self.logits(self.transform(X))
         p = np.exp(logits - logits.max(axis=2, keepdims=True))
         p = p / p.sum(axis=2, keepdims=True)
         found = [a[:, :len(names)] for a, names in zip(p, self.names(), strict=True)]
@@ -270,13 +274,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
                 params, self.state_, lambda index: rows(X[index]), np.arange(len(X)))
         return F.astype(np.float64)
 
-    def features(self, X):
-        """What transform gives."""
-        check_is_fitted(self, "coef_")
-        return self.features_of(self.check_inputs(X, reset=False))
-
     def features_of(self, X):
-        """The same, of rows that are checked."""
+        """What transform gives, of rows that are checked."""
         return (self.encode(X) - self.mean_) / self.deviation_ @ self.rotation_
 
     # ---- the rotation
@@ -341,10 +340,10 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         W, b = predictors.of_numbers(F, targets.columns, self.head)
         self.coef_, self.intercept_ = W * scale[:, None], b * scale + mean
 
-    def logits(self, X):
-        """Of each class of each target, (K, N, k); where some are fitted, the logarithm of its
-        probability, which is its share for a class that is not."""
-        found = self.features(X) @ self.coef_.mT + self.intercept_[:, None, :]
+    def logits(self, F):
+        """(K, N, k), of each class of each target, from features F (N, m); where some are fitted,
+        the logarithm of its probability, which is its share for a class that is not."""
+        found = F @ self.coef_.mT + self.intercept_[:, None, :]
         fitted = self.fitted_[:, None, :]
         share = 1 - np.where(fitted, 0, np.exp(found)).sum(axis=2, keepdims=True)
         with np.errstate(all="ignore"):                             # of targets that are not fitted

@@ -63,7 +63,15 @@ def test_a_table_becomes_a_report(capsys):
     found = r2_score(Y[on, 3], F[on] @ W[3] + b[3])
     assert told["scores"]["score"][3] == pytest.approx(found)
     assert run.main(["encode", str(folder / "checkpoint.npz"), "table.npz", "--out", "F.npz"]) == 0
-    np.testing.assert_allclose(np.load("F.npz")["F"], F, atol=1e-8)
+    assert "Y (1000, 40)" in capsys.readouterr().out
+    with np.load("F.npz") as file:
+        np.testing.assert_allclose(file["F"], F, atol=1e-8)
+        np.testing.assert_allclose(file["Y"], F @ W.T + b, atol=1e-8)
+        assert file["targets"][3] == "target 3"
+    (folder / "features.npz").rename("kept.npz")  # without predictors features alone
+    assert run.main(["encode", str(folder / "checkpoint.npz"), "table.npz", "--out", "G.npz"]) == 0
+    assert np.load("G.npz").files == ["F"]
+    Path("kept.npz").rename(folder / "features.npz")
     capsys.readouterr()
     assert run.main(["tasks", "table.npz", *LINEAR]) == 0
     again = capsys.readouterr().out
@@ -119,6 +127,24 @@ def test_within_a_standard_error_the_last_line_says_alike():
     half = np.where(np.arange(300)[:, None] < 75, ~right, right)
     error = tasks.standard_error(rows, [0, 1], half, right, True)  # a quarter of the rows is wrong
     assert error == pytest.approx((0.25 * 0.75 / 300) ** 0.5)
+
+
+def test_a_column_of_a_csv_file_says_what_is_held_out(capsys):
+    x, Y = linear_table(N=40, missing=0)
+    late = (np.arange(40) >= 30).astype(int)
+    write_csv([["a", "b", "c", "d", "y", "late"], *np.c_[x, Y[:, 0], late].tolist()])
+    line = ["tasks", "table.csv", "--targets", "y", "--features", "1", *LINEAR]
+    assert run.main([*line, "--test", "late"]) == 0
+    told, folder = result()
+    assert told["test_rows"] == 10 and np.load(folder / "features.npz")["test"].tolist() == [
+        False] * 30 + [True] * 10
+    rows = tables.read_csv("table.csv", ["y"], test="late")
+    assert rows["inputs"] == ["a", "b", "c", "d"]
+    assert run.main([*line, "--test", "a"]) == 2 and run.main([*line, "--test", "later"]) == 2
+    err = capsys.readouterr().err
+    assert "expected True or False" in err and "did you mean late?" in err
+    np.savez("table.npz", x=x, Y=Y)
+    assert run.main(["tasks", "table.npz", "--test", "late", *LINEAR]) == 2
 
 
 def test_four_rows_are_enough(capsys):
@@ -198,6 +224,9 @@ def test_classes_of_a_csv_file(capsys):
         asked = words[:, ["one", "two"].index(*told["targets"])]
         right = kept["classes.0"][logits.argmax(axis=1)] == asked
     assert right.mean() > 0.8
+    assert run.main(["encode", str(folder / "checkpoint.npz"), "table.csv", "--out", "F.npz"]) == 0
+    with np.load("F.npz") as file:
+        assert ((file["Y"][:, 0] == asked) == right).all() and len(file["Y"]) == 300
 
 
 @pytest.mark.parametrize("encoder", ["linear", "convnet"])
