@@ -92,49 +92,48 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
 
     def fit(self, X, y):
         """Find the features, then a predictor for each target; y is Y (N, K), or (N,)."""
-        self.check_parameters()
-        X, targets = self.check(X, y)
+        self._check_parameters()
+        X, targets = self._check(X, y)
         vars(self).pop("coef_", None)                               # not fitted, until it is
         self.seed_ = seed_of(self.random_state)
         one = targets.one and targets.classes is not None
         self.classes_, self.loss_curve_ = targets.classes[0] if one else targets.classes, []
         self.input_mean_, self.input_scale_ = mean_and_scale(X)
-        self.find_encoder(X, targets)
-        F = self.encode(X)
+        self._find_encoder(X, targets)
+        F = self._encode(X)
         self.mean_, self.deviation_ = mean_and_scale(F)
         F = (F - self.mean_) / self.deviation_
-        self.find_rotation(F, X, targets)
-        self.find_predictors(F @ self.rotation_, targets)
+        self._find_rotation(F, X, targets)
+        self._find_predictors(F @ self.rotation_, targets)
         return self
 
     def transform(self, X):
         """Features (N, m), of mean 0 and variance 1 over the rows of fit."""
-        check_is_fitted(self, "coef_")
-        return self.features_of(self.check_inputs(X, reset=False))
+        return self._features(X)
 
     def predict(self, X):
         """Targets (N, K), or (N,) where fit was given (N,)."""
-        found = self.predict_from(self.transform(X))
+        found = self.predict_from(self._features(X))
         return found[:, 0] if self.one_target_ else found
 
     def predict_from(self, F):
         """Targets (N, K) of rows of these features (N, m)."""
         if self.likelihood == "gaussian":
             return F @ self.coef_.T + self.intercept_
-        code = self.logits(F).argmax(axis=2)                        # (K, N)
-        pairs = zip(self.names(), code, strict=True)
+        code = self._logits(F).argmax(axis=2)                       # (K, N)
+        pairs = zip(self._names(), code, strict=True)
         return np.stack([names[c] for names, c in pairs], axis=1)
 
     @available_if(lambda self: self.likelihood == "categorical")
     def predict_proba(self, X):
         """Probabilities (N, k) of each target's classes, a list; one where fit was given (N,)."""
-        logits = self.logits(self.transform(X))
+        logits = self._logits(self._features(X))
         p = np.exp(logits - logits.max(axis=2, keepdims=True))
         p = p / p.sum(axis=2, keepdims=True)
-        found = [a[:, :len(names)] for a, names in zip(p, self.names(), strict=True)]
+        found = [a[:, :len(names)] for a, names in zip(p, self._names(), strict=True)]
         return found[0] if self.one_target_ else found
 
-    def names(self):
+    def _names(self):
         """classes_ of each target, a list also where fit was given (N,)."""
         return [self.classes_] if self.one_target_ else self.classes_
 
@@ -142,7 +141,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         """The mean over targets of two labels or more of R^2, or of the accuracy, on the rows that
         have one. ValueError where no target has."""
         check_is_fitted(self, "coef_")
-        _, targets = self.check(X, y, reset=False)
+        _, targets = self._check(X, y, reset=False)
         found = self.predict(X).reshape(targets.known.shape)
         weight = np.ones(len(found)) if sample_weight is None else np.asarray(sample_weight)
         score = r2_score if self.classes_ is None else accuracy
@@ -169,15 +168,15 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
 
     # ---- the encoder
 
-    def find_encoder(self, X, targets):
+    def _find_encoder(self, X, targets):
         """n_components_, and of the encoders that are tried the one that predicts held-out rows
         best, or the linear one where that is within a standard error."""
-        columns, tried = targets.columns, self.encoders_to_try(X)
+        columns, tried = targets.columns, self._encoders_to_try(X)
         rng = np.random.default_rng(self.seed_)
         held = HeldOut(columns, self.validation, rng)
         ridge, self.n_components_ = None, self.n_components
         if "linear" in tried or self.n_components == "auto":
-            ridge = linear.ReducedRankRidge(self.flattened(X), columns)
+            ridge = linear.ReducedRankRidge(self._flattened(X), columns)
         if self.n_components == "auto":
             self.n_components_, best = ridge.rank_by_held_out(rng)
             if best == linear.MOST:
@@ -188,15 +187,15 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         found, errors = {}, {}
         for name in tried:
             try:
-                found[name] = (self.fit_linear(ridge, held.rows) if name == "linear"
-                               else self.fit_network(X, targets, held))
+                found[name] = (self._fit_linear(ridge, held.rows) if name == "linear"
+                               else self._fit_network(X, targets, held))
             except FloatingPointError as error:
                 if not found:
                     raise
                 warn(f"the {name} is left out: {error}")
                 continue
-            self.use(*found[name])
-            errors[name] = held.errors(self.encode(X[held.looked]))
+            self._use(*found[name])
+            errors[name] = held.errors(self._encode(X[held.looked]))
         self.held_out_ = {name: 1 - float(e.mean()) for name, e in errors.items() if len(e)}
         self.encoder_ = simplest(errors)
         own = errors[self.encoder_]
@@ -206,10 +205,10 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             warn(f"n_components: {self.n_components_}, as many as the linear encoder asks for; the "
                  f"{self.encoder_} may use more, if it is told how many")
         if self.encoder_ == "linear":                               # now on all rows
-            found["linear"] = self.fit_linear(ridge, np.arange(len(X)))
-        self.use(*found[self.encoder_])
+            found["linear"] = self._fit_linear(ridge, np.arange(len(X)))
+        self._use(*found[self.encoder_])
 
-    def encoders_to_try(self, X):
+    def _encoders_to_try(self, X):
         """Names of encoders, the simplest first."""
         fitting = "mlp" if X.ndim == 2 else "convnet"
         if self.encoder not in ("auto", "linear", fitting):
@@ -221,7 +220,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         enough = max(ROWS, ROWS_A_COLUMN * X.shape[1] if X.ndim == 2 else 0)
         return ["linear", fitting] if len(X) >= enough and self.validation else ["linear"]
 
-    def fit_linear(self, ridge, rows):
+    def _fit_linear(self, ridge, rows):
         """The linear encoder, a network of one layer, and its arrays."""
         A = ridge.encoder(self.n_components_, rows)
         least = self.n_components_ if len(rows) == len(ridge.X) else 1          # some may have less
@@ -229,7 +228,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             refuse("n_components", self.n_components_, f"at most the rank of X, {A.shape[1]}")
         return mlp([*A.shape]), {"linear1.W": A, "linear1.b": np.zeros(A.shape[1])}, {}
 
-    def fit_network(self, X, targets, held):
+    def _fit_network(self, X, targets, held):
         """The network at the step that predicts held-out rows best."""
         if X.ndim == 4:
             encoder = convnet(self.n_components_, X.shape[1:], hidden=self.hidden)
@@ -237,50 +236,55 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             encoder = mlp([X.shape[1], self.hidden, self.hidden, self.n_components_])
 
         def errors(now):
-            self.use(encoder, now.params, now.state)
-            return held.errors(self.encode(X[held.looked]))
+            self._use(encoder, now.params, now.state)
+            return held.errors(self._encode(X[held.looked]))
 
         known = targets.known.copy()
         known[held.out] = False
         if known.sum(axis=0).max() < 2:
             refuse("validation", self.validation, "0: no target has two labels in the other rows")
         best, self.loss_curve_ = network.fit(
-            encoder, lambda index: self.standard(X[index], np.float32), known, targets.labels,
+            encoder, lambda index: self._standard(X[index], np.float32), known, targets.labels,
             errors, self, self.seed_, library_of(self.device))
         return encoder, best.params, best.state
 
-    def use(self, encoder, params, state):
+    def _use(self, encoder, params, state):
         """Take an encoder as that of transform."""
         self.network_ = encoder
         self.params_, self.state_ = (
             {name: to_device(a, "cpu") for name, a in arrays.items()} for arrays in (params, state))
 
-    def standard(self, X, dtype):
+    def _standard(self, X, dtype):
         """Rows as encoders take them."""
         return ((X - self.input_mean_) / self.input_scale_).astype(dtype)
 
-    def flattened(self, X):
+    def _flattened(self, X):
         """Standardised rows (N, d); those of images in single precision, for they are many."""
-        return self.standard(X, np.float64 if X.ndim == 2 else np.float32).reshape(len(X), -1)
+        return self._standard(X, np.float64 if X.ndim == 2 else np.float32).reshape(len(X), -1)
 
-    def encode(self, X):
+    def _encode(self, X):
         """What the encoder puts out, (N, m); of a table in double precision."""
         dtype = np.float64 if X.ndim == 2 else np.float32
         params = {name: a.astype(dtype) for name, a in self.params_.items()}
-        rows = self.flattened if self.network_.spec.name == "mlp" else (
-            lambda X: self.standard(X, dtype))
+        rows = self._flattened if self.network_.spec.name == "mlp" else (
+            lambda X: self._standard(X, dtype))
         with cpu_threads():
             F = self.network_.encode(
                 params, self.state_, lambda index: rows(X[index]), np.arange(len(X)))
         return F.astype(np.float64)
 
+    def _features(self, X):
+        """What transform gives, which scikit-learn may make a frame of."""
+        check_is_fitted(self, "coef_")
+        return self.features_of(self._check_inputs(X, reset=False))
+
     def features_of(self, X):
         """What transform gives, of rows that are checked."""
-        return (self.encode(X) - self.mean_) / self.deviation_ @ self.rotation_
+        return (self._encode(X) - self.mean_) / self.deviation_ @ self.rotation_
 
     # ---- the rotation
 
-    def find_rotation(self, F, X, targets):
+    def _find_rotation(self, F, X, targets):
         """rotation_, to sparse weights, and what it tells."""
         m, columns = self.n_components_, targets.columns
         self.rotation_, self.loadings_ = np.eye(m), None
@@ -291,8 +295,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             warn(f"{m} features for {columns.shape[1]} targets: more than these can tell")
         few = columns.shape[1] < FEW_TARGETS * m
         try:
-            found = self.unmix_by_all(F, X, columns) if few and X.ndim == 2 else None
-            found = found or unmix(F, columns, **self.search(columns))
+            found = self._unmix_by_all(F, X, columns) if few and X.ndim == 2 else None
+            found = found or unmix(F, columns, **self._search(columns))
         except ValueError as error:                                 # no target tells a basis
             warn(f"the features are not rotated: {error}")
             return
@@ -306,12 +310,12 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         if doubtful:
             warn(f"not identified: {', '.join(doubtful)}")
 
-    def unmix_by_all(self, F, X, targets):
+    def _unmix_by_all(self, F, X, targets):
         """The Rotation by few targets and the inputs, as factor analysis has it; None where the
         inputs' loadings are no sparser than the targets', as where they are mixtures of factors,
         and where no target varies."""
         columns = np.c_[targets, standardised(X)]
-        found = unmix(F, columns, **self.search(columns))
+        found = unmix(F, columns, **self._search(columns))
         share = found.on.mean(axis=1)                               # of loadings that are not small
         share[~found.loadings.any(axis=1)] = np.nan                 # constant columns
         of_targets, of_inputs = np.split(share, [targets.shape[1]])
@@ -320,14 +324,14 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         of_targets, of_inputs = np.nanmean(of_targets), np.nanmean(of_inputs)
         return found if of_inputs <= min(of_targets, SPARSE) else None
 
-    def search(self, columns):
+    def _search(self, columns):
         """How unmix searches: with fewer targets fewer starts reach the best."""
         starts = int(np.clip(6000 / columns.shape[1], 10, 60))
         return {"splits": 3, "starts": starts, "seed": self.seed_}
 
     # ---- predictors
 
-    def find_predictors(self, F, targets):
+    def _find_predictors(self, F, targets):
         """coef_ and intercept_, on features F (N, m)."""
         if targets.classes is not None:
             self.coef_, self.intercept_, rare = predictors.of_classes(F, targets)
@@ -340,7 +344,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         W, b = predictors.of_numbers(F, targets.columns, self.head)
         self.coef_, self.intercept_ = W * scale[:, None], b * scale + mean
 
-    def logits(self, F):
+    def _logits(self, F):
         """(K, N, k), of each class of each target, from features F (N, m); where some are fitted,
         the logarithm of its probability, which is its share for a class that is not."""
         found = F @ self.coef_.mT + self.intercept_[:, None, :]
@@ -352,18 +356,18 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
 
     # ---- checks
 
-    def check_parameters(self):
+    def _check_parameters(self):
         """Refuse what cannot be meant, by the parameter's name."""
         for field in dataclasses.fields(self):
             check_parameter(field, getattr(self, field.name))
         if self.likelihood == "categorical" and self.head != "inner-lasso":
             refuse("head", self.head, "inner-lasso, for classes")
 
-    def check(self, X, Y, reset=True):
+    def _check(self, X, Y, reset=True):
         """X (N, d) or (N, H, W, C), and Targets; ValueError where they do not fit."""
         if Y is None:
             raise ValueError("requires y to be passed, but the target y is None")
-        X = self.check_inputs(X, reset)
+        X = self._check_inputs(X, reset)
         targets = Targets(Y, self.likelihood, least=2 if reset else 0)
         if len(targets.known) != len(X):
             raise ValueError(f"Y: found {len(targets.known)} rows, expected those of X, {len(X)}")
@@ -374,7 +378,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
                              f"{len(self.coef_)}")
         return X, targets
 
-    def check_inputs(self, X, reset):
+    def _check_inputs(self, X, reset):
         """X (N, d) or (N, H, W, C), an array of numbers."""
         if np.ma.is_masked(X):
             raise ValueError("X: found masked values, expected none")

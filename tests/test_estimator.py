@@ -135,7 +135,7 @@ def test_training_ends_at_the_step_that_predicts_best(monkeypatch):
     model.fit(X, Y)
     assert len(model.loss_curve_) == 48  # the second look of 25 was best, ten more, then the end
     looked = np.sort(seen[1], axis=0)  # 180 rows and 20 held out, in another order
-    np.testing.assert_allclose(np.sort(model.encode(X), axis=0), looked, rtol=1e-6)
+    np.testing.assert_allclose(np.sort(model._encode(X), axis=0), looked, rtol=1e-6)
     assert not np.allclose(np.sort(seen[-2], axis=0), looked, rtol=1e-3)
 
 
