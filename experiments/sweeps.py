@@ -109,12 +109,13 @@ VARIANTS = [
     {"rho": 0.0, "outputs": 3, "likelihood": "categorical"},
     {"warmup": 0.0}, {"tasks_per_set": 4}, {"tasks_per_set": 1}]
 
-# Figs. 11 to 14, in this order; eps is the best of docs/main-quick.csv, 0 in Fig. 12.
+# Figs. 11 to 14, in this order; eps is the best of docs/main-quick.csv, 0 in Fig. 12; of ridge the
+# best of an earlier table (of the newest: 0.1), for the long run is of that.
 RESPONSES = [shown("inner-lasso", 0.3, 0.0), shown("inner-ridge", 0.0, 0.0),
              shown("inner-lasso", 0.3, 0.9), shown("inner-ridge", 0.03, 0.9)]
 
 # The README's picture: Lasso and ridge, each with its best eps of six, of this seed.
-IDEA = [RESPONSES[2], shown("inner-ridge", 0.3, 0.9)]
+IDEA = [RESPONSES[2], shown("inner-ridge", 0.1, 0.9)]
 
 
 def protocol(steps, seeds):

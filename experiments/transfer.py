@@ -25,7 +25,7 @@ from experiments import maps, results, settings, tell
 from experiments.settings import option
 
 ENCODERS = {  # method: head and eps of the encoder; eps of Lasso and ridge is the best of `main`
-    "lasso": ("inner-lasso", 0.3), "ridge": ("inner-ridge", 0.03), "none": ("inner-lasso", 0.0),
+    "lasso": ("inner-lasso", 0.3), "ridge": ("inner-ridge", 0.1), "none": ("inner-lasso", 0.0),
     "rotated": ("inner-lasso", 0.0), "ica": ("inner-lasso", 0.0)}
 METHODS = (*ENCODERS, "factors")
 SIZES = (5, 10, 25, 50, 100, 200)
