@@ -371,6 +371,9 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         targets = Targets(Y, self.likelihood, least=2 if reset else 0)
         if len(targets.known) != len(X):
             raise ValueError(f"Y: found {len(targets.known)} rows, expected those of X, {len(X)}")
+        if reset and targets.negative:
+            warn(f"{targets.negative} of {targets.known.size} classes are negative numbers, which "
+                 "are taken as missing")
         if reset:
             self.one_target_ = targets.one
         elif targets.known.shape[1] != len(self.coef_):

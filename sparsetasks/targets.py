@@ -38,7 +38,8 @@ class Targets:
         else:
             self.Y = checked_numbers(Y)
             self.known = np.isfinite(self.Y)
-        if self.classes and least:
+        self.negative = count_negative(Y) if self.classes else 0
+        if self.negative and least:
             refuse_signs(Y, self.classes)
         poor = np.flatnonzero(self.known.sum(axis=0) < least)
         if len(poor):
@@ -108,10 +109,15 @@ def coded(Y):
     return classes, codes
 
 
+def count_negative(Y):
+    """How many labels are negative numbers."""
+    return sum(isinstance(v, numbers.Real) and v < 0 for v in Y.ravel().tolist())
+
+
 def refuse_signs(Y, classes):
     """ValueError where classes are -1 and 1: as a negative number is a gap, one would be left."""
     for k, (names, column) in enumerate(zip(classes, Y.T, strict=True)):
-        if len(names) == 1 and any(isinstance(v, numbers.Real) and v < 0 for v in column.tolist()):
+        if len(names) == 1 and count_negative(column):
             raise ValueError(f"Y: column {k} has the class {names[0]} alone, for negative numbers "
                              "are missing ones: code classes from 0, or as texts")
 

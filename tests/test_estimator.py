@@ -580,3 +580,15 @@ def test_targets_that_say_nothing_beside_inputs_are_told_by_our_warnings_alone()
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         SparseTasks(n_components=1, encoder="linear").fit(X, np.ones(50))
+
+
+def test_negative_classes_are_missing_and_counted():
+    X, Y = small(N=90, K=1)
+    y = np.digitize(Y[:, 0], np.quantile(Y, (1 / 3, 2 / 3))) - 1  # -1, 0, 1
+    model = SparseTasks(1, likelihood="categorical", **SAME)
+    with pytest.warns(UserWarning, match="30 of 90 classes are negative"):
+        model.fit(X, y)
+    assert model.classes_.tolist() == [0, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(X, np.where(y < 0, "low", y))
