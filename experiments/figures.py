@@ -159,7 +159,8 @@ def draw_best(ax, rows, variable, score):
     for method in told(rows, score):
         alike, key = searched_alike(of_method(rows, method), variable), score + method.suffix
         groups = [best_of_seeds(own, key) for own in alike.values()]
-        plots.draw_line(ax, list(alike), groups, f"inner-{method.label}", method.color)
+        style = "x:" if method is RIDGE_ROTATED else "o-"           # Lasso's line lies under it
+        plots.draw_line(ax, list(alike), groups, f"inner-{method.label}", method.color, style)
         one_eps = [best_eps(own, "mcc" + method.suffix) for own in alike.values()]
         means = [np.mean([row.get(key, np.nan) for row in same] or [np.nan]) for same in one_eps]
         ax.plot(list(alike), means, color=method.color, lw=0.7)
