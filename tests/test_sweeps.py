@@ -423,3 +423,14 @@ def test_main_is_made_with_the_eps_of_the_curves():
     rows = sweeps.read_table("main", "quick", ROOT / "docs")
     told = {row["eps"] for row in rows if row["rho"] == 0.95}
     assert told and told <= set(sweeps.CURVE_EPS) and {0.03, 0.1, 0.3} == set(sweeps.CURVE_EPS)
+
+
+@pytest.mark.parametrize("name", ["problem4", "pools", "exactness"])
+def test_maps_on_one_encoder_s_features_have_one_r(name):
+    """A map cannot change R: rows that tell two were made on two encoders, and do not compare."""
+    with open(ROOT / "docs" / f"{name}-quick.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["on"] == "encoder"]
+    found = {}
+    for row in rows:
+        found.setdefault((row["rho"], row["seed"]), []).append(float(row["r"]))
+    assert found and all(max(r) - min(r) < 1e-9 for r in found.values())
