@@ -40,8 +40,9 @@ class Encode:
 def encode(config):
     """Write the features of an npz file's images; or of its x, and the targets that they predict,
     where a run of `tasks` is given."""
-    if results.load_checkpoint(config.checkpoint).moments:
-        arrays = tasks.encode_rows(config.checkpoint, config.images)
+    checkpoint = results.load_checkpoint(config.checkpoint)
+    if checkpoint.moments:
+        arrays = tasks.encode_rows(checkpoint, Path(config.checkpoint).parent, config.images)
     else:
         images, = read_images(config.images)
         arrays = {"F": encode_images(config.checkpoint, images)}

@@ -142,6 +142,8 @@ def gap_fault(f, F, y, lam, w):
     off = np.maximum(np.abs(q) - lam, 0)
     each = np.where(w != 0, on, off)
     n = len(y)
+    without_n = np.max(np.where(
+        w != 0, np.abs(n * q - lam * np.sign(w)), np.maximum(np.abs(n * q) - lam, 0)))
     mistakes = {
         "looks at features that are used only: w = 0 would be called right": np.max(on) / top,
         "asks too little of features that are used: there q_j = lam sign(w_j)":
@@ -154,11 +156,8 @@ def gap_fault(f, F, y, lam, w):
             np.max(np.abs(q - lam * np.sign(w))) / top,
         "has the sign wrong at used features: there q_j = + lam sign(w_j)":
             np.max(np.where(w != 0, np.abs(q + lam * np.sign(w)), off)) / top,
-        "lacks the 1/n of F'(y - F w)/n, and of lambda_max": np.max(np.where(
-            w != 0, np.abs(n * q - lam * np.sign(w)), np.maximum(np.abs(n * q) - lam, 0)))
-            / (n * top),
-        "lacks the 1/n of F'(y - F w)/n": np.max(np.where(
-            w != 0, np.abs(n * q - lam * np.sign(w)), np.maximum(np.abs(n * q) - lam, 0))) / top}
+        "lacks the 1/n of F'(y - F w)/n, and of lambda_max": without_n / (n * top),
+        "lacks the 1/n of F'(y - F w)/n": without_n / top}
     return fault(f(F, y, lam, w), gap_of(F, y, lam, w), mistakes)
 
 

@@ -22,7 +22,6 @@ import dataclasses
 import re
 import time
 import warnings
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -160,11 +159,10 @@ def save_model(path, model, rows, seed):
     results.save_checkpoint(path, end, model.network_.spec, seed, moments, rows.inputs)
 
 
-def encode_rows(path, data):
+def encode_rows(checkpoint, folder, data):
     """Arrays F (N, m), Y (N, K) and targets, of the rows of an npz or CSV file, by a run's
-    checkpoint and the predictors beside it: features of mean 0 and variance 1 over the rows that
-    it was fitted on, targets as predicted and their names."""
-    checkpoint = results.load_checkpoint(path)
+    Checkpoint and the predictors in its folder: features of mean 0 and variance 1 over the rows
+    that it was fitted on, targets as predicted and their names."""
     x = rows_to_encode(checkpoint, data)
     moments, model = checkpoint.moments, SparseTasks()
     model.network_, model.rotation_ = checkpoint.encoder, moments["rotation"]
@@ -172,7 +170,7 @@ def encode_rows(path, data):
     model.input_mean_, model.input_scale_ = moments["input.mean"], moments["input.scale"]
     model.mean_, model.deviation_ = moments["feature.mean"], moments["feature.deviation"]
     F = model.features_of(x)
-    beside = Path(path).with_name("features.npz")
+    beside = folder / "features.npz"
     if not beside.exists():
         return {"F": F}
     model.coef_, model.intercept_, names = tables.read_arrays(beside, "W", "b", "targets")

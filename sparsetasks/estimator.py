@@ -371,11 +371,11 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         targets = Targets(Y, self.likelihood, least=2 if reset else 0)
         if len(targets.known) != len(X):
             raise ValueError(f"Y: found {len(targets.known)} rows, expected those of X, {len(X)}")
-        if reset and targets.negative:
-            warn(f"{targets.negative} of {targets.known.size} classes are negative numbers, which "
-                 "are taken as missing")
         if reset:
             self.one_target_ = targets.one
+            if targets.negative:
+                warn(f"{targets.negative} of {targets.known.size} classes are negative numbers, "
+                     "which are taken as missing")
         elif targets.known.shape[1] != len(self.coef_):
             raise ValueError(f"Y: found {targets.known.shape[1]} targets, expected those of fit, "
                              f"{len(self.coef_)}")
@@ -411,25 +411,24 @@ class HeldOut:
         self.out, self.rows = np.split(order, [round(share * len(order))])
         self.looked = np.r_[self.rows[:self.MOST], self.out[:self.MOST]]
         self.columns, self.train = columns[self.looked], min(len(self.rows), self.MOST)
-        self.unit = 1.0
-        self.of_means = self.squares(mean_and_scale(self.columns[:self.train])[0])
-        self.unit = self.of_means.mean() if self.of_means.any() else 1.0
-        self.of_means = self.of_means / self.unit
+        squares = self.squares(mean_and_scale(self.columns[:self.train])[0])
+        self.unit = squares.mean() if squares.any() else 1.0
+        self.of_means = squares / self.unit
 
     def errors(self, F):
         """Squared errors of the held-out rows, predicted by ridge from features F of the rows
-        looked at: 1 less their mean is R^2. Of the means of the other rows it is 0, of_means."""
+        looked at, in units of those of the means of the other rows, which are of_means: 1 less
+        their mean is R^2."""
         F, n = standardised(F), self.train
         W, b = predictors.of_numbers(F[:n], self.columns[:n], "inner-ridge")
-        return self.squares(F[n:] @ W.T + b)
+        return self.squares(F[n:] @ W.T + b) / self.unit
 
     def squares(self, found):
-        """Mean squared error over targets of each held-out row that has a label, in units of that
-        of the means of the other rows."""
+        """Mean squared error over targets of each held-out row that has a label."""
         varies = (np.nan_to_num(self.columns) != 0).any(axis=0)     # a constant one tells nothing
         left = np.where(varies, self.columns[self.train:] - found, np.nan)
         known = np.isfinite(left).sum(axis=1)
-        return np.nansum(left ** 2, axis=1)[known > 0] / known[known > 0] / self.unit
+        return np.nansum(left ** 2, axis=1)[known > 0] / known[known > 0]
 
 
 def accuracy(y, found, sample_weight):
