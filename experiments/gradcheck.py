@@ -33,7 +33,8 @@ from experiments.sharing_solver import sparse_sharing, sparse_sharing_vjp
 
 
 # What check_gradient finds; g is the gradient of f, g_fd that of differences.
-#     errors   name -> |g - g_fd| / max(|g|, |g_fd|, 1e-6 |all g|), on the entries looked at
+#     errors   name -> |g - g_fd| / max(|g|, |g_fd|, 1e-6 |all g|), on the entries looked at;
+#              "all entries" -> that of <g, v>, v random of all entries, relative to |all g|
 #     norms    name -> (|g|, |g_fd|)
 #     error    the worst of the errors
 #     rate     log2 of how the remainder of the linear model falls as a step halves; 2 if g is right
@@ -47,8 +48,8 @@ def passes(check):
 
 
 def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
-    """A Check of a gradient: differences on `entries` random entries of each array, and a Taylor
-    test along a random direction.
+    """A Check of a gradient: differences on `entries` random entries of each array, and, so that no
+    entry goes unseen, a difference and a Taylor test along a random direction of all.
 
     Where a step changes the pattern, a tenth of it is taken, at most three times.
     """
@@ -62,10 +63,13 @@ def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
         g_fd, kept = central_differences(line, name, a.shape, index, h)
         picked[name] = np.reshape(grads[name], -1)[index], g_fd
         same = same and kept
-    rate, kept = taylor_rate(line, arrays, grads, float(loss), rng)
+    v = {name: rng.standard_normal(a.shape) for name, a in arrays.items()}
+    slope = sum(float(np.sum(grads[name] * v[name])) for name in arrays)
+    rate, kept = taylor_rate(line, v, slope, float(loss))
+    error, kept_too = slope_error(line, v, slope, grads)
     norms = {name: (norm(g), norm(g_fd)) for name, (g, g_fd) in picked.items()}
-    errors = relative_errors(picked)
-    return Check(errors, norms, max(errors.values()), rate, same and kept)
+    errors = relative_errors(picked) | {"all entries": error}
+    return Check(errors, norms, max(errors.values()), rate, same and kept and kept_too)
 
 
 def along(f, arrays, pattern, direction, steps):
@@ -106,22 +110,34 @@ def central_differences(line, name, shape, index, h):
 
 def relative_errors(picked):
     """|g - g_fd| of each array, relative to its norm, or to a millionth of all norms together."""
-    floor = max(1e-6 * norm([norm(g) for g, _ in picked.values()]), 1e-300)
+    floor = max(1e-6 * size({name: g for name, (g, _) in picked.items()}), 1e-300)
     errors = {}
     for name, (g, g_fd) in picked.items():
         errors[name] = norm(g - g_fd) / max(norm(g), norm(g_fd), floor)
     return errors
 
 
-def taylor_rate(line, arrays, grads, loss, rng):
+def size(arrays):
+    """The norm of all arrays together."""
+    return norm([norm(a) for a in arrays.values()])
+
+
+def slope_error(line, v, slope, grads):
+    """|<g, v> - (f(a + t v) - f(a - t v)) / (2 t)| / |g|, and whether the pattern stayed; <g, v> is
+    about |g| for normal v."""
+    t = 1e-4 / size(v)
+    (up, down), shrink, same = line(v, (t, -t))
+    return abs(slope - (up - down) / (2 * t * shrink)) / max(size(grads), 1e-300), same
+
+
+def taylor_rate(line, v, slope, loss):
     """log2 of r(t)/r(t/2), where r(t) = |f(a + t v) - f(a) - t <g, v>| is the remainder of the
     linear model; and whether the pattern stayed."""
-    v = {name: rng.standard_normal(a.shape) for name, a in arrays.items()}
-    t = 1e-2 / norm([norm(direction) for direction in v.values()])
+    t = 1e-2 / size(v)
     (full, half), shrink, same = line(v, (t, t / 2))
-    slope = shrink * t * sum(float(np.sum(grads[name] * v[name])) for name in arrays)
-    remainder = abs(full - loss - slope)
-    remainder_half = abs(half - loss - slope / 2)
+    expected = shrink * t * slope
+    remainder = abs(full - loss - expected)
+    remainder_half = abs(half - loss - expected / 2)
     rate = np.log2(remainder / remainder_half) if remainder_half > 0 else np.inf
     return float(rate), same
 
@@ -373,6 +389,7 @@ def solver_cases(rng):
     yield case("lasso", LASSO, 3, 9, 5, eps=0.2)
     yield case("lasso, correlation 0.95", LASSO, 3, 30, 6, eps=0.05, correlation=0.95)
     yield case("lasso, n < m", LASSO, 2, 6, 10, eps=0.3)
+    yield regression_case(np.random.default_rng(6), "lasso, least norm, n < m", LASSO, 3, 4, 6, 0)
     yield regression_case(np.random.default_rng(3), "minimax concave penalty", MCP, 3, 20, 5, 0.2)
     yield case("ridge, n < m", RIDGE, 3, 4, 6, eps=0.2)
     yield regression_case(np.random.default_rng(4), "least norm, n < m", RIDGE, 3, 4, 6, eps=0)

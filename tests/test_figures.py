@@ -225,6 +225,19 @@ def test_curves_are_of_their_own_band_alone(panels):
     assert [panels[0][i].get_ylabel() for i in (0, 3)] == ["R", "R"]
 
 
+def test_fig15_is_of_both_scores_of_dci(panels):
+    rows = [
+        row("inner-lasso", 0.1, 0, rho=rho, alpha=alpha, dci_d=rho / 2, dci_c=alpha / 2)
+        for rho, alpha in [(0.0, 1.0), (0.5, 1.0), (0.9, 1.0), (0.9, 0.5), (0.9, 0.0)]
+    ]
+    figures.FIGURES["fig15"](rows, None)
+    axes = np.reshape(panels[0], (4, 3))
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["DCI-D", "DCI-C"] * 2
+    curves = [ax.lines[0].get_xydata()[:, 1] for ax in axes[:, 2]]
+    by_rho, by_alpha = [0, 0.25, 0.45], [0, 0.25, 0.5]
+    np.testing.assert_allclose(curves, [by_rho, [0.5] * 3, [0.45] * 3, by_alpha])
+
+
 def test_the_printed_numbers_stand_beside_their_runs():
     """[L23, Figs. 11 to 14] and Sec. 7 of the design: Lasso 0.99 and 0.96, ridge 0.63 and 0.79."""
     told = {}

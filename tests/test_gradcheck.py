@@ -80,6 +80,22 @@ def test_the_error_is_relative_and_on_each_array():
     np.testing.assert_allclose(found.norms["b"], (1.5 * 2**0.5, 2**0.5), rtol=1e-6)
 
 
+def test_a_wrong_entry_is_found_where_no_difference_looked():
+    case = CASES["conv2d 3x3/1, 2 to 5 channels"]
+    index = np.random.default_rng(0).permutation(case.arrays["x"].size)
+
+    def one_wrong(factor, arrays):
+        loss, gradients, pattern = case.f(arrays)
+        grads = gradients()
+        grads["x"] = np.array(grads["x"])
+        grads["x"].flat[index[25]] *= factor
+        return loss, lambda: grads, pattern
+
+    assert gradcheck.passes(gradcheck.check_gradient(lambda a: one_wrong(1, a), case.arrays))
+    found = gradcheck.check_gradient(lambda a: one_wrong(-1, a), case.arrays)
+    assert found.errors["x"] < 1e-9 and not gradcheck.passes(found)
+
+
 def test_the_rate_tells_a_right_gradient_from_a_wrong_one():
     def cubic(arrays, factor=1.0):
         x = arrays["x"]
