@@ -183,8 +183,8 @@ def curves(config):
              for (label, _), content in zip(words, contents, strict=True)]
     fig, ax = plots.subplots(1, 1, (5.2, 3.4))
     draw_runs(ax, names, [rows for _, rows in runs], config.against)
-    chance = metrics.chance(len(data.FACTORS), contents[0].get("features", len(data.FACTORS)))
-    ax.axhline(chance, **plots.CHANCE)
+    for chance in sorted(set(map(chance_of, contents))):
+        ax.axhline(chance, **plots.CHANCE)
     ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))
     ax.set_xscale("log" if config.log else "linear")
     ax.xaxis.set_major_formatter("{x:g}")
@@ -194,6 +194,13 @@ def curves(config):
     print(path)
     labels = [label or Path(folder).name for label, folder in words]
     write_reached(path.with_name(f"{path.stem}-reached.csv"), labels, [rows for _, rows in runs])
+
+
+def chance_of(content):
+    """The MCC of a random mixing of a run's factors into its features."""
+    factors = 5 if content.get("source") == "dsprites" else len(data.FACTORS)
+    features = content.get("features", content.get("m", factors))
+    return metrics.chance(content.get("needed", factors), features)
 
 
 def labelled(word):
@@ -240,7 +247,10 @@ def read_run(folder):
     return content, rows
 
 
+NO_SETTINGS = ("code", "code_before", "device", "kernel", "libraries")
+
+
 def differs(key, contents):
     """Whether a setting differs between runs, and tells something of them."""
     values = {str(content.get(key)) for content in contents}
-    return len(values) > 1 and key not in ("code", "code_before", "device", "kernel")
+    return len(values) > 1 and key not in NO_SETTINGS

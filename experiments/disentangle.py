@@ -158,6 +158,15 @@ def check(config):
     numbers = images * config.tasks_per_set * (config.features + config.outputs)
     numbers += config.eval_images * config.features + 4000 * config.outputs
     settings.check_memory(config, IMAGE_BYTES * images + 1000 * config.features + 24 * numbers)
+    check_eval_images(config)
+
+
+def check_eval_images(config):
+    """Refuse scores on so few images that any feature fits any factor."""
+    least = 5 * max(config.features, len(data.FACTORS))
+    if config.eval_images < least:
+        raise ValueError(
+            f"--eval-images: found {config.eval_images}, expected at least {least}, five a feature")
 
 
 def check_images(config, p):
@@ -277,7 +286,8 @@ def fresh_tasks(config, z, count, seed=20_002):
 
 def score_rotation(F, z, F_seen, tasks):
     """Scores of F (N, m) rotated to sparse weights of tasks on F_seen, how many features the
-    rotation calls identified, and its least stability; unrotated where no basis can be told."""
+    rotation calls identified, and its least stability; unrotated, and the least 0, where no basis
+    can be told."""
     identified, stability = 0, 0.0
     try:
         rotation = unmix(F_seen, *tasks, widths=(0.0,), splits=3, starts=10)

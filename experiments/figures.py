@@ -32,6 +32,7 @@ from experiments.sweeps import (
     RESPONSES,
     SCALES,
     SWEEP_OF,
+    drawn_from,
     read_table,
     sweep_configs,
     where,
@@ -446,7 +447,7 @@ def finished_rows(config):
     """The rows of a figure's sweep; says how many of its runs are missing."""
     sweep = SWEEP_OF[config.name]
     planned = len(sweep_configs(sweep, config.scale, config.results))
-    rows = read_table(sweep, config.scale, config.results)
+    rows = drawn_from(sweep, read_table(sweep, config.scale, config.results))
     command = f"run.py sweep {sweep} --scale {config.scale}"
     if not rows:
         raise ValueError(f"{config.results}: no run of sweep {sweep} is finished; {command}")

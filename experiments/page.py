@@ -97,12 +97,14 @@ def render(trained, source):
     z, p = data.latents(shapes, first["alpha"], first["rho"])
     realised = plots.realised_correlation(first["rho"], first["alpha"])
     drawn = draw_images(shapes, p)
+    seen = {(run.config["rho"], run.config["alpha"]) for run in trained}
+    of_whom = " of the first network" if len(seen) > 1 else ""
     content = {
         "names": CAUSES, "levels": data.LEVELS, "values": told_values(),
         "scene": pack_scene(), "draws": pack_draws(shapes, z, drawn),
         "runs": [pack_run(run, shapes, z, drawn) for run in trained],
-        "told_source": "Independent: every combination has the same probability. As in training: "
-                       f"causes are correlated at {realised:.2f}.",
+        "told_source": "Independent: every combination has the same probability. As in training"
+                       f"{of_whom}: causes are correlated at {realised:.2f}.",
         "code": code_links(source), "commit": commit()}
     tell_apart(content["runs"])
     template = Path(__file__).with_name("page.html").read_text()

@@ -46,7 +46,7 @@ class Penalties(settings.CPURunSettings):
 
 def command(config):
     """Run, and tell the scores."""
-    tell.announce(config, "half a minute")
+    tell.announce(config, maps.AND_ENCODER.format("half a minute"))
     result, run = penalties(config)
     print(f"MCC {result['mcc']:.4f}   R {result['r']:.4f}   UDR {result['udr']:.4f}, on images as "
           f"trained on {result['udr_seen']:.4f}, by regression {result['udr_regressed']:.4f}   "

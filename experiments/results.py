@@ -65,11 +65,16 @@ def write_text(path, text):
 
 
 def write_json(path, content):
-    """Write JSON; ValueError where a number is not finite."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    """Write JSON; ValueError names a number that is not finite."""
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except ValueError:
+        bad = [k for k, x in content.items() if isinstance(x, float) and not math.isfinite(x)]
+        raise ValueError(f"{path}: not finite: {', '.join(bad)}") from None
+    write_text(path, text + "\n")
 
 
-REMEDY = "damaged, or of another version: the command that made it makes it anew with --force"
+REMEDY = "damaged, or of another version: remove its folder, or run its command with --force"
 
 
 def read_json(path, numbers=(), others=()):
@@ -122,13 +127,13 @@ class Lines(tqdm):
         self.disable = True                                         # without a last line
 
 
-def progress(steps, what, total=None):
-    """A progress bar on a terminal, lines elsewhere."""
+def progress(steps, what, total=None, there=0):
+    """A progress bar on a terminal, lines elsewhere; so many steps are there already."""
     total = len(steps) if total is None else total
+    told = {"desc": what, "total": total, "initial": there}
     if sys.stderr.isatty():
-        return tqdm(steps, desc=what, total=total)
-    return Lines(
-        steps, desc=what, total=total, ascii=True, mininterval=10, miniters=max(1, total // 20))
+        return tqdm(steps, **told)
+    return Lines(steps, ascii=True, mininterval=10, miniters=max(1, total // 20), **told)
 
 
 class AtWork(ValueError):
@@ -276,7 +281,8 @@ class Run:
         for left_by_a_kill in self.folder.rglob(".*.new"):
             left_by_a_kill.unlink()
         made_by = {"version": self.config.version, "device": self.config.device,
-                   "code": self.code, "kernel": settings.blas_kernels()}
+                   "code": self.code, "kernel": settings.blas_kernels(),
+                   "libraries": settings.libraries()}
         before = self.codes_before()
         if before:
             print("going on from a checkpoint that was made by other code")
@@ -381,8 +387,7 @@ class Log:
         spent = self.rows[-1]["seconds"] if self.rows else 0
         self.began = time.perf_counter() - spent
         self.losses, self.unsolved = [], []
-        self.bar = progress(range(training.steps), "training")
-        self.bar.update(start.step)
+        self.bar = progress(range(training.steps), "training", there=start.step)
 
     def report(self, now, loss, info):
         """Hear of a step: sparsedis.train calls this with its Snapshot, loss and info."""

@@ -20,12 +20,15 @@ import math
 import os
 import sys
 import tokenize
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
 from threadpoolctl import threadpool_info
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = {path: path.read_text() for folder in (ROOT, ROOT / "experiments", ROOT / "sparsetasks")
+        for path in folder.glob("*.py")}  # as it was when this process began
 ELSEWHERE = {"in_hash": False}  # marks settings that do not change the result
 OUT = "the file to write; in the folder of results when not given"
 
@@ -241,7 +244,7 @@ def identify(config, **more):
     return content, hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-NO_NUMBERS = ("plots", "results", "process", "tell")  # of experiments/
+NO_NUMBERS = ("plots", "process", "tell")  # of experiments/
 
 
 def sources(path):
@@ -253,12 +256,17 @@ def sources(path):
         if path in found or (path.parent.name == "experiments" and path.stem in NO_NUMBERS):
             continue
         found.add(path)
-        names = imported_names(ast.parse(path.read_text()))
+        names = imported_names(ast.parse(text_of(path)))
         places = [ROOT / name.replace(".", "/") for name in names]
         files = [place.with_suffix(".py") for place in places]
         files += [place / "__init__.py" for place in places]
         left.extend(file for file in files if file.exists())
     return sorted(found)
+
+
+def text_of(path):
+    """A file of ours as this process imported it; another one as it is."""
+    return CODE[path] if path in CODE else path.read_text()
 
 
 def imported_names(tree):
@@ -276,7 +284,7 @@ def code_digest(settings, file=None):
     """A digest of the code of an experiment, that of its settings class or a file, and of all that
     it imports and that can change a number, so that a result made by other code can be told."""
     path = Path(file or sys.modules[settings.__module__].__file__).resolve()
-    code = "\n".join(without_words(source.read_text()) for source in sources(path))
+    code = "\n".join(without_words(text_of(source)) for source in sources(path))
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
@@ -303,6 +311,11 @@ def blas_kernels():
     found = [info for info in threadpool_info() if info["user_api"] == "blas"]
     names = {f"{info['internal_api']} {info.get('architecture', '')}".strip() for info in found}
     return ", ".join(sorted(names))
+
+
+def libraries():
+    """The libraries that numbers depend on, with their versions."""
+    return {name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn")}
 
 
 def device_of(name):

@@ -23,7 +23,13 @@ import metrics
 import solvers
 import sparsedis
 from experiments import plots, results, settings, tell
-from experiments.disentangle import IMAGE_BYTES, draw_training, features_of, score_features
+from experiments.disentangle import (
+    IMAGE_BYTES,
+    check_eval_images,
+    draw_training,
+    features_of,
+    score_features,
+)
 from experiments.episode_heads import sharing_episode
 from experiments.settings import ELSEWHERE, option
 from experiments.sharing_data import BinaryTasks, DSprites
@@ -93,6 +99,7 @@ def tell_images(config):
 def sharing(config):
     """Train, score, test on unseen tasks and the other data set, draw  ->  result, results.Run."""
     check_memory(config, IMAGE_BYTES)
+    check_eval_images(config)
     xp, device = settings.device_of(config.device)
     grid = GRIDS[config.source](config.data or None)
     run = results.Run(config, grid.fingerprint() if config.data else "rendered")

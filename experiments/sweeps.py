@@ -8,7 +8,8 @@
     table     a row for each finished run: its name and settings, its scores, its code's digest
 
 A run is kept as soon as it is finished: whatever interrupts a sweep, the same command goes on, on
-another machine too, where RESULTS holds the table: what its rows tell need not be run again.
+another machine too, where RESULTS holds the table: what its rows tell need not be run again, but
+where a figure is drawn from more than rows (not in ROWS_ONLY).
 figures.py draws from read_table.
 """
 import contextlib
@@ -303,7 +304,8 @@ class Sweep:
         choices=tuple(SCALES))
     jobs: int = option(1, "processes; 1: one, with all cores", 1, 1024)
     dask: str = option("", "address of a Dask scheduler, tcp://HOST:PORT; workers see this folder")
-    index: int = option(-1, "only this run of the sweep, for SLURM arrays; -1: all", -1)
+    index: int = option(
+        -1, "only this run, for SLURM arrays (then, once, without it: the table); -1: all", -1)
     results: str = option("results", "folder of the results")
 
 
@@ -317,8 +319,8 @@ def sweep(config):
     chosen = list(runs) if config.index < 0 else [list(runs)[config.index]]
     path = table_of(name, config.scale, config.results)
     keep_others(path, runs)
-    table = partial(read_table, name, config.scale, config.results, refuse_damaged=False)
-    there = {row["run"] for row in table()}.intersection(chosen)
+    table = partial(read_table, name, config.scale, config.results, lenient=True)
+    there = {row["run"] for row in drawn_from(name, table())}.intersection(chosen)
     missing = [runs[run] for run in chosen if run not in there]
     print(f"sweep {name}, {config.scale}: {len(chosen)} runs, {len(there)} there already",
           flush=True)
@@ -362,16 +364,16 @@ def run_all(configs, config, what):
     """
     root = str(settings.ROOT)
     jobs = max(1, min(config.jobs, len(configs)))
-    threads = max(1, os.cpu_count() // jobs)
+    threads = 1 if config.dask else max(1, os.cpu_count() // jobs)  # a cluster's machines differ
     elsewhere = {"threads": threads, "results": str(Path(config.results).resolve())}
 
-    of_ours = jobs > 1 and not config.dask
+    of_ours, quiet = jobs > 1 and not config.dask, not config.dask
 
     def run_there(experiment, values):
         sys.path.insert(0, root)
-        from experiments.sweeps import run_quietly
+        from experiments.sweeps import run_one
 
-        return run_quietly(experiment, values, of_ours)
+        return run_one(experiment, values, of_ours, quiet)
 
     one = joblib.delayed(run_there)
     tasks = [one(type(own).__name__, dataclasses.asdict(own) | elsewhere) for own in configs]
@@ -403,23 +405,30 @@ EXPERIMENTS = {
     "SharedMaps": shared_maps, "Penalties": penalties, "Subsets": subsets}
 
 
-def run_quietly(experiment, values, of_ours=False):
-    """A run of the experiment whose settings class has that name; what it prints is dropped, and
-    what ends it is told in one line.
+def run_one(experiment, values, of_ours=False, quiet=True):
+    """A run of the experiment whose settings class has that name; what ends it is told in one line.
 
-    of_ours: in a process of this sweep's, which ends with it.
+    of_ours    in a process of this sweep's, which ends with it
+    quiet      what it prints is dropped; not where a process has runs in several threads
     """
     if of_ours:
         process.end_with_parent()
     module = EXPERIMENTS[experiment]
     config = getattr(module, experiment)(**values)
     run = getattr(module, settings.experiment_of(config))
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with silence() if quiet else contextlib.nullcontext():
         try:
             run(config)
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             folder, told = str(run_of(config).folder), str(error) or repr(error)
             return told if folder in told else f"{folder}: {told}"
+
+
+@contextlib.contextmanager
+def silence():
+    """Drop what is printed."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 # ------------------------------------------------------------------------------ the table
@@ -435,34 +444,46 @@ def table_of(name, scale, folder):
     return Path(folder) / f"{name}-{scale}.csv"
 
 
-def read_table(name, scale, folder, refuse_damaged=True):
-    """The rows of a sweep's finished runs; of some only the table there tells, see ROWS_ONLY.
-    ValueError names a damaged result, which is left out where it is not refused."""
-    by_name = read_told(table_of(name, scale, folder)) if name in ROWS_ONLY else {}
-    rows = []
-    for config in sweep_configs(name, scale, folder):
-        try:
-            rows.append(read_row(config, by_name))
-        except ValueError:
-            if refuse_damaged:
-                raise
+def read_table(name, scale, folder, lenient=False):
+    """The rows of a sweep's runs, of some only from the table there: their folder is None.
+    ValueError names a damaged result; if lenient, the table's row is its, of folder ""."""
+    told = read_told(table_of(name, scale, folder))
+    rows = [read_row(config, told, lenient) for config in sweep_configs(name, scale, folder)]
     return [row for row in rows if row]
 
 
-def read_row(config, by_name):
-    """A run's name, settings, scores, the digest of the code that made it, and its folder, None
-    where only a table tells of it; None for a run that is not finished."""
-    run = run_of(config)
+def drawn_from(name, rows):
+    """The rows from which a figure of the sweep can be drawn: those of ROWS_ONLY, or of folders."""
+    return [row for row in rows if row["folder"] or row["folder"] is None and name in ROWS_ONLY]
+
+
+def read_row(config, told, lenient):
+    """A run's name, settings, scores, what made it, and its folder, see read_table; None for a run
+    that is not finished."""
+    run, folder = run_of(config), None
+    try:
+        scores = result_of(run)
+    except ValueError:
+        if not lenient:
+            raise
+        scores, folder = None, ""
+    if scores is None and run.name in told:
+        scores = told[run.name] | {"folder": folder}
+    return scores and {"run": run.name} | scores | settings.identify(config)[0]
+
+
+def result_of(run):
+    """The scores of a run, the digests of all codes that made it, its kernel, and its folder; None
+    where it is not finished."""
     scores = run.result()
-    if scores is not None:
-        made_by = run.made_by()
-        scores |= {"code": made_by["code"], "kernel": made_by.get("kernel", "")}
-        scores |= {"folder": str(run.folder)}
-    elif run.name in by_name:
-        scores = by_name[run.name] | {"folder": None}
-    else:
+    if scores is None:
         return None
-    return {"run": run.name} | scores | settings.identify(config)[0]
+    made_by = run.made_by()
+    codes = [*made_by.get("code_before", ()), made_by["code"]]
+    kernel = [] if made_by.get("device", "cpu") == "cpu" else [made_by["device"]]
+    kernel += [made_by["kernel"]] if "kernel" in made_by else []
+    made = {"code": "+".join(codes), "kernel": ", ".join(kernel)}
+    return scores | made | {"folder": str(run.folder)}
 
 
 def read_told(path):
@@ -539,6 +560,8 @@ def choose_eps(config):
         raise ValueError(
             f"{config.results}: only a table tells of these runs, and their encoders are needed: "
             f"run.py sweep main --scale {config.scale} --results FOLDER, a new one")
+    if len(there) < len(rows):
+        print(f"{len(rows) - len(there)} of {len(rows)} runs are left out, without encoders here")
     shapes = data.Shapes3D()
     _, p = data.latents(shapes, 1.0, config.rho)
     images = shapes.images(np.random.default_rng(0).choice(len(p), size=2000, p=p))

@@ -108,7 +108,6 @@ def tasks(config):
         seen = [name for name, hidden in zip(rows.names, new, strict=True) if not hidden]
         notes = [with_names(str(w.message), seen) for w in caught if w.category is UserWarning]
         seconds = time.perf_counter() - began
-        save_model(run.path("checkpoint.npz"), model, rows, config.seed)
         F = model.transform(rows.x)
         arrays = {"F": F, "W": model.coef_, "b": model.intercept_, "test": rows.test}
         arrays |= {"targets": np.array(seen)}
@@ -118,6 +117,7 @@ def tasks(config):
         results.write_atomically(run.path("features.npz"), lambda file: np.savez(file, **arrays))
         result = score(model, rows, F, new, config) | {"notes": notes, "seconds": seconds}
         report.write(run.path, model, rows, F, result)
+        save_model(run.path("checkpoint.npz"), model, rows, config.seed)    # it is not gone on from
         return run.finish(result), run
 
 

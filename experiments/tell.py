@@ -49,9 +49,11 @@ def scores(result):
     """The scores of a run's features, as they are and unmixed afterwards, in two or three lines."""
     told = "   ".join(f"{name} {result[key]:.4f}" for key, name in SCORES.items())
     print(f"{told}      {result['steps']} steps, {result['seconds']:.0f} s of training")
-    if result.keys() >= {*AFTERWARDS, "identified", "features"}:    # not in older results
-        print(f"after a rotation: MCC {result['mcc_rotated']:.4f}, {result['identified']} of its "
-              f"{result['features']} features identified   after ICA: MCC {result['mcc_ica']:.4f}")
+    if result.keys() >= {*AFTERWARDS, "identified", "stability"}:   # not in older results
+        rotated = (f"after a rotation: MCC {result['mcc_rotated']:.4f}, {result['identified']} of "
+                   f"its {result['features']} features identified")
+        rotated = rotated if result["stability"] else "no rotation can be told from these tasks"
+        print(f"{rotated}   after ICA: MCC {result['mcc_ica']:.4f}")
     matched = [key for key in result if key.startswith("mcc_") and key not in AFTERWARDS]
     correlations = ", ".join(f"{key[4:]} {result[key]:.3f}" for key in matched)
     print(f"matched |correlation|: {correlations}")

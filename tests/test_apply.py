@@ -9,6 +9,7 @@ import pytest
 from conftest import TINY, arrays_of, result_of
 from matplotlib import pyplot
 
+import metrics
 import run
 from experiments import apply, plots
 
@@ -44,6 +45,12 @@ def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
     assert run.main(["curves", "nowhere"]) == 2
     shutil.copytree(folders[0], "lr=0.01")
     assert run.main(["curves", "lr=0.01", "x=lr=0.01"]) == 0  # the folder, also of a label
+
+
+def test_chance_is_that_of_a_run_s_factors_and_features():
+    mine, theirs, few = {"features": 8}, {"source": "dsprites", "m": 10}, {"needed": 4}
+    found = [apply.chance_of(content) for content in (mine, theirs, few | mine, {})]
+    assert found == [metrics.chance(*pair) for pair in ((6, 8), (5, 10), (4, 8), (6, 6))]
 
 
 def test_runs_of_one_label_have_one_colour_and_one_line_in_the_legend():

@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY, result_of
 
 import run
-from experiments import disentangle, results
+from experiments import disentangle, results, tell
 
 LINES = ["--head inner-ridge", "--split 11", "--norm layer", "--features 8", "--warmup 0",
          "--outputs 3", "--shift 2", "--head outer-lasso", "--eps 0"]
@@ -22,6 +22,15 @@ def test_settings_reach_the_training(finished, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run.main([*TINY, *line.split()]) == 0
     assert result_of(tmp_path)[0]["mcc"] != result_of(finished[0])[0]["mcc"]
+
+
+def test_where_no_rotation_can_be_told_none_is_claimed(finished, capsys):
+    result = result_of(finished[0])[0] | {"mcc_rotated": 0.5, "identified": 3, "seconds": 1}
+    tell.scores(result | {"stability": 0.7})
+    assert "after a rotation: MCC 0.5000, 3 of its 6" in capsys.readouterr().out
+    tell.scores(result | {"stability": 0.0})
+    out = capsys.readouterr().out
+    assert "no rotation can be told" in out and "0.5000" not in out and "after ICA" in out
 
 
 def test_a_data_file_with_few_rows_trains(tmp_path, monkeypatch, capsys):

@@ -316,6 +316,8 @@ def test_real_takes_the_file_that_render_writes(tmp_path):
     "line, flag",
     [
         ("disentangle --lr inf", "--lr"),
+        ("disentangle --eval-images 29", "--eval-images"),
+        ("sharing --features 20 --eval-images 99", "--eval-images"),
         ("disentangle --samples 100000000000", "--samples"),
         ("disentangle --samples 40000000", "--samples"),
         ("disentangle --features 400000000", "--features"),

@@ -265,7 +265,7 @@ def test_the_idea_names_ridge_and_lasso_as_they_are(panels, monkeypatch):
 
 
 def test_rows_of_other_codes_are_told(monkeypatch, capsys):
-    rows = [{"code": "b"}, {"code": "a"}, {"code": "a"}]
+    rows = [{"code": code, "folder": "there"} for code in "baa"]
     monkeypatch.setattr(figures, "read_table", lambda *args: rows)
     assert figures.finished_rows(figures.Figure("fig11")) == rows
     out = capsys.readouterr().out

@@ -68,6 +68,11 @@ def test_an_exact_fit_has_no_error_of_its_gradient(tmp_path):
     assert found["gradient_error"] < 1e-6 and found["support_error"] == 0
 
 
+def test_where_all_weights_are_0_the_gradient_has_no_error(tmp_path):
+    found = trained(tmp_path, head="unfinished", eps=1.0, warmup=0.0, steps=20)
+    assert found["gradient_error"] == 0
+
+
 def test_what_may_mix_is_what_always_comes_together():
     blocks = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
     assert np.array_equal(maps.may_mix(blocks), np.kron(np.eye(2), np.ones((2, 2))) > 0)

@@ -233,6 +233,11 @@ def test_going_on_with_other_code_is_said_and_kept(copied, capsys, monkeypatch):
     assert told["code"] == "another" and told["code_before"] == [before]
 
 
+def test_a_number_that_is_not_finite_is_named(tmp_path):
+    with pytest.raises(ValueError, match="x.json: not finite: b$"):
+        results.write_json(tmp_path / "x.json", {"a": 1.0, "b": float("nan"), "c": [1], "d": "x"})
+
+
 def test_what_a_kill_leaves_is_removed(copied):
     args, folder = copied
     (folder / ".checkpoint.npz.123.new").write_bytes(b"half")

@@ -62,7 +62,7 @@ def test_the_digest_is_of_the_code_behind_an_experiment():
     files = settings.sources(settings.ROOT / "experiments/disentangle.py")
     names = {str(path.relative_to(settings.ROOT)) for path in files}
     assert {"sparsedis.py", "solvers.py", "experiments/settings.py"} <= names
-    assert not names & {"experiments/plots.py", "experiments/results.py"}
+    assert not names & {"experiments/plots.py", "experiments/tell.py"}
     own = settings.sources(settings.ROOT / "experiments/tasks.py")
     names_of_tasks = {str(path.relative_to(settings.ROOT)) for path in own}
     assert {"sparsetasks/estimator.py", "sparsedis.py"} <= names_of_tasks
@@ -151,7 +151,7 @@ def test_every_experiment_is_in_its_own_digest():
     for module in sweeps.EXPERIMENTS.values():
         path = Path(module.__file__).resolve()
         assert path in settings.sources(path)
-    assert set(settings.NO_NUMBERS) == {"plots", "results", "process", "tell"}
+    assert set(settings.NO_NUMBERS) == {"plots", "process", "tell"}
 
 
 def test_a_setting_is_told_by_the_name_of_its_results():

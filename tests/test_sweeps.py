@@ -214,8 +214,12 @@ def test_runs_that_fail_are_named_at_the_end_and_stop_no_other(one_head, capsys)
     (first.parent / "checkpoint.npz").write_bytes(b"x")
     first.unlink()
     second.write_text("{}")  # damaged, too
-    Path("results/main-quick.csv").unlink()  # whose rows count as finished
+    table = Path("results/main-quick.csv")
+    told = sweeps.read_told(table)
     capsys.readouterr()
+    assert run.main(["sweep", "main"]) == 1 and sweeps.read_told(table) == told  # its row is kept
+    assert "1 of 1 runs failed" in capsys.readouterr().err
+    table.unlink()  # whose rows count as finished
     assert run.main(["sweep", "main"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "2 of 2 runs failed" in error
@@ -242,7 +246,7 @@ def test_a_run_of_a_sweep_prints_nothing(capsys, monkeypatch):
         return {}, None
 
     monkeypatch.setattr(disentangle, "disentangle", loud)
-    sweeps.run_quietly("Disentangle", {"seed": 3})
+    sweeps.run_one("Disentangle", {"seed": 3})
     assert capsys.readouterr() == ("", "")
 
 
@@ -289,6 +293,29 @@ def test_choosing_eps_needs_two_seeds(capsys):
     assert "chooses eps 0.3: MCC 0.6000, 0.2000 below the best, eps 0.1" in out
     with pytest.raises(ValueError, match="two finished seeds"):
         sweeps.tell_agreement(runs[:1], features)
+
+
+def test_rows_of_runs_made_elsewhere_stay_in_the_table(tiny_sweeps, capsys):
+    """Of `responses`, whose figures need the runs: these are made again, one by one."""
+    assert run.main(["sweep", "responses"]) == 0
+    table = Path("results/responses-quick.csv")
+    told = sweeps.read_told(table)
+    shutil.rmtree("results/disentangle")
+    assert run.main(["figure", "fig11"]) == 2
+    capsys.readouterr()
+    assert run.main(["sweep", "responses", "--index", "0"]) == 0
+    assert "1 runs, 0 there already" in capsys.readouterr().out
+    assert sweeps.read_told(table).keys() == told.keys() and len(told) > 1
+
+
+def test_a_row_tells_all_codes_that_made_it(one_head):
+    assert run.main(["sweep", "main", "--index", "0"]) == 0
+    config = next(Path("results").glob("*/*/config.json"))
+    content = json.loads(config.read_text())
+    config.write_text(json.dumps(content | {"code_before": ["older"], "device": "gpu"}))
+    row, = sweeps.read_table("main", "quick", "results")
+    assert row["code"] == f"older+{content['code']}"
+    assert row["kernel"] == f"gpu, {content['kernel']}"
 
 
 def test_rows_of_other_runs_are_kept_aside(one_head, capsys):
