@@ -9,6 +9,7 @@ import pytest
 from conftest import TINY, arrays_of, result_of
 from matplotlib import pyplot
 
+import data
 import metrics
 import run
 from experiments import apply, plots
@@ -135,3 +136,33 @@ def test_outputs_are_tried_before_the_work(checkpoint, capsys):
     for words in (["theory"], ["encode", checkpoint, "a.npz"], ["bench"], ["render"]):
         assert run.main([*words, "--out", "missing/x.png"]) == 2
         assert "--out missing/x.png: cannot be written" in capsys.readouterr().err
+
+
+def test_real_images_are_compared_in_deviations_of_rendered_ones(tmp_path, monkeypatch, capsys):
+    """Features that are an image's mean colours; the real images are darker by a tenth."""
+    shapes = data.Shapes3D()
+    rows = np.random.default_rng(1).integers(len(shapes), size=40)
+    x, told = shapes.images(rows), {}
+    np.savez(tmp_path / "a.npz", images=np.float32(0.9 * x), factors=shapes.factors[rows])
+    monkeypatch.setattr(apply, "encode_images", lambda path, x: 7 + 5 * x.mean(axis=(1, 2)))
+    monkeypatch.setattr(apply.plots, "save", lambda fig, path: told.update(axes=fig.axes))
+    apply.real(apply.Real("c", str(tmp_path / "a.npz"), str(tmp_path / "r.png")))
+    colours = shapes.images(np.random.default_rng(0).integers(len(shapes), size=2000))
+    mean, deviation = (f(colours.mean(axis=(1, 2)), axis=0) for f in (np.mean, np.std))
+    own = x.mean(axis=(1, 2))
+    off = np.sqrt(np.mean((0.1 * own / deviation) ** 2, axis=0))
+    lines = capsys.readouterr().out.splitlines()
+    for j in range(3):
+        assert lines[j] == (f"feature {j}: correlation of real and rendered 1.000, "
+                            f"root mean square difference {off[j]:.3f} standard deviations")
+        shown = told["axes"][1 + j].lines[0].get_xdata()
+        np.testing.assert_allclose(shown, ((own - mean) / deviation)[:, j], atol=1e-3)
+
+
+def test_agreement_is_correlation_row_by_row(tmp_path, monkeypatch, capsys):
+    F = np.random.default_rng(0).standard_normal((50, 2))
+    monkeypatch.setattr(apply.plots, "save", lambda fig, path: None)
+    apply.draw_real(np.c_[-2 * F[:, 0], F[:, 1] + 1], F, np.zeros((2, 2, 3)), Path("r.png"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert "rendered -1.000" in first and "rendered 1.000" in second
+    assert "difference 1.000 standard" in second

@@ -119,3 +119,11 @@ def test_without_pytorch_our_own_time_is_told(monkeypatch, capsys):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     bench.beside_torch("a step", lambda: 0.25, None)
     assert capsys.readouterr().out == "     -     a step: 250 ms, PyTorch is not installed\n"
+
+
+def test_a_row_tells_our_share_of_the_peers_time(tmp_path, capsys):
+    bench._rows.clear()
+    bench.tell("a fit", 0.002, "theirs", 0.008)
+    assert capsys.readouterr().out == "  0.25 x   a fit: 2 ms, theirs 8 ms\n"
+    bench.write_rows(tmp_path / "b.csv")
+    assert (tmp_path / "b.csv").read_text().splitlines()[1] == "a fit,2.0,theirs,8.0,0.25"

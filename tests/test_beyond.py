@@ -267,25 +267,15 @@ def test_gains_are_shown_as_means(panels, tmp_path):
 
 def test_penalties_are_scored_on_the_other_seed(panels, tmp_path):
     rows = [
-        {
-            "on": "factors",
-            "rho": rho,
-            "samples": 16,
-            "held_out": held,
-            "seed": seed,
-            "learn": False,
-            "eps": eps,
-            "mcc": 0.5,
-            "udr": 0.5,
-            "udr_seen": 0.5,
-            "udr_regressed": 0.5,
-            "loss": 1.0,
-            "mccs": [seed / 2, seed / 2 + 0.2],
-        }
-        for rho in (0.0, 0.9)
-        for held in (False, True)
-        for seed in (0, 1)
-        for eps in (0.1, 0.3)
-    ]
+        {"on": "factors", "rho": rho, "samples": 16, "held_out": held, "seed": seed,
+         "learn": False, "eps": eps, "mcc": eps, "udr": -eps, "udr_seen": -eps,
+         "udr_regressed": eps, "loss": eps, "mccs": [seed / 2 + eps, seed / 2 + eps + 0.2]}
+        for rho in (0.0, 0.9) for held in (False, True) for seed in (0, 1) for eps in (0.1, 0.3)]
     beyond.draw_penalties(rows, tmp_path / "f.png")
-    np.testing.assert_allclose(line_of(panels[0][0].containers[0])[1], [0.6, 0.6])
+    np.testing.assert_allclose(line_of(panels[0][0].containers[0])[1], [0.7, 0.9])
+    lines = (tmp_path / "f-choices.csv").read_text().splitlines()
+    assert lines[:3] == ["on,rho,samples,held_out,way,eps,mcc,sd",
+                         "factors,0.0,16,False,factors-known,0.3,0.900000,0.141421",
+                         "factors,0.0,16,False,UDR,0.1,0.700000,0.141421"]
+    assert lines[5] == "factors,0.0,16,False,held-out-loss,0.1,0.700000,0.141421"
+    assert len(lines) == 1 + 2 * 2 * len(beyond.WAYS_TO_CHOOSE)

@@ -3,12 +3,18 @@
 import dataclasses
 import json
 import shutil
+import types
 
+import numpy as np
 import pytest
 from conftest import TINY, result_of
 
+import data
+import metrics
 import run
+import sparsedis
 from experiments import disentangle, results, tell
+from experiments.apply import encode_images
 
 LINES = ["--head inner-ridge", "--split 11", "--norm layer", "--features 8", "--warmup 0",
          "--outputs 3", "--shift 2", "--head outer-lasso", "--eps 0"]
@@ -97,3 +103,72 @@ def test_another_experiment_waits_for_a_run_that_a_process_is_at_work_on(
     monkeypatch.setattr(disentangle.time, "sleep", sleep)
     run = disentangle.other_run(config)
     assert len(slept) == 1 and run.folder == folder and run.result()["mcc"] == result["mcc"]
+
+
+def test_scores_are_on_uniform_images_and_what_unmixes_is_fitted_on_those_of_training(tmp_path):
+    shapes = data.Shapes3D()
+    z, p = data.latents(shapes, 1.0, 0.9)
+    mix, run = np.random.default_rng(0).standard_normal((6, 6)), types.SimpleNamespace()
+    run.path, config = tmp_path.joinpath, disentangle.Disentangle()
+    found = disentangle.score_features(
+        lambda index: z[index] @ mix, shapes, z, p, 2000, run,
+        lambda z, count: disentangle.fresh_tasks(config, z, count))
+    index, drawn = disentangle.scored_images(p, 2000, 2000)
+    between = ~np.eye(6, dtype=bool)
+    assert np.abs(np.corrcoef(z[index].T)[between]).max() < 0.1
+    assert np.corrcoef(z[drawn].T)[between].min() > 0.7
+    F, F_seen = z[index] @ mix, z[drawn] @ mix
+    assert found["mcc"] == metrics.mcc(z[index], F) and found["mcc_rotated"] > 0.99
+    assert found["mcc_ica"] == pytest.approx(metrics.mcc(z[index], metrics.ica(F, F_seen)))
+    for size in (1, 2, 3):
+        assert found[f"block_share_{size}"] == metrics.block_share(z[index], F, size)
+    seen = metrics.correlation(z[drawn], F_seen)[metrics.match(metrics.correlation(z[index], F))]
+    assert [found[f"seen_{name}"] for name in shapes.names] == seen.tolist()
+
+
+def test_a_result_and_its_last_line_are_scores_of_its_checkpoint(finished):
+    result, folder = result_of(finished[0])
+    first, *_, last = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    shapes = data.Shapes3D()
+    z, _ = data.latents(shapes, 1.0, 0.9)
+    for told, seed in ((result["mcc"], 20_000), (last["mcc"], 1000)):
+        index = np.random.default_rng(seed).integers(len(shapes), size=120)
+        F = encode_images(folder / "checkpoint.npz", shapes.images(index))
+        assert told == pytest.approx(metrics.mcc(z[index], F), abs=1e-6)
+    assert result["nonzero"] == last["nonzero"] < first["nonzero"]  # eps rises from 0
+
+
+def test_a_seed_draws_its_own_images_and_labels_at_each_step():
+    z = np.random.default_rng(0).standard_normal((500, 6))
+    shapes = types.SimpleNamespace(images=lambda index, xp, device: index)
+
+    def drawn(seed, step):
+        config = disentangle.Disentangle(seed=seed)
+        tasks = disentangle.tasks_of(config, z, np.full(500, 1 / 500))
+        (index,), y = disentangle.sampler(config, tasks, shapes, np, None)(step)
+        return np.append(index, y)
+
+    assert (drawn(0, 3) == drawn(0, 3)).all()
+    assert (drawn(0, 3) != drawn(1, 3)).mean() > 0.9 < (drawn(0, 3) != drawn(0, 4)).mean()
+
+
+def test_adam_and_its_schedule_are_as_the_settings_say():
+    config = disentangle.Disentangle(beta1=0.5, beta2=0.75, flat=0.6, lr=0.1, steps=7)
+    training = disentangle.training_of(config, sparsedis.mlp([2, 1]), None)
+    optimise, schedule = training.optimiser
+    ours, own, theirs, opt = {"a": np.ones(1)}, None, {"a": np.ones(1)}, None
+    for g in (1.0, -3.0):
+        ours, own = optimise(ours, {"a": np.array([g])}, own, 0.1)
+        theirs, opt = sparsedis.adam(theirs, {"a": np.array([g])}, opt, 0.1, 0.5, 0.75)
+    assert ours["a"] == theirs["a"] and (training.steps, training.lr) == (7, 0.1)
+    assert schedule(2.0, 0.6) == 2 and schedule(2.0, 0.8) == pytest.approx(1)
+
+
+def test_layer_norm_is_applied_to_what_is_scored():
+    encoder, x = sparsedis.mlp([4, 6]), np.random.default_rng(0).standard_normal((9, 4))
+    params, _ = encoder.init(np.random.default_rng(1), np.float64)
+    shapes = types.SimpleNamespace(images=lambda index, xp, device: x[index])
+    plain, layer = (disentangle.features_of(encoder, shapes, norm, np, None, params, np.arange(9))
+                    for norm in ("batch", "layer"))
+    np.testing.assert_allclose(plain, encoder.forward(params, {}, x)[0])
+    np.testing.assert_allclose(layer, sparsedis.normalise(plain[None], "layer")[0][0])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import data
+import metrics
 from experiments import entropy
 
 
@@ -51,3 +52,16 @@ def test_the_entropy_sees_mixing_only_where_some_factors_are_not_asked_for(
     assert float(six["H"]) == pytest.approx(float(six_mixed["H"]), abs=0.05)
     assert float(six["dci_d"]) > 0.99 > 0.3 > float(six_mixed["dci_d"])
     assert float(two["correlation"]) == pytest.approx(-1)
+
+
+def test_rows_have_the_disentanglement_of_their_features(monkeypatch):
+    monkeypatch.setattr(entropy, "ROTATIONS", 1)
+    monkeypatch.setattr(entropy, "PATH", (0.2,))
+    monkeypatch.setattr(entropy, "SCORED", 500)
+    grid = data.Shapes3D()
+    z, p = data.latents(grid, 1.0, 0.0)
+    ((used, _, t, _, dci_d, accuracy),) = entropy.rows_of(3, grid, z, p)
+    index = np.random.default_rng(20_000).integers(len(z), size=500)
+    F = z[index] @ entropy.turning(np.random.default_rng(0), 6)(0.2)
+    d, c = metrics.dci(z[index], F)
+    assert (used, t) == (3, 0.2) and dci_d == d != c and 0.7 < accuracy < 1

@@ -261,3 +261,30 @@ def test_a_transparent_background_is_paper():
     Image.fromarray(strokes).save(file, "PNG")
     drawing = episodes.read_drawing(file.getvalue(), 20)
     assert (drawing[5:15, 5:15] == 255).all() and drawing.sum() == 100 * 255
+
+
+def test_images_move_as_far_to_every_side():
+    x = np.zeros((400, 7, 7, 1), np.uint8)
+    x[:, 3, 3] = 1
+    moved = np.argwhere(episodes.shift_images(np.random.default_rng(0), x, 2))[:, 1:3] - 3
+    assert len(moved) == 400 and {tuple(by) for by in moved.tolist()} == {
+        (down, right) for down in range(-2, 3) for right in range(-2, 3)}
+
+
+def test_light_and_its_spread_are_scaled_up_and_down():
+    """By 0.6 to 1.4, the spread by both factors; values are whole numbers."""
+    rng, grey = np.random.default_rng(0), np.full((600, 2, 2, 3), 100, np.uint8)
+    light = episodes.jitter_colours(rng, grey)[:, 0, 0, 0] / 100
+    assert 0.59 <= light.min() < 0.62 and 1.38 < light.max() <= 1.4
+    halves = grey + 30 * np.uint8(np.indices((2, 2))[0])[:, :, None]
+    colour = grey + np.array([0, 0, 30], np.uint8)
+    for x in (halves, colour):
+        found = episodes.jitter_colours(rng, x).astype(float)
+        spread = np.ptp(found.reshape(600, -1), axis=1) / 30
+        assert spread.min() < 0.5 and spread.max() > 1.7 and 0.9 < spread.mean() < 1.1
+
+
+def test_splits_of_shapes_have_70_10_and_20_percent_of_the_images():
+    source = episodes.ShapesEpisodes(data.Shapes3D())
+    assert [len(source.members[split]) for split in ("train", "val", "test")] == [
+        336_000, 48_000, 96_000]

@@ -1,6 +1,7 @@
 """SparseTasks, the estimator with scikit-learn's conventions."""
 
 import pickle
+import types
 import warnings
 
 import numpy as np
@@ -592,3 +593,16 @@ def test_negative_classes_are_missing_and_counted():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.fit(X, np.where(y < 0, "low", y))
+
+
+@pytest.mark.parametrize(
+    "targets, inputs, taken",
+    [(0.4, 0.3, True), (0.3, 0.4, False), (0.8, 0.6, False), (0.8, 0.5, True)])
+def test_inputs_take_part_where_they_are_sparse_and_as_sparse_as_the_targets(
+        targets, inputs, taken, monkeypatch):
+    on = np.r_[np.full((2, 4), targets), np.full((3, 4), inputs)]
+    found = types.SimpleNamespace(on=on, loadings=np.ones((5, 4)))
+    monkeypatch.setattr(estimator, "unmix", lambda *args, **how: found)
+    model, X = SparseTasks(), np.random.default_rng(0).standard_normal((9, 3))
+    model.seed_ = 0
+    assert (model._unmix_by_all(X, X, X[:, :2]) is found) == taken

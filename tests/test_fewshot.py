@@ -1,12 +1,14 @@
 """Few-shot runs from the command line: every source, head and setting, resuming, errors."""
 
 import json
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import run
+import solvers
 from experiments import fewshot, results
 
 FEW = [
@@ -165,3 +167,89 @@ def test_any_other_image_or_label_is_other_data():
     other[13] = "c0"
     names.add(fewshot.fingerprint(splits | {"train": (x, other)}))
     assert len(names) == 3
+
+
+def test_gains_are_over_the_dense_svm_and_shares_are_of_live_features(tmp_path, monkeypatch):
+    used = np.array([[1, 0, 0, 0], [1, 1, 0, 0]], bool)
+    dead = np.array([[0, 0, 0, 1]] * 2, bool)
+
+    def evaluate(config, encoded, dense=False):
+        accuracy = np.array([0.5, 0.7]) if dense else np.array([0.6, 0.9])
+        return fewshot.Evaluation(accuracy, np.array([True, False]), used, dead)
+
+    monkeypatch.setattr(fewshot, "evaluate", evaluate)
+    run = types.SimpleNamespace(path=tmp_path.joinpath)
+    told = fewshot.score(fewshot.FewShot(), run, None)
+    assert told["accuracy"] == 0.75 and told["gain_over_dense"] == pytest.approx(0.15)
+    assert (told["off"], told["dead"], told["unsolved"]) == (0.5, 0.25, 1)
+
+
+def test_a_feature_is_dead_that_is_0_on_the_support():
+    config = fewshot.FewShot(head="ridge", way=2, shot=2, query=1)
+    F = np.random.default_rng(0).standard_normal((1, 6, 3))
+    F[0, :4, 1] = 0  # but not on the query samples
+    Y = np.eye(2)[[[0, 0, 1, 1, 0, 1]]]
+    found = fewshot.evaluate_some(config, F, Y, {}, dense=False)
+    assert found.dead.tolist() == [[False, True, False]]
+    assert found.used.tolist() == [[True, False, True]]
+
+
+def test_penalties_are_as_the_settings_say():
+    F = np.random.default_rng(0).standard_normal((2, 10, 4))
+    Y = np.broadcast_to(np.eye(2)[np.arange(10) % 2], (2, 10, 2))
+    config = fewshot.FewShot(eps=0.5, lam1=0.25, lam2=3.0)
+    lam1, lam2 = fewshot.strengths(config)(F, Y)
+    np.testing.assert_allclose(lam1, 0.25 + 0.5 * solvers.svm_lambda_max(F, Y))
+    assert lam2 == 3 and fewshot.strengths(config, dense=True)(F, Y) == (0, 3)
+    ridge = fewshot.FewShot(head="ridge", lam2=3.0)
+    assert fewshot.strengths(ridge)(F, Y) == 0.3  # of the mean over 10 samples
+    logistic = fewshot.strengths(fewshot.FewShot(head="logistic", eps=0.5))(F, Y)
+    np.testing.assert_allclose(
+        logistic, 0.5 * solvers.group_lasso_lambda_max(F, Y, "logistic"))
+
+
+def test_training_looks_at_validation_and_is_scored_on_test_classes(tmp_path, monkeypatch):
+    asked, draw = [], fewshot.draw_episodes
+
+    def spy(rng, source, split, size, count):
+        asked.append((split, *size, count))
+        return draw(rng, source, split, size, count)
+
+    monkeypatch.setattr(fewshot, "draw_episodes", spy)
+    config = fewshot.FewShot(
+        way=2, shot=1, query=2, train_shot=2, train_query=3, steps=2, episodes=2, test_episodes=4,
+        head="ridge", results=str(tmp_path), threads=1)
+    fewshot.fewshot(config)
+    step, look = ("train", 2, 2, 3, 2), ("val", 2, 1, 2, 50)
+    assert asked == [step, look, step, look, ("test", 2, 1, 2, 4)]
+
+
+def test_fig5_tells_gains_over_the_least_eps_of_the_same_seed(tmp_path, panels, capsys):
+    rows = []
+    for seed in (0, 1):
+        for eps in (0.3, 0.0):
+            accuracy = np.array([0.5, 0.7]) + eps + seed / 10
+            (folder := tmp_path / f"{seed}{eps}").mkdir()
+            np.savez(folder / "episodes.npz", accuracy=accuracy, used=np.ones((2, 3), bool),
+                     dead=np.zeros((2, 3), bool))
+            rows.append({"eps": eps, "seed": seed, "off": eps, "dead": 0.0, "folder": folder,
+                         "accuracy": accuracy.mean()})
+    fewshot.draw_fig5(rows, None)
+    gains = [line.rpartition("; ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert gains == [f"{gain} +- 0.00 against the least eps" for gain in ("+0.00", "+30.00") * 2]
+    (points,) = [ax.containers for ax in panels[0] if ax.containers]
+    told = [(float(c.lines[0].get_xdata()[0]), float(c.lines[0].get_ydata()[0])) for c in points]
+    np.testing.assert_allclose(told, [(0, 65), (30, 95)])
+
+
+def test_the_command_tells_accuracy_and_gain_with_their_intervals(monkeypatch, capsys):
+    result = {"accuracy": 0.9, "accuracy_ci": 0.01, "off": 0.25, "dead": 0.125, "steps": 3,
+              "seconds": 4.0, "unsolved": 2, "gain_over_dense": -0.02, "gain_over_dense_ci": 0.003}
+    folder = types.SimpleNamespace(tell_files=lambda: None)
+    monkeypatch.setattr(fewshot, "fewshot", lambda config: (result, folder))
+    fewshot.command(fewshot.FewShot())
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "accuracy 90.00 +- 1.00 % on 1000 test episodes; 25.0 % of features off, 12.5 % dead"
+        "      3 steps, 4 s of training",
+        "warning: the fits of 2 test episodes were not solved",
+        "over the dense SVM on the same features and episodes: -2.00 +- 0.30 points"]

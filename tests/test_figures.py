@@ -1,5 +1,6 @@
 """Figures panels from tables: of tiny sweeps, and of rows made by hand."""
 
+import types
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from conftest import line_of
 from matplotlib import pyplot
 
+import data
 import run
 from experiments import figures, plots, sweeps
 
@@ -298,3 +300,55 @@ def test_encoders_that_were_trained_twice_are_told(capsys):
     assert capsys.readouterr().out == ""
     figures.tell_encoders([*rows, {"encoder": "b-3"}])
     assert capsys.readouterr().out.endswith("with other features: b\n")
+
+
+def test_responses_are_in_deviations_of_each_feature_in_its_factors_place(panels, pictures):
+    """Two features of two factors, in the other order, of mean 5 and of deviations 2 and 3."""
+    factors = np.stack(np.unravel_index(np.arange(12), (3, 4)), axis=1)
+
+    def features(index):
+        return 5 + factors[index][:, ::-1] * [2.0, 3.0]
+
+    class Grid(types.SimpleNamespace):
+        def __len__(self):
+            return 12
+
+    grid = Grid(names=("a", "b"), factors=factors,
+                images=lambda index: np.zeros((len(index), 8, 8, 3)))
+    F = features(np.arange(12))
+    plots.draw_responses(features, grid, F, ([0, 1], [1, 0]), None)
+    axes = np.reshape(panels[0][:6], (3, 2))
+    assert axes[1, 0].get_ylabel() == "feature 1" and axes[1, 0].get_title() == "a varied"
+    one, other = (ax.lines[0].get_ydata() for ax in (axes[1, 0], axes[2, 1]))
+    np.testing.assert_allclose(one, (np.arange(3) - 1) / np.std(np.arange(3)))
+    np.testing.assert_allclose(other, (np.arange(4) - 1.5) / np.std(np.arange(4)))
+    assert np.ptp(axes[1, 1].lines[0].get_ydata()) == 0  # feature 1 follows a alone
+    shaded = [ax.get_facecolor() == axes[1, 0].get_facecolor() for ax in axes[1:].ravel()]
+    assert shaded == [True, False, False, True]
+
+
+def test_the_matrix_of_correlations_tells_their_mcc(panels, pictures):
+    C = np.array([[0.9, 0.8], [0.85, 0.1]])
+    plots.draw_correlation(C, (np.array([0, 1]), np.array([1, 0])), "ab", None)
+    assert panels[0][0].get_title() == "|correlation|, MCC 0.825"  # not the mean of the largest
+
+
+def test_a_runs_features_are_matched_with_the_factors_of_the_same_images(monkeypatch):
+    """Of images that are their factors, in the other order."""
+    shapes = data.Shapes3D()
+    monkeypatch.setattr(shapes, "images", lambda index: shapes.factors[index].astype(float))
+    monkeypatch.setattr(figures, "encode_images", lambda path, x: -x[:, ::-1])
+    own = figures.encoded({"folder": "there"}, shapes)
+    assert own.F.shape == (2000, 6) and own.matched[1].tolist() == [5, 4, 3, 2, 1, 0]
+    assert own.C[own.matched].min() > 0.9
+
+
+def test_a_training_is_drawn_with_its_eps_and_chance(panels, pictures):
+    rows = [{"step": s, "loss": s / 10, "nonzero": s / 20, "mcc": s / 30, "eps": s / 40}
+            for s in (1, 5)]
+    plots.draw_training(rows, None, {"loss": "a", "nonzero": "b", "mcc": "c"}, 0.6)
+    lines = [[line.get_xydata().tolist() for line in ax.lines] for ax in panels[0]]
+    loss, nonzero, mcc, eps = ([[s, s / by] for s in (1, 5)] for by in (10, 20, 30, 40))
+    assert lines[0] == [loss] and lines[1] == [nonzero, eps] and lines[2][0] == mcc
+    assert [y for _, y in lines[2][1]] == [0.6, 0.6]
+    assert [ax.get_title() for ax in panels[0]] == ["a", "b", "c"]

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
 
+import data
 import metrics
 import run
 from experiments import maps
@@ -150,3 +152,73 @@ def test_given_features_are_white_in_training_and_a_map_of_the_factors(given):
     assert metrics.mcc(given.z_uniform, given.X_uniform) < 0.85
     other = maps.features_of_images("factors", 0.9, 1, "unused")
     assert metrics.mcc(given.X, other.X) < 0.85  # another seed, another rotation
+
+
+def test_scores_are_of_uniform_images_and_those_seen_of_training(given):
+    V = np.random.default_rng(0).standard_normal((6, 6))
+    found = maps.scores(maps.Maps(), given, V)
+    between = ~np.eye(6, dtype=bool)
+    assert np.corrcoef(given.z.T)[between].min() > 0.7
+    assert np.abs(np.corrcoef(given.z_uniform.T)[between]).max() < 0.1
+    assert found["mcc"] == metrics.mcc(given.z_uniform, given.X_uniform @ V)
+    assert found["mcc_seen"] == metrics.mcc(given.z, given.X @ V)
+    by_ica = metrics.ica(given.X_uniform, given.X)
+    assert found["mcc_ica"] == pytest.approx(metrics.mcc(given.z_uniform, by_ica))
+
+
+def test_errors_of_a_fit_are_shares_of_the_exact_one(given, monkeypatch):
+    """Of a fit that is 0, and has no gradient: all of the gradient, and every weight that is on."""
+    config = maps.Maps(head="unfinished", warmup=0.0)
+    objective, tasks = maps.Objective(config), maps.tasks_of(config, given.z)
+    rng = np.random.default_rng(0)
+    W = tasks.sample_coefficients(rng)
+    index, y = tasks.sample_labels(rng, W)
+    _, _, _, info = objective(0.0, [given.X[index.ravel()]], (y, maps.sizes_of(W)), {})
+
+    def nothing(F, y, lam, n_support=None):
+        return 0.0, 0 * F, {}, {"w": 0 * F[:, 0]}
+
+    monkeypatch.setattr(maps, "head_of", lambda *args: (nothing, lambda F, y: np.ones(len(F))))
+    gradient, support = objective.error()
+    assert gradient == 1 and support == pytest.approx(np.mean(info["w"] != 0), abs=0.02)
+
+
+def test_the_first_look_at_which_mcc_is_0_9_is_told(given, monkeypatch):
+    looks = iter([0.5, 0.85, 0.91, 0.7, 0.95])
+    monkeypatch.setattr(maps.metrics, "mcc", lambda z, F: next(looks))
+    config = maps.Maps(steps=100)
+    _, path = maps.learn(config, given, maps.tasks_of(config, given.z))
+    assert path == {"steps_to_0.9": 60}
+
+
+def test_a_pool_unmixes_by_each_of_its_tasks_once(given, monkeypatch):
+    asked = []
+
+    def unmixed(given, W, rng):
+        asked.append(W)
+        return types.SimpleNamespace(M=np.eye(6), identified=np.ones(6))
+
+    monkeypatch.setattr(maps, "unmixed", unmixed)
+    for settings in ({}, {"tasks": "pool", "count": 9, "world": 2}, {"tasks": "example"}):
+        maps.rotation(maps.Maps(**settings), given._replace(z=given.z[:, :3])
+                      if "example" in settings.values() else given)
+    fresh, pool, example = asked
+    assert fresh.shape == (maps.FRESH, 6) and len(np.unique(fresh, axis=0)) == maps.FRESH
+    np.testing.assert_array_equal(pool, maps.pool_of(2, 9, 6))
+    np.testing.assert_array_equal(example, maps.EXAMPLE)
+
+
+def test_an_encoders_features_are_of_the_rows_of_their_factors(monkeypatch):
+    """Of an encoder that gives the factors: those of training are correlated, others are not."""
+    z, p = data.latents(data.Shapes3D(), 1.0, 0.9)
+    encoder = types.SimpleNamespace(encode=lambda params, state, images, index: 3 * z[index] + 1)
+    end = types.SimpleNamespace(params={}, state={})
+    run = types.SimpleNamespace(path=lambda name: name, name="a")
+    monkeypatch.setattr(maps.disentangle, "other_run", lambda config: run)
+    monkeypatch.setattr(maps.results, "load_checkpoint", lambda path: (end, encoder))
+    given = maps.encoded_images("inner-lasso", 0.3, 0.9, 0, "unused")
+    for factors, features, low, high in (
+            (given.z, given.X, 0.7, 1), (given.z_uniform, given.X_uniform, -0.1, 0.1)):
+        assert np.diag(metrics.correlation(factors, features)) == pytest.approx(1)
+        assert low < np.corrcoef(factors.T)[0, 1] < high
+    np.testing.assert_allclose(given.X.std(axis=0), 1)

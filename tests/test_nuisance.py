@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+import data
+import metrics
 import run
 from experiments import disentangle, nuisance
 
@@ -50,3 +52,18 @@ def test_the_command_and_its_bounds(tmp_path, monkeypatch, capsys):
     assert run.main(["nuisance", "--needed", "7"]) == 2
     assert run.main(["nuisance", "--rho", "0.9999"]) == 2
     assert "effective images" in capsys.readouterr().err
+
+
+def test_needed_and_other_factors_are_scored_on_uniform_images(tmp_path, monkeypatch):
+    """Features that are the factors: of the four needed, rotated too, and of the others."""
+    shapes = data.Shapes3D()
+    z, p = data.latents(shapes, 1.0, 0.9)
+    mix = np.random.default_rng(0).standard_normal((4, 4))
+    monkeypatch.setattr(
+        disentangle, "features_of", lambda *args: z[args[-1]][:, :4] @ mix)
+    config = nuisance.Nuisance(results=str(tmp_path), **FEW | {"features": 4, "eval_images": 2000})
+    found, _ = nuisance.nuisance(config)
+    index, _ = disentangle.scored_images(p, 2000, 1000)
+    assert found["mcc"] == metrics.mcc(z[index][:, :4], z[index][:, :4] @ mix)
+    assert found["mcc_rotated"] > 0.99 and found["r"] == pytest.approx(1)
+    assert found["leak"] < 0.15  # in training the others go along

@@ -468,3 +468,34 @@ if __name__ == "__main__":
         shown.screenshot(path=out)
         print(out, shown.faults)
         chromium.close()
+
+
+def test_features_are_shown_with_the_sign_and_the_scores_of_uniform_images(folders):
+    trained, shapes = page.read_run(folders["lasso"]), data.Shapes3D()
+    z, p = data.latents(shapes)
+    drawn = page.draw_images(shapes, p)
+    own = page.pack_run(trained, shapes, z, drawn)
+    F = np.frombuffer(base64.b64decode(own["draws"]), "<f4").reshape(2000, 6)[:1000]
+    z = z[drawn[:1000]]
+    assert np.corrcoef(z.T)[0, 1] < 0.1
+    assert own["mcc"] == pytest.approx(metrics.mcc(z, F), abs=1e-5)
+    assert own["r"] == pytest.approx(metrics.r_score(z, F), abs=1e-5)
+    for k, j, sign in zip(own["factors"], own["order"], own["sign"], strict=True):
+        assert np.corrcoef(z[:, k], sign * F[:, j])[0, 1] == pytest.approx(
+            own["correlation"][k][j], abs=1e-5)  # which is positive
+    np.testing.assert_allclose(own["mean"], F.mean(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(own["deviation"], F.std(axis=0), rtol=1e-4)
+
+
+def test_an_unmixed_run_is_of_factors_where_features_are_mixtures(folders, monkeypatch):
+    z, _ = data.latents(data.Shapes3D())
+    mix = np.random.default_rng(0).standard_normal((6, 6))
+    monkeypatch.setattr(page, "SEEN", 2000)
+    monkeypatch.setattr(page, "features_on_page", lambda run, params, shapes, index: z[index] @ mix)
+    own = page.unmixed(page.read_run(folders["lasso"]))
+    rows = np.arange(300) * 1600
+    F = z[rows] @ mix
+    assert metrics.mcc(z[rows], F) < 0.9
+    seen = z[np.random.default_rng(30_001).choice(
+        len(z), 2000, p=data.latents(data.Shapes3D())[1])] @ mix
+    assert metrics.mcc(z[rows], F / page.deviation_of(seen) @ own.M) > 0.99

@@ -1,9 +1,12 @@
 """A penalty that is learned by its hypergradient, and ways to choose one."""
 
+import functools
+
 import numpy as np
 import pytest
 
 import run
+import sparsedis
 from experiments import beyond, maps, penalties
 
 SHORT = {"threads": 1, "steps": 60}
@@ -77,3 +80,43 @@ def test_eps_is_chosen_on_some_runs_and_scored_on_others():
                     "UDR on images as trained on": (0.2, [1.2, 3.2]),
                     "the same by regression": (0.1, [1.1, 3.1]),
                     "held-out loss": (0.2, [1.2, 3.2]), "learned from 0.3": (0.02, [0.5])}
+
+
+def test_udr_is_of_uniform_images_and_that_seen_of_those_of_training(tmp_path, monkeypatch):
+    """Maps of two starts that agree on uniform features and not on those of training."""
+    rng = np.random.default_rng(0)
+    z, noise = rng.standard_normal((2, 3000, 4))
+    X = np.hstack([noise[:, :2], noise[:, 2:], noise @ rng.standard_normal((4, 4))])
+    given = maps.Given(z, X, z, np.hstack([z, z]))
+    own = iter([(np.eye(8, 4), 0.2), (np.eye(8, 4, k=-4), 0.4)])
+    monkeypatch.setattr(maps, "features_of_images", functools.cache(lambda *args: given))
+    monkeypatch.setattr(penalties, "learn", lambda *args: next(own))
+    found, _ = penalties.penalties(penalties.Penalties(results=str(tmp_path), threads=1))
+    assert found["udr"] > 0.85 > 0.7 > max(found["udr_seen"], found["udr_regressed"])
+    assert found["mccs"] == pytest.approx([1, 1]) and found["eps_end"] == pytest.approx(0.3)
+
+
+def test_the_loss_is_of_samples_that_were_not_fitted():
+    given = maps.features_of_images("factors", 0.9, 0, "unused")
+    noise = np.random.default_rng(0).standard_normal((3000, 6))
+    told = penalties.held_out_loss(given._replace(X=noise), np.eye(6), 1e-3, 8)
+    tasks = maps.tasks_of(maps.Maps(samples=16), given.z, sets=40)
+    _, y = penalties.centred_labels(tasks, np.random.default_rng(10_000))
+    assert told > np.mean(y[..., 8:] ** 2) / 2  # worse than 0 on others, better on their own
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_each_start_has_tasks_of_its_own_at_each_step(held_out, monkeypatch):
+    given, seen = maps.features_of_images("factors", 0.9, 0, "unused"), []
+
+    def train(training, start):
+        seen.append([training.sample(step)[1] for step in (0, 1)])
+        return start
+
+    monkeypatch.setattr(sparsedis, "train", train)
+    for start in (0, 0, 1):
+        penalties.learn(penalties.Penalties(held_out=held_out, samples=9), given, start)
+    one, same, other = seen
+    assert one[0].shape == (4, 16, 18 if held_out else 9)
+    np.testing.assert_array_equal(one, same)
+    assert (one[1] != other[1]).all() and (one[1] != one[0]).all()

@@ -1,5 +1,7 @@
 """Fig. 1: sparse linear tasks on disentangled and entangled features."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -50,3 +52,65 @@ def test_the_printed_figure_is_read_in_our_order():
     assert mean.shape == error.shape == (3, 6, 4)
     np.testing.assert_allclose(mean[0, 0], [0.633, -0.0768, -0.0735, -0.0735])
     np.testing.assert_allclose(error[0, 0, :2], [0.11, 0.017])
+
+
+@pytest.mark.parametrize("varies", regression.VARIES)
+def test_each_fit_is_of_n_samples_and_scored_on_1000_others(varies, monkeypatch):
+    fitted, scored = [], []
+
+    class Seen:
+        def __init__(self, *args, **settings):
+            pass
+
+        def fit(self, X, y):
+            fitted.append((len(X), set(y)))
+            return self
+
+        def score(self, X, y):
+            scored.append((len(X), set(y)))
+            return 0.0
+
+    for name in ("LassoCV", "RidgeCV"):
+        monkeypatch.setattr(regression, name, Seen)
+    regression.scores_of_task("identity", "relative", varies, 20, 50, seed=3, m=50)
+    assert [n for n, _ in fitted] == [50] * 4 and [n for n, _ in scored] == [1000] * 4
+    assert all(not own & other for (_, own), (_, other) in zip(fitted, scored))
+
+
+@pytest.mark.parametrize("varies", ["all", "rotation"])
+def test_a_figure_is_of_the_tasks_that_it_says(varies, monkeypatch):
+    plain, asked = regression.gaussian_task, []
+
+    def task(rng, n, *kind):
+        asked.append(kind)
+        return plain(rng, n, *kind)
+
+    monkeypatch.setattr(regression, "gaussian_task", task)
+    regression.scores_of_task("identity", "relative", varies, 20, 25, seed=0, m=50)
+    assert asked == [(50, 10, "identity", "relative")]
+
+
+def test_the_error_is_that_of_a_mean():
+    scores = np.array([0.1, 0.4, 0.7]).reshape(1, 1, 3, 1) * np.ones((2, 1, 1, 4))
+    mean, error = regression.mean_and_error(scores)
+    np.testing.assert_allclose(mean, np.full((2, 1, 4), 0.4))
+    np.testing.assert_allclose(error, np.full((2, 1, 4), 0.3 / 3**0.5))
+
+
+def test_rows_of_fig1_have_their_mean_first(tmp_path):
+    mean, error = np.arange(8.0).reshape(2, 1, 4), np.arange(10.0, 18).reshape(2, 1, 4)
+    regression.write_rows(tmp_path / "f.csv", (5, 20), (50,), mean, error)
+    rows = [row.split(",") for row in (tmp_path / "f.csv").read_text().splitlines()[1:]]
+    assert [row[3:5] for row in rows] == [[str(k), str(10 + k)] for k in range(8)]
+    assert rows[5][:3] == ["20", "50", "entangled-lasso"]
+
+
+def test_scores_stand_in_the_place_of_their_cell(monkeypatch):
+    def scores(covariance, noise, varies, percent, n, seed, task):
+        return [percent + n + seed + k / 10 for k in range(4)]
+
+    monkeypatch.setattr(regression, "scores_of_task", scores)
+    found = regression.scores_of_seeds("ar", "absolute", "all", 1, 0, 3, (5, 20), (100, 1000))
+    for (i, percent), (j, n) in itertools.product(enumerate((5, 20)), enumerate((100, 1000))):
+        np.testing.assert_allclose(found[i, j, :, 0], percent + n + np.arange(3))
+    np.testing.assert_allclose(found[0, 0, 0], 105 + np.arange(4) / 10)

@@ -1,6 +1,8 @@
 """Sparse rotation: exact where weights are, right where they are noisy, and sure only where it may
 be; what comes of it in the experiment."""
 
+import types
+
 import numpy as np
 import pytest
 from conftest import to_numpy
@@ -414,3 +416,46 @@ def test_points_of_an_encoder_that_was_made_anew_are_dropped():
     rows = [{"run": "a", "folder": "there", "code": "new"},
             {"run": "b", "folder": None, "code": "y"}]
     assert rotation.of_these_runs(points, rows) == [points[0], *points[2:]]
+
+
+def test_points_are_of_features_rotated_by_tasks_on_their_own_images(monkeypatch):
+    shapes = data.Shapes3D()
+    z, p = data.latents(shapes, 1.0, 0.9)
+    mix, asked = np.random.default_rng(0).standard_normal((6, 6)), []
+    fresh = disentangle.fresh_tasks
+
+    def tasks(config, z, count, seed):
+        asked.append((config.tasks, config.samples, count, seed))
+        return fresh(config, z, count, seed)
+
+    parts = types.SimpleNamespace(encoder=None, snapshot=types.SimpleNamespace(params=None))
+    monkeypatch.setattr(rotation.results, "load_checkpoint", lambda path: parts)
+    monkeypatch.setattr(disentangle, "features_of", lambda *args: z[args[-1]] @ mix)
+    monkeypatch.setattr(disentangle, "fresh_tasks", tasks)
+    own = row("inner-ridge", 0.1, 3, alpha=1.0, folder="there", code="c")
+    points = rotation.rotated(own, [(100, 30), (60, 40)], shapes)
+    assert asked == [("bernoulli-gauss", n, T, [30_001, 3]) for T, n in ((100, 30), (60, 40))]
+    assert [(p.T, p.n, p.head, p.seed, p.code) for p in points] == [
+        (100, 30, "inner-ridge", 3, "c"), (60, 40, "inner-ridge", 3, "c")]
+    assert min(p.mcc for p in points) > 0.98
+    pool = row("inner-lasso", 0.0, 3, tasks="finite-10", alpha=1.0, folder="there", code="c")
+    (point,) = rotation.rotated(pool, rotation.grid_of(pool), shapes)
+    assert asked[-1] == ("finite-10", 50, 10, [30_001, 3])
+    assert (point.trained, point.head, point.T) == ("finite-10", "none", 10)
+
+
+def test_each_run_is_rotated_by_the_tasks_that_its_curves_show():
+    assert rotation.grid_of(row("inner-lasso", 0.3, 0)) == [
+        *((1000, n) for n in (10, 25, 50, 100, 400)), *((T, 50) for T in (10, 30, 100, 300)),
+        (200, 25)]
+    assert rotation.grid_of(row("inner-lasso", 0.3, 0, rho=0.5)) == [(1000, 50), (200, 25)]
+    assert rotation.grid_of(row("inner-lasso", 0.3, 0, samples=100)) == []
+    pool = row("inner-lasso", 0.0, 0, samples=50, tasks="finite-100")
+    assert rotation.grid_of(pool) == [(100, 50)]
+    assert rotation.grid_of(pool | {"eps": 0.3}) == []
+
+
+def test_the_best_eps_of_a_curve_is_that_of_the_highest_mean():
+    rows = [row("inner-lasso", eps, seed, mcc=mcc) for eps, own in
+            ((0.1, (0.5, 0.95)), (0.3, (0.8, 0.8))) for seed, mcc in enumerate(own)]
+    assert rotation.best(rows, "rho", "mcc") == {0.9: [0.8, 0.8]}

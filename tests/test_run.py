@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, TINY, command
 
 import run
+from experiments import tell
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,20 @@ def test_what_one_step_frees_the_next_one_takes():
     """
     done = subprocess.run([sys.executable, "-c", STEPS], cwd=ROOT, capture_output=True, text=True)
     assert int(done.stdout) < 1000, done
+
+
+def test_scores_are_told_under_their_names(capsys):
+    result = {"mcc": 0.1, "r": 0.2, "dci_d": 0.3, "dci_c": 0.4, "steps": 5, "seconds": 6.0,
+              "mcc_ica": 0.7, "mcc_rotated": 0.8, "identified": 9, "features": 10, "stability": 1.0,
+              "mcc_floor": 0.11, "mcc_wall": 0.12}
+    tell.scores(result)
+    assert capsys.readouterr().out.splitlines() == [
+        "MCC 0.1000   R 0.2000   DCI-D 0.3000   DCI-C 0.4000      5 steps, 6 s of training",
+        "after a rotation: MCC 0.8000, 9 of its 10 features identified   after ICA: MCC 0.7000",
+        "matched |correlation|: floor 0.110, wall 0.120"]
+    verdicts = {"3.2": (True, "a"), "3.6": (False, "some factor never comes without another")}
+    tell.training_data({"effective_images": 2803.2, "realised_correlation": 0.82}, verdicts)
+    assert capsys.readouterr().out.splitlines() == [
+        "training images: worth 2,803 different ones, factors correlated at 0.82",
+        "what Theorem 3.1 assumes of these tasks holds: 3.2 labels tell their parameters; 3.6 does "
+        "not, some factor never comes without another"]

@@ -1,14 +1,17 @@
 """Sparse and shared features on images of known factors: runs, resuming, its table, errors."""
 
 import json
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import line_of
 
 import data
 import metrics
 import run
+import solvers
 import sparsedis
 from experiments import sharing, sweeps
 
@@ -149,3 +152,119 @@ def test_heads_do_not_start_from_the_encoder_s_numbers():
     heads = sharing.head_start(config)["head.W"]
     map_, _ = sparsedis.mlp([4, 5]).init(np.random.default_rng(config.seed), np.float64)
     assert abs(np.corrcoef(heads.ravel(), map_["linear1.W"].ravel())[0, 1]) < 0.9
+
+
+def test_heads_of_unseen_tasks_are_scored_on_uniform_images(tmp_path, monkeypatch):
+    grid = data.Shapes3D()
+    z, p = data.latents(grid, 1.0, 0.9)
+    config, asked = sharing.Sharing(pool=6, test_tasks=2, shot=4), []
+    tasks = sharing.BinaryTasks(grid.factors, p, 2, 8)
+
+    def accuracies(config, features, some, numbers):
+        asked.append((some.cumulative[0] == p[0], list(numbers)))
+        return np.array([0.6, 0.9]), np.array([[1.0, 0, 0, 0, 0, -1], [2, 0, 0, 0, 0, 0]])
+
+    monkeypatch.setattr(sharing, "accuracies", accuracies)
+    monkeypatch.setattr(sharing, "draw_importances", lambda *args: None)
+    run = types.SimpleNamespace(path=tmp_path.joinpath)
+    told = sharing.score_heads(config, lambda index: z[index], grid, tasks, run)
+    assert asked == [(True, [0, 1, 2, 3, 4, 5]), (False, [6, 7])]
+    assert told["accuracy"] == told["accuracy_seen"] == 0.75
+    assert told["unused"] == pytest.approx(4 / 6) and told["zeros"] == pytest.approx(9 / 12)
+    assert told["features_per_head"] == pytest.approx(1.5)  # two alike, and one
+    assert told["entropy"] == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)))
+
+
+def test_what_is_scored_has_no_part_in_the_fit_of_a_head():
+    rng = np.random.default_rng(0)
+    F, Y = rng.standard_normal((3, 30, 5)), rng.integers(2, size=(3, 30, 1)).astype(float)
+    Z, phi = sharing.fit_heads(F, Y, 20)
+    assert Z.shape == (3, 10) and phi.any()
+    others = np.where(np.arange(30)[:, None] < 20, F, 9 * F + 3)
+    _, same = sharing.fit_heads(others, np.where(np.arange(30)[:, None] < 20, Y, 1 - Y), 20)
+    np.testing.assert_array_equal(same, phi)
+
+
+def objective_at(progress, method, monkeypatch):
+    """Labels and strength with which an objective fits, at a progress; alpha 0.1, beta 0.02."""
+    seen = []
+
+    def head(F, Y, lam, n_support, **settings):
+        seen.append((Y, lam, F))
+        return 0.0, 0 * F, {}, {}
+
+    monkeypatch.setattr(sharing, "sharing_episode", head)
+    monkeypatch.setattr(sparsedis, "inner_lasso", head)
+    Y = np.random.default_rng(1).integers(2, size=(2, 12, 1)).astype(float)
+    F = np.random.default_rng(0).standard_normal((24, 5))
+    sharing.objective_of(sharing.Sharing(shot=4), method)(progress, [F], (Y, None), {})
+    return Y, *seen[0]
+
+
+def test_penalties_rise_over_their_share_of_the_steps(monkeypatch):
+    told = [objective_at(progress, "sharing", monkeypatch)[2] for progress in (0, 0.25, 0.5, 1)]
+    np.testing.assert_allclose(told, [(0.01, 0), (0.05, 0.01), (0.1, 0.02), (0.1, 0.02)])
+
+
+def test_the_lasso_has_labels_of_both_signs_and_a_share_of_its_largest_penalty(monkeypatch):
+    Y, signs, lam, F = objective_at(0.25, "lasso", monkeypatch)
+    np.testing.assert_array_equal(signs, np.where(Y[..., 0] == 1, 1, -1))
+    np.testing.assert_allclose(lam, 0.15 * solvers.lasso_lambda_max(F[:, :8], signs[:, :8]))
+
+
+def row(seed=0, method="sharing", alpha=0.1, beta=0.02, factors=2, rho=0.0, **scores):
+    keys = ("mcc", "dci_d", "dci_c", "accuracy", "accuracy_seen", "seconds", "entropy", "inner_ms")
+    told = {"seed": seed, "method": method, "alpha": alpha, "beta": beta, "factors": factors}
+    return told | {"rho": rho} | dict.fromkeys(keys, 0.5) | scores
+
+
+def test_methods_are_compared_at_one_strength_by_means_over_seeds(capsys):
+    rows = [row(seed, mcc=0.6 + seed / 10, dci_d=0.2) for seed in (0, 1)]
+    rows += [row(alpha=0.2, mcc=0.0), row(factors=3, mcc=0.0), row(method="erm", mcc=0.3)]
+    sharing.print_methods(rows, None)
+    _, erm, ours = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert erm[:3] == ["0.0", "erm", "0.300"] and ours[:2] == ["0.0", "sharing"]
+    assert ours[2:8] == ["0.650", "+-", "0.071", "0.200", "+-", "0.000"]
+    assert ours[-2:] == ["(2", "seeds)"]
+
+
+def test_the_figure_of_sharing_has_each_row_in_its_place(panels):
+    rows = [row(alpha=a, beta=b, dci_d=a + b, entropy=a) for a in (0.1, 0.2) for b in (0.02, 0.1)]
+    rows += [row(seed=1, dci_d=0.32), row(factors=3, dci_d=0.9, mcc=0.7, accuracy=0.8)]
+    sharing.draw_sharing(rows, None)
+    grid, entropy, factors, _ = panels[0]
+    np.testing.assert_allclose(line_of(grid.containers[0])[1], [0.22, 0.22])  # of 0.12 and 0.32
+    np.testing.assert_allclose(line_of(grid.containers[1])[1], [0.2, 0.3])
+    lines = [line_of(container) for container in factors.containers]
+    np.testing.assert_allclose([y for _, y, _ in lines], [[0.22, 0.9], [0.5, 0.7], [0.5, 0.8]])
+
+
+def test_the_other_data_set_is_scored_on_its_own_images_and_tasks():
+    config = sharing.Sharing(test_tasks=3, shot=5)
+    grid, tasks = sharing.tasks_elsewhere(config)
+    told = sharing.transfer(config, grid, tasks, lambda grid, index: 1.0 * grid.factors[index])
+    accuracy, _ = sharing.accuracies(
+        config, lambda index: 1.0 * grid.factors[index], tasks, np.arange(3))
+    assert "orientation" in grid.names and len(grid.names) == 5 and len(tasks.tasks) == 3
+    assert told["transfer_mcc"] == pytest.approx(1)
+    assert told["transfer_accuracy"] == accuracy.mean() != accuracy[0]
+
+
+def test_scores_and_what_has_gone_wrong_are_told(monkeypatch, capsys):
+    """In place of `"no sign of failure" in out or "warning:" in out`, which holds of any code."""
+    keys = ("mcc", "r", "dci_d", "dci_c", "entropy", "transfer_mcc", "transfer_dci_d")
+    result = dict.fromkeys(keys, 0.5) | {"steps": 3, "seconds": 1.0, "signatures": ["a", "b"]}
+    result |= {"accuracy": 0.9, "accuracy_ci": 0.01, "accuracy_seen": 0.8, "zeros": 0.3,
+               "unused": 0.2, "transfer_accuracy": 0.7}
+    folder = types.SimpleNamespace(tell_files=lambda: None)
+    cases = ((["a", "b"], ["warning: a", "warning: b"]), ([], ["no sign of failure"]))
+    for signatures, last in cases:
+        monkeypatch.setattr(
+            sharing, "sharing", lambda config, s=signatures: (result | {"signatures": s}, folder))
+        sharing.tell_images(sharing.Sharing())
+        told = capsys.readouterr().out.splitlines()
+        assert told[-len(last):] == last and "warning" not in told[-len(last) - 1]
+    assert told[-3:-1] == [
+        "unseen tasks: accuracy 90.00 +- 1.00 % (seen 80.00 %); entropy 0.50 of at most 2.30, "
+        "30 % of weights 0, 20 % of features unused",
+        "the other data set: MCC 0.5000   DCI-D 0.5000   accuracy 70.00 %"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import run
-from experiments import sharing_features
-from experiments.sharing_features import FeatureTasks
+from experiments import sharing, sharing_features
+from experiments.sharing_features import Features, FeatureTasks
 
 
 def spurious(path, kind, N=3000, d=20, seed=0):
@@ -223,3 +223,79 @@ def test_files_that_would_train_or_score_something_else_are_refused(
 def test_features_need_a_file(tmp_path, capsys):
     assert run.main(["sharing", "--source", "features", "--results", str(tmp_path)]) == 2
     assert "--data: needed with --source features" in capsys.readouterr().err
+
+
+def test_the_worst_group_is_that_of_least_accuracy_among_the_rows_scored():
+    y, place = np.array([0, 0, 1, 1, 0, 0, 1, 1]), np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    features = Features(None, y, place, "group", None, None)
+    right = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
+    assert sharing_features.worst_group(right, features, np.arange(8)) == 0.5
+    rows = np.array([0, 1, 4, 5, 7])
+    assert sharing_features.worst_group(right[rows], features, rows) == 1
+
+
+def test_few_shot_heads_are_scored_on_rows_that_they_were_not_fitted_on(monkeypatch):
+    rows, y, seen = np.arange(10, 60), np.arange(60) % 2, []
+
+    def predict(F, y, k, fit, rest):
+        seen.append((fit, rest))
+        return np.zeros(len(rest), int)
+
+    monkeypatch.setattr(sharing_features, "predict", predict)
+    told = sharing_features.few_shot(sharing.Sharing(shot=5), None, y, 2, rows)
+    assert told == 0.5 and len(seen) == 20 and len({tuple(fit) for fit, _ in seen}) == 20
+    for fit, rest in seen:
+        assert np.bincount(y[fit]).tolist() == [5, 5] and not set(fit) & set(rest)
+        assert sorted([*fit, *rest]) == rows.tolist()
+
+
+def test_a_run_is_scored_on_rows_held_out_by_its_own_head_and_one_refitted_on_others(
+        tmp_path, monkeypatch):
+    """Domain 1 is held out, of labels that are the others' turned: all is wrong there."""
+    rng = np.random.default_rng(0)
+    y, place = np.arange(400) % 2, np.arange(400) // 2 % 3
+    x = np.where(place == 1, -1, 1)[:, None] * (2 * y - 1)[:, None] * np.ones(3)
+    x = (x + 0.1 * rng.standard_normal(x.shape)).astype(np.float32)
+    features = Features(x, y, place, "domain", np.arange(3), np.zeros(400, bool))
+    config = sharing.Sharing(
+        source="features", features=4, steps=40, results=str(tmp_path), threads=1)
+    fit = []
+
+    def predict(F, y, k, rows, rest):
+        fit.append(rows)
+        return 1 - y[rest]
+
+    monkeypatch.setattr(sharing_features, "predict", predict)
+    with sharing_features.results.Run(config) as run:
+        found = sharing_features.features_run(config, features, 1, "erm", run)
+    assert (place[fit[0]] != 1).all()  # the refitted head
+    assert found["refit_worst_group"] == found["few_shot"] == 0
+    assert found["accuracy"] < 0.1 and found["worst_group"] < 0.1
+    with sharing_features.results.Run(config) as run:
+        found = sharing_features.features_run(
+            config, features._replace(x=np.abs(x) * (2 * y - 1)[:, None]), 1, "erm-even", run)
+    assert found["accuracy"] > 0.9 and found["refit_worst_group"] == 0
+
+
+def test_each_domain_has_its_own_scores(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((90, 3)), y=np.arange(90) % 2,
+             domain=np.array(["a", "b", "c"])[np.arange(90) // 2 % 3])
+    monkeypatch.setattr(
+        sharing_features, "features_run",
+        lambda config, features, i, method, run: dict.fromkeys(
+            sharing_features.FEATURE_SCORES, i / 10 + (method == "erm")))
+    config = sharing.Sharing(
+        source="features", data=str(tmp_path / "x.npz"), results=str(tmp_path), threads=1)
+    result, _ = sharing_features.sharing_on_features(config)
+    told = [result[f"sharing_accuracy_{place}"] for place in "abc"]
+    assert told == [0, 0.1, 0.2] and result["sharing_accuracy"] == pytest.approx(0.1)
+    assert result["erm_worst_group_c"] == 1.2
+
+
+def test_the_scores_of_a_method_stand_under_their_names(capsys):
+    result = {f"erm_{key}_a": k / 10 for k, key in enumerate(sharing_features.FEATURE_SCORES, 1)}
+    sharing_features.tell_method(sharing.Sharing(shot=5), result, "erm", "_a")
+    assert capsys.readouterr().out == (
+        "  erm       accuracy 10.00 %   worst group 20.00 %, with a head refitted on even rows "
+        "30.00 %   5-shot 40.00 %\n")

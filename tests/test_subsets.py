@@ -1,10 +1,15 @@
 """Encoders trained through best subsets and other inner problems."""
 
+import types
+
 import numpy as np
 import pytest
 
+import data
+import metrics
 import run
 from experiments import disentangle, maps, results, subsets
+from experiments.apply import encode_images
 
 SHORT = {"threads": 1, "steps": 3}
 
@@ -66,3 +71,29 @@ def test_the_command_tells_scores(tmp_path, monkeypatch, capsys):
     assert "DCI-D" in capsys.readouterr().out
     assert run.main(["subsets", "--head", "mcp"]) == 2  # without a penalty it is none of its kind
     assert "--eps: found 0" in capsys.readouterr().err
+
+
+def test_scores_are_on_uniform_images_and_losses_on_those_of_training(tmp_path):
+    config, shapes = subsets.Subsets(results=str(tmp_path), **SHORT), data.Shapes3D()
+    found, run = subsets.subsets(config)
+    z, p = data.latents(shapes, 1.0, 0.9)
+    index, seen = disentangle.scored_images(p, 60, 5000)
+    F = encode_images(run.path("checkpoint.npz"), shapes.images(index))
+    assert found["mcc"] == pytest.approx(metrics.mcc(z[index], F), abs=1e-6)
+    truth = subsets.losses(config, z[seen], z[seen])["loss"]
+    assert found["loss_at_truth"] == pytest.approx(truth)
+    assert np.corrcoef(z[seen].T)[0, 1] > 0.7 > 0.4 > abs(np.corrcoef(z[index].T)[0, 1])
+
+
+def test_a_seed_draws_its_own_images_and_labels_at_each_step():
+    z = np.random.default_rng(0).standard_normal((500, 6))
+    tasks = data.Tasks(z, np.full(500, 1 / 500), sets=2, samples=9, per_set=3)
+    shapes = types.SimpleNamespace(images=lambda index: index)
+
+    def drawn(seed, step):
+        (index,), (y, size) = subsets.sampler(seed, tasks, shapes)(step)
+        assert y.shape == (2, 3, 9) and size.shape == (6,)
+        return np.append(index, y)
+
+    assert (drawn(0, 3) == drawn(0, 3)).all()
+    assert (drawn(0, 3) != drawn(1, 3)).mean() > 0.9 < (drawn(0, 3) != drawn(0, 4)).mean()

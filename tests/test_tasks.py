@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -277,3 +278,66 @@ def test_settings_that_do_not_fit_are_one_line(capsys):
         assert run.main(["tasks", "table.npz", *words, *FAST]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1 and told in err
+
+
+def test_weights_are_in_deviations_and_correlations_of_the_rows_of_training():
+    X, Y, _ = planted(0)
+    np.savez("table.npz", x=X, Y=Y)
+    assert run.main(["tasks", "table.npz", *LINEAR]) == 0
+    (path,) = Path("results").glob("tasks/*/result.json")
+    told, folder = json.loads(path.read_text()), path.parent
+    with np.load(folder / "features.npz") as file:
+        F, W, test = (file[name] for name in ("F", "W", "test"))
+    shown = np.array(lines_of(folder / "weights.csv")[1:])[:, 1:].astype(float)
+    deviation = np.nanstd(Y[~test], axis=0)
+    np.testing.assert_allclose(shown * deviation[:, None], W, rtol=1e-4, atol=1e-9)
+    C = np.array(lines_of(folder / "features.csv")[1:])[:, 3:].astype(float)
+    m = F.shape[1]
+    np.testing.assert_allclose(
+        C, np.corrcoef(F[~test].T, X[~test].T)[:m, m:], rtol=1e-4, atol=1e-5)
+    for c, found in zip(C, told["follows"], strict=True):
+        first = np.argsort(-np.abs(c))[:4]
+        assert [name for name, _ in found] == [f"x{i}" for i in first]
+        assert [value for _, value in found] == pytest.approx(c[first].tolist(), abs=1e-4)
+    assert any(value < 0 for found in told["follows"] for _, value in found)
+
+
+def test_the_raw_input_is_in_units_of_the_rows_of_training():
+    x, Y = linear_table(missing=0)
+    x[:8] *= 100
+    rows = tables.checked({"x": x, "Y": Y, "test": np.arange(80) < 8}, False, 0)
+    X = tasks.raw_input(rows)
+    np.testing.assert_allclose(X[8:].mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(X[8:].std(axis=0), 1)
+
+
+def test_new_targets_are_fitted_on_rows_of_training_and_told_in_their_units(monkeypatch):
+    x, Y = linear_table(N=120, missing=0.2)
+    rows = tables.checked({"x": x, "Y": 7 * Y + 1000}, False, 0)
+    new, on = np.array([False, True, True]), []
+    fits = tasks.fits_of_new
+
+    def spy(F, raw, rows, k, some, classes):
+        on.append((k, some))
+        return fits(F, raw, rows, k, some, classes)
+
+    monkeypatch.setattr(tasks, "fits_of_new", spy)
+    settings = types.SimpleNamespace(likelihood="gaussian", seed=0)
+    told = tasks.scores_of_new(rows, x, x, new, settings)
+    assert told["count"] == 2 and list(told["scores"]) == ["10", "20", "50", "all"]
+    assert {len(some) for _, some in on[:6]} == {10, 20, 50}
+    for k, some in on:
+        assert k in (1, 2) and not rows.test[some].any() and rows.known[some, k].all()
+    assert min(told["scores"]["all"]) > 0.95
+
+
+def test_the_inputs_that_a_feature_follows_are_those_of_largest_correlation():
+    names = ["a", "b", "c", "d", "e"]
+    found = report.followed(names, np.array([0.1, -0.9, 0.5, 0.0, -0.2]))
+    assert found == [("b", -0.9), ("c", 0.5), ("e", -0.2), ("a", 0.1)]
+
+
+def test_a_feature_is_called_identified_where_it_is():
+    told = {"stability": [0.5, None], "identified": [False, True], "follows": [[], []]}
+    _, lines = report.feature_table(told)
+    assert lines == [["feature0", "0.50", "no"], ["feature1", "", "yes"]]

@@ -79,3 +79,16 @@ def test_tasks_that_miss_a_direction_do_not_identify():
 def test_where_no_search_ends_at_0_nothing_holds(monkeypatch):
     monkeypatch.setattr(theory, "descend", lambda loss, x: OptimizeResult(x=x, fun=loss(x)[0]))
     assert not any(claim.holds for claim in theory.minima(np.random.default_rng(0), T=8))
+
+
+def test_the_theorems_picture_is_0_at_permutations_alone_where_features_are_few(panels):
+    theory.draw_theorem(None)
+    few, both = (line.get_ydata() for line in panels[0][0].lines)
+    assert both.max() < 1e-9 and np.flatnonzero(few < 1e-9).tolist() == [0, 90, 180]
+    # at 45 degrees, of factors correlated at 0.8: features (z0 -+ z1)/root 2, themselves apart
+    W = np.array([[1.0, 0], [0, 1], [1, 1], [1, -1], [1, -0.3], [0.4, 1]])
+    own, signal = [], np.einsum("ti,ij,tj->t", W, [[1, 0.8], [0.8, 1]], W)
+    for w, size in zip(W, np.count_nonzero(W, axis=1)):
+        parts = np.array([(w[0] - w[1]) ** 2 * 0.2, (w[0] + w[1]) ** 2 * 1.8]) / 2
+        own.append(parts.min() if size == 1 else 0)
+    assert few[45] == pytest.approx(100 * np.mean(own / signal))

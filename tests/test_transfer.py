@@ -1,9 +1,12 @@
 """New sparse tasks on learned features: which features help, and from how few samples."""
 
+import types
+
 import numpy as np
 import pytest
 
 import data
+import metrics
 import run
 from experiments import maps, transfer
 
@@ -81,3 +84,64 @@ def test_the_command_tells_r2(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run.main(["transfer", "--method", "factors", "--draws", "1", "--threads", "1"]) == 0
     assert capsys.readouterr().out.count("R^2 of") == len(transfer.SIZES)
+
+
+def test_scores_stand_under_the_images_and_the_fit_that_they_are_of(tmp_path, monkeypatch):
+    """Seen features are noise, uniform ones the factors of dense tasks."""
+    rng = np.random.default_rng(0)
+    z, noise, uniform = rng.standard_normal((3, 1600, 6))
+    given = maps.Given(z, noise, uniform, uniform)
+    monkeypatch.setattr(transfer, "features_of", lambda config: given)
+    config = transfer.Transfer(method="factors", draws=2, threads=1, results=str(tmp_path))
+    found, _ = transfer.transfer(config)
+    assert found["mcc"] == pytest.approx(1) and found["r_seen"] < 0.3
+    assert found["mcc_seen"] == metrics.mcc(z, noise) < 0.1
+    assert found["mcc_low_seen"] < 0.1 and found["mcc_low"] > 0.9
+    assert found["r_low_seen"] > found["mcc_high_seen"]  # of six features a score has more
+    both = transfer.r2_of_tasks(uniform, uniform, 2, 0).mean(axis=0)
+    told = [[found[f"{p}_{n}_uniform"] for p in ("lasso", "ridge")] for n in transfer.SIZES]
+    np.testing.assert_allclose(told, both)
+    assert (both[:, 0] != both[:, 1]).all() and found["ridge_25"] < 0.2 < 0.9 < both[1].min()
+
+
+def test_r2_is_of_samples_that_were_not_fitted(monkeypatch):
+    rng, fitted = np.random.default_rng(0), []
+    z, F = rng.standard_normal((2, 400, 6))
+
+    class Seen:
+        def fit(self, X, y):
+            self.own = {*map(tuple, X)}
+            fitted.append(len(X))
+            return self
+
+        def score(self, X, y):
+            assert len(X) == len(y) == 300 and not self.own & {*map(tuple, X)}
+            return 0.5
+
+    monkeypatch.setattr(transfer, "models", lambda: (Seen(), Seen()))
+    assert (transfer.r2_of_tasks(z, F, 3, 0) == np.full((3, 2, 2), 0.5)).all()
+    assert fitted == [5, 5, 25, 25] * 3
+
+
+def test_the_interval_is_that_of_95_percent_of_the_draws():
+    """That of a correlation r of N pairs: 1.96 (1 - r^2)/sqrt(N) on either side."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((1600, 1))
+    told = transfer.with_interval(z, z + rng.standard_normal(z.shape), draws=400)
+    half = 1.96 * (1 - told["mcc"] ** 2) / 40
+    for key in ("mcc", "r"):
+        assert told[f"{key}_high"] - told[f"{key}_low"] == pytest.approx(2 * half, rel=0.2)
+        assert abs(told[f"{key}_high"] + told[f"{key}_low"] - 2 * told[key]) < half / 2
+
+
+def test_the_command_tells_each_penalty_and_each_distribution(monkeypatch, capsys):
+    found = {f"{p}_{n}{on}": (p == "ridge") / 2 + j / 10 + bool(on) / 4
+             for p in ("lasso", "ridge") for j, n in enumerate(transfer.SIZES)
+             for on in ("", "_uniform")}
+    folder = types.SimpleNamespace(tell_files=lambda: None)
+    monkeypatch.setattr(transfer, "transfer", lambda config: (found, folder))
+    transfer.command(transfer.Transfer())
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert lines == [
+        "R^2 of   5 samples: lasso 0.000, ridge 0.500, on uniform images 0.250, 0.750",
+        "R^2 of  25 samples: lasso 0.100, ridge 0.600, on uniform images 0.350, 0.850"]
