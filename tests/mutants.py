@@ -2,15 +2,16 @@
 
     python tests/mutants.py [--count 66] [--seed 0] [--jobs 2] [--files solvers,sparsedis,metrics]
 
-Draws mutations (sign, factor, comparison, index or axis, transpose, max and min) from the functions
-of each file, runs that file's tests in a copy of the project until one fails, and prints caught and
-survived. Not part of the default suite. EQUIVALENT holds those looked at and found to change
-nothing that could be told apart, with the reason.
+Draws mutations (sign, factor, comparison, index or axis, transpose, max and min, one set of images
+or rows for the other) from the functions of each file, runs that file's tests in a copy of the
+project until one fails, and prints caught and survived. Not part of the default suite. EQUIVALENT
+holds those looked at and found to change nothing that could be told apart, with the reason.
 """
 
 import argparse
 import ast
 import io
+import itertools
 import queue
 import random
 import shutil
@@ -38,6 +39,14 @@ TESTS = {  # file: the tests that should notice, the quick ones first
     "experiments/sweeps": ["tests/test_sweeps.py"],
     "experiments/gradcheck": [GRADIENTS],
     "experiments/bench": ["tests/test_bench.py"],
+    **{f"experiments/{name}": [f"tests/test_{name}.py"] for name in (
+        "apply", "beyond", "disentangle", "entropy", "fewshot", "figures", "maps", "nuisance",
+        "page", "penalties", "regression", "rotation", "shared_maps", "sharing_features", "subsets",
+        "tables", "tasks", "transfer")},
+    "experiments/report": ["tests/test_tasks.py"],
+    "experiments/tell": ["tests/test_run.py", "tests/test_disentangle.py"],
+    "sparsetasks/estimator": ["tests/test_estimator.py", "tests/test_sparsetasks_parts.py"],
+    "sparsetasks/predictors": ["tests/test_predictors.py", "tests/test_sparsetasks_parts.py"],
 }
 TESTS["solvers"] += ["tests/test_threads.py"]
 TESTS["sparsedis"] += ["tests/test_results.py", "tests/test_disentangle.py"]
@@ -47,6 +56,11 @@ SWAPS = {
     **{"maximum": "minimum", "minimum": "maximum", "max": "min", "min": "max", "any": "all"},
     **{"0": "1", "1": "2", "2": "1", "mT": "real", "argmax": "argmin", "sum": "mean"},
 }
+TWINS = [  # names that are taken for each other, where a function has both
+    ("index", "seen"), ("index", "drawn"), ("F", "F_seen"), ("z", "z_uniform"), ("X", "X_uniform"),
+    ("uniform", "seen"), ("fit", "rest"), ("mean", "deviation"), ("accuracy", "off"),
+    ("accuracy", "dense"), ("beta1", "beta2"), ("lam1", "lam2"), ("rho", "alpha"), ("n", "m"),
+]
 DRAWN = ("draw_", "print_", "tell", "save_", "write_")  # functions that are looked at, not tested
 EQUIVALENT = {  # (file, start of the line, old, new): reason
     ("experiments/theory", "L = L + (rng.random", "*", "/"): "another random sparse matrix",
@@ -62,11 +76,16 @@ def sites(file):
     """(line, column, old, new) of every place that may be mutated: in functions, outside
     docstrings, messages and drawings."""
     source = (ROOT / f"{file}.py").read_text()
-    inside, skip = set(), set()
+    inside, skip, twins = set(), set(), {}  # twins: (line, name) -> the names it is taken for
     for node in ast.walk(ast.parse(source)):
         lines = range(getattr(node, "lineno", 0), getattr(node, "end_lineno", 0) + 1)
         if isinstance(node, ast.FunctionDef):
             (skip if node.name.startswith(DRAWN) else inside).update(lines)
+            names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+            pairs = [pair for pair in TWINS if names.issuperset(pair)]
+            for line, (a, b) in itertools.product(lines, pairs):
+                twins.setdefault((line, a), set()).add(b)
+                twins.setdefault((line, b), set()).add(a)
         elif isinstance(node, ast.Raise):
             skip.update(lines)
     found, before = [], ""
@@ -76,6 +95,9 @@ def sites(file):
         kinds = (tokenize.OP, tokenize.NUMBER, tokenize.NAME)
         if token.string in SWAPS and line in inside - skip and not unpacks and token.type in kinds:
             found.append((line, column, token.string, SWAPS[token.string]))
+        if token.type == tokenize.NAME and line in inside - skip:
+            others = sorted(twins.get((line, token.string), ()))
+            found += [(line, column, token.string, other) for other in others]
         before = token.string
     return found
 
