@@ -21,6 +21,7 @@ import metrics
 import sparsedis
 from experiments import plots, results, tables, tasks
 from experiments.settings import OUT, option, out_path
+from experiments.sharing_data import DSprites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +199,8 @@ def curves(config):
 
 def chance_of(content):
     """The MCC of a random mixing of a run's factors into its features."""
-    factors = 5 if content.get("source") == "dsprites" else len(data.FACTORS)
+    grid = DSprites if content.get("source") == "dsprites" else data.Shapes3D
+    factors = len(grid.names)
     features = content.get("features", content.get("m", factors))
     return metrics.chance(content.get("needed", factors), features)
 

@@ -110,7 +110,7 @@ def central_differences(line, name, shape, index, h):
 
 def relative_errors(picked):
     """|g - g_fd| of each array, relative to its norm, or to a millionth of all norms together."""
-    floor = max(1e-6 * size({name: g for name, (g, _) in picked.items()}), 1e-300)
+    floor = max(1e-6 * size(g for g, _ in picked.values()), 1e-300)
     errors = {}
     for name, (g, g_fd) in picked.items():
         errors[name] = norm(g - g_fd) / max(norm(g), norm(g_fd), floor)
@@ -119,21 +119,21 @@ def relative_errors(picked):
 
 def size(arrays):
     """The norm of all arrays together."""
-    return norm([norm(a) for a in arrays.values()])
+    return norm([norm(a) for a in arrays])
 
 
 def slope_error(line, v, slope, grads):
     """|<g, v> - (f(a + t v) - f(a - t v)) / (2 t)| / |g|, and whether the pattern stayed; <g, v> is
     about |g| for normal v."""
-    t = 1e-4 / size(v)
+    t = 1e-4 / size(v.values())
     (up, down), shrink, same = line(v, (t, -t))
-    return abs(slope - (up - down) / (2 * t * shrink)) / max(size(grads), 1e-300), same
+    return abs(slope - (up - down) / (2 * t * shrink)) / max(size(grads.values()), 1e-300), same
 
 
 def taylor_rate(line, v, slope, loss):
     """log2 of r(t)/r(t/2), where r(t) = |f(a + t v) - f(a) - t <g, v>| is the remainder of the
     linear model; and whether the pattern stayed."""
-    t = 1e-2 / size(v)
+    t = 1e-2 / size(v.values())
     (full, half), shrink, same = line(v, (t, t / 2))
     expected = shrink * t * slope
     remainder = abs(full - loss - expected)

@@ -480,9 +480,9 @@ def result_of(run):
         return None
     made_by = run.made_by()
     codes = [*made_by.get("code_before", ()), made_by["code"]]
-    kernel = [] if made_by.get("device", "cpu") == "cpu" else [made_by["device"]]
-    kernel += [made_by["kernel"]] if "kernel" in made_by else []
-    made = {"code": "+".join(codes), "kernel": ", ".join(kernel)}
+    machine = made_by.get("device"), made_by.get("kernel")
+    kernel = ", ".join(name for name in machine if name and name != "cpu")
+    made = {"code": "+".join(codes), "kernel": kernel}
     return scores | made | {"folder": str(run.folder)}
 
 
