@@ -280,23 +280,21 @@ class Run:
             self.empty()
         for left_by_a_kill in self.folder.rglob(".*.new"):
             left_by_a_kill.unlink()
+        before = self.made_before()
+        codes = [code for code in codes_of(before) if code != self.code]
+        kernels = [*before.get("kernel", "").split("+"), settings.blas_kernels()]
         made_by = {"version": self.config.version, "device": self.config.device,
-                   "code": self.code, "kernel": settings.blas_kernels(),
+                   "code": self.code, "kernel": "+".join(filter(None, dict.fromkeys(kernels))),
                    "libraries": settings.libraries()}
-        before = self.codes_before()
-        if before:
+        if codes:
             print("going on from a checkpoint that was made by other code")
-            made_by["code_before"] = before
+            made_by["code_before"] = codes
         write_json(self.path("config.json"), self.content | made_by)
         return self
 
-    def codes_before(self):
-        """The digests of other code that made what this run goes on from."""
-        if not any(self.folder.rglob("checkpoint.npz")):
-            return []
-        made_by = self.made_by()
-        codes = [*made_by.get("code_before", ()), made_by["code"]]
-        return [code for code in dict.fromkeys(codes) if code != self.code]
+    def made_before(self):
+        """What config.json tells of what this run goes on from; empty where it begins."""
+        return self.made_by() if any(self.folder.rglob("checkpoint.npz")) else {}
 
     def __exit__(self, *error):
         if any(error) and not any(self.folder.rglob("checkpoint.npz")):
@@ -360,6 +358,12 @@ class Run:
         if RESPONSES in names:
             print(f"open {self.path(RESPONSES)}: each row is a feature, "
                   "and a good one moves in one column")
+
+
+def codes_of(made_by):
+    """The digests of all codes that made a result, by its config.json, the last one last."""
+    codes = [*made_by.get("code_before", ()), made_by.get("code")]
+    return list(filter(None, dict.fromkeys(codes)))
 
 
 def layout(arrays):

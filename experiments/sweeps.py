@@ -473,16 +473,15 @@ def read_row(config, told, lenient):
 
 
 def result_of(run):
-    """The scores of a run, the digests of all codes that made it, its kernel, and its folder; None
+    """The scores of a run, the digests of all codes that made it, its kernels, and its folder; None
     where it is not finished."""
     scores = run.result()
     if scores is None:
         return None
     made_by = run.made_by()
-    codes = [*made_by.get("code_before", ()), made_by["code"]]
     machine = made_by.get("device"), made_by.get("kernel")
     kernel = ", ".join(name for name in machine if name and name != "cpu")
-    made = {"code": "+".join(codes), "kernel": kernel}
+    made = {"code": "+".join(results.codes_of(made_by)), "kernel": kernel}
     return scores | made | {"folder": str(run.folder)}
 
 

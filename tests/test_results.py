@@ -313,16 +313,20 @@ def test_a_line_tells_of_the_steps_since_the_one_before(tmp_path, monkeypatch):
     ] * 12
 
 
-def test_all_codes_that_made_a_result_are_kept(tmp_path, monkeypatch):
+def test_all_codes_and_kernels_that_made_a_result_are_kept(tmp_path, monkeypatch):
     def begun():
         run = results.Run(disentangle.Disentangle(results=str(tmp_path)))
         with run:
             run.path("checkpoint.npz").write_bytes(b"")
-        return run.made_by().get("code_before", [])
+        return run.made_by()
 
-    for code, before in (("a", []), ("b", ["a"]), ("c", ["a", "b"]), ("b", ["a", "c"])):
+    for code, before, kernels in (
+        ("a", [], "K"), ("b", ["a"], "K"), ("c", ["a", "b"], "K+L"), ("b", ["a", "c"], "K+L")
+    ):
         monkeypatch.setattr(settings, "code_digest", lambda *args, code=code: code)
-        assert sorted(begun()) == before
+        monkeypatch.setattr(settings, "blas_kernels", lambda code=code: "KL"[code == "c"])
+        told = begun()
+        assert sorted(told.get("code_before", [])) == before and told["kernel"] == kernels
 
 
 def test_a_checkpoint_with_moments_of_another_encoder_is_refused(tmp_path):
