@@ -14,7 +14,7 @@ import io
 import numpy as np
 
 from experiments import plots, results
-from sparsetasks.targets import standardised
+from sparsetasks.targets import class_name, standardised
 
 ROWS = 12  # targets in the terminal
 FOLLOWED = 4  # inputs of a feature
@@ -58,15 +58,15 @@ def told_choice(result):
     """How the encoder was chosen, where there was a choice."""
     held = result["held_out"]
     told = ", ".join(f"{name} {value:.3f}" for name, value in held.items())
-    return f" (R^2 on rows held out of its training: {told})" if told else ""
+    return f" (R^2 on rows held out of its fit: {told})" if told else ""
 
 
 def verdict(result):
-    """Whether to predict from the features, in plain words: alike is within a standard error."""
+    """Whether to predict from the features, in plain words: alike is within two standard errors."""
     ours, raw, what = result["score"], result["raw"], measure(result)
     model = "logistic regression" if what == "accuracy" else "ridge"
     numbers = f"{what} {ours:.3f} on the features, {raw:.3f} by {model} on it"
-    margin = max(LESS, result["margin"])
+    margin = max(LESS, 2 * result["margin"])
     if raw > ours + margin:
         return f"The raw input predicts better ({numbers}): to predict, take {model}."
     if ours > raw + margin:
@@ -133,7 +133,7 @@ def write(path, model, rows, F, result):
     draw_weights(W, names, path("weights.png"))
     if not table:
         draw_maps(C, rows.x.shape[1:], path("maps.png"))
-    if model.loss_curve_:
+    if model.encoder_ != "linear":
         draw_loss(model.loss_curve_, path("training.png"))
     pictures = [path(f"{name}.png") for name in ("weights", "maps", "training")]
     page = html_of(result, names, W, [picture for picture in pictures if picture.exists()])
@@ -162,7 +162,7 @@ def named_weights(model, result):
     if model.classes_ is None:
         return result["targets"], model.coef_ / model.target_scale_[:, None]
     pairs = zip(result["targets"], model.classes_, model.coef_, strict=True)
-    found = [(f"{target}: {names[i]}", W[i])
+    found = [(f"{target}: {class_name(names[i])}", W[i])
              for target, names, W in pairs for i in range(len(names))]
     return [name for name, _ in found], np.stack([w for _, w in found])
 
@@ -236,12 +236,12 @@ th{border-bottom:1px solid #999}img{max-width:100%}p.note{color:#a40}"""
 
 def html_of(result, names, W, pictures):
     """The page."""
-    what, (header, *lines) = measure(result), target_table(result)
+    what, (header, *lines) = typeset(measure(result)), target_table(result)
     targets, features = counted(result["targets"], "target"), counted(W.T, "feature")
     parts = [
         f"<h1>{targets}, {features}</h1>",
-        f"<p>{escaped(verdict(result))}</p>",
-        f"<p>Encoder: {result['encoder']}{escaped(told_choice(result))}.</p>",
+        f"<p>{typeset(verdict(result))}</p>",
+        f"<p>Encoder: {result['encoder']}{typeset(told_choice(result))}.</p>",
         *(f"<p class=note>{escaped(note)}</p>" for note in result["notes"])]
     if "mcc" in result:
         parts.append(f"<p>MCC {result['mcc']:.4f}, R {result['r']:.4f}; a random mixing of the "
@@ -262,12 +262,17 @@ def html_of(result, names, W, pictures):
         data = base64.b64encode(picture.read_bytes()).decode()
         parts.append(f"<p><img alt={picture.stem} src=data:image/png;base64,{data}></p>")
     head = f"<!doctype html><meta charset=utf-8><title>tasks</title><style>{STYLE}</style>"
-    return "\n".join([head, *parts, ""]).replace("R^2", "R²")
+    return "\n".join([head, *parts, ""])
 
 
 def counted(things, name):
     """1 target, 2 targets."""
     return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
+
+
+def typeset(text):
+    """A text of ours as HTML."""
+    return escaped(text).replace("R^2", "R²")
 
 
 def escaped(text):

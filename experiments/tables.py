@@ -9,15 +9,16 @@ and what to do.
 import csv
 import difflib
 import hashlib
+import itertools
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from sparsetasks.targets import Targets
+from sparsetasks.targets import Targets, some
 
 DELIMITERS = ",;\t|"
-SHOWN = 8  # names in a message
 
 
 class Rows(NamedTuple):
@@ -45,7 +46,7 @@ def read_rows(config):
     are names of columns. ValueError tells what does not fit."""
     path, classes = Path(config.data), config.likelihood == "categorical"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
     if path.suffix.lower() == ".npz":
         if config.test:
             raise ValueError("--test: of a CSV file; an npz file holds a mask, test")
@@ -95,16 +96,25 @@ def checked(found, classes, seed):
         raise ValueError(f"x: row {bad[0][0]}, column {bad[0][1]} is not finite")
     if Y.ndim != 2 or len(Y) != N or Y.dtype.kind not in "biufU":
         raise ValueError(f"Y: found {Y.shape} {Y.dtype}, expected numbers ({N}, K)")
-    known = Targets(Y, "categorical" if classes else "gaussian", least=0).known
-    factors, test = checked_factors(found.get("factors"), N), checked_test(found, N, seed)
     names = found.get("names") or [f"target {k}" for k in range(Y.shape[1])]
+    known = checked_targets(Y, names, classes).known
+    factors, test = checked_factors(found.get("factors"), N), checked_test(found, N, seed)
     for k, name in enumerate(names):
         counts = [np.count_nonzero(known[rows, k]) for rows in (~test, test)]
         if min(counts) < 2:
             raise ValueError(
-                f"{name}: {counts[0]} labels to train on and {counts[1]} held out, "
-                "expected 2 or more")
+                f"{name}: {counts[0]} labels to train on and {counts[1]} held out, expected 2 or "
+                "more: leave it out, or hold out other rows (test)")
     return Rows(x, Y, known, factors, test, list(names), list(found.get("inputs", ())))
+
+
+def checked_targets(Y, names, classes, where=""):
+    """Targets of Y (N, K); ValueError names the one whose values are none."""
+    try:
+        return Targets(Y, "categorical" if classes else "gaussian", least=1)
+    except ValueError as error:
+        told = re.sub(r"Y: column (\d+)", lambda found: names[int(found[1])], str(error))
+        raise ValueError(f"{where}{told}") from None
 
 
 def checked_factors(factors, N):
@@ -134,9 +144,10 @@ def checked_test(found, N, seed):
 def words(names):
     """Names that were given with spaces or commas between them; quotes keep a comma."""
     try:
-        return [name.strip() for word in names for name in next(csv.reader([word], strict=True))]
+        cells = [cell.strip() for word in names for cell in next(csv.reader([word], strict=True))]
     except csv.Error as error:
         raise ValueError(f"names of columns: found {' '.join(names)} ({error})") from None
+    return [cell for cell in cells if cell]                         # "y1, y2": a comma and a space
 
 
 def read_csv(path, targets, inputs=(), drop=(), classes=False, test=""):
@@ -148,11 +159,12 @@ def read_csv(path, targets, inputs=(), drop=(), classes=False, test=""):
     masks = [test] if test else []
     for flag, names in (("targets", targets), ("inputs", inputs), ("drop", drop), ("test", masks)):
         table.check(names, flag)
-    targets = [name for name in targets if name not in drop]
+    targets = [name for name in targets if name not in (*drop, *masks)]
     named = [name for name in table.names if name]                  # not pandas' row numbers
     inputs = [name for name in inputs or named if name not in (*targets, *drop, *masks)]
-    if not inputs or not targets:
-        raise ValueError(f"{path}: all columns are targets, none is left to predict from")
+    for left, role in ((targets, "a target"), (inputs, "an input")):
+        if not left:
+            raise ValueError(f"{path}: no column is left as {role}")
     table.tell_left_out((*targets, *inputs, *masks))
     read = table.classes if classes else table.targets
     found = {"x": table.columns(inputs), "Y": read(targets), "inputs": inputs, "names": targets}
@@ -194,8 +206,10 @@ class Table:
                                  f"{len(self.names)}, as in its first line")
 
     def check(self, names, flag):
-        """ValueError for a name that is no column."""
+        """ValueError for a name that is no column, or is given twice."""
         for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{self.path}: {name} is given twice (--{flag})")
             if name not in self.names:
                 close = difflib.get_close_matches(name, self.names, n=1)
                 told = f"did you mean {close[0]}?" if close else some(self.names)
@@ -223,13 +237,19 @@ class Table:
 
     def classes(self, names):
         """Classes (N, K): numbers, or texts where one is none; gaps are as those of targets, and in
-        a column of numbers beside texts negative ones, too."""
+        a column of numbers beside texts negative ones, too. Words that are gaps are printed."""
         places = [self.names.index(name) for name in names]
         cells = np.array([[line[at].strip() for at in places] for _, line in self.lines])
-        cells[np.isin(np.char.lower(cells), GAPS)] = ""
+        gaps = np.isin(np.char.lower(cells), GAPS)
+        words = sorted(set(cells[gaps].tolist()) - {""})
+        if words:
+            print(f"{self.path}: taken as missing labels: {', '.join(words)}")
+        cells[gaps] = ""
         of_numbers = [all(map(is_number, column[column != ""])) for column in cells.T]
         if all(of_numbers):
             return self.targets(names)
+        for name in itertools.compress(names, of_numbers):
+            checked_targets(self.targets([name]), [name], True, f"{self.path}: ")
         texts = [[as_class(cell) if number else cell for cell in column]
                  for number, column in zip(of_numbers, cells.T, strict=True)]
         return np.array(texts).T
@@ -275,9 +295,3 @@ def remedy(cell, name):
 def delimiter_of(line):
     """The one of DELIMITERS that makes most cells of the names' line."""
     return max(DELIMITERS, key=lambda d: len(next(csv.reader([line], delimiter=d), ())))
-
-
-def some(names):
-    """The first names of many, and how many more there are."""
-    shown = ", ".join(names[:SHOWN])
-    return shown + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")

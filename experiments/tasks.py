@@ -123,7 +123,7 @@ def tasks(config):
 
 def with_names(note, names):
     """A warning of SparseTasks with the names of targets in the place of their numbers."""
-    return re.sub(r"\btarget (\d+)\b", lambda found: names[int(found[1])], note)
+    return re.sub(r"(?<= of )target (\d+)(?= \(in )", lambda found: names[int(found[1])], note)
 
 
 def model_of(config):
@@ -248,10 +248,11 @@ def standard_error(rows, targets, ours, raw, classes):
     if classes:
         losses = [np.where(known, Y != found, 0.0) for found in (ours, raw)]
     else:
-        _, scale = mean_and_scale(np.where(known, Y, np.nan))
+        deviation = np.nanstd(np.where(known, Y, np.nan), axis=0)
+        scale = np.where(deviation > 0, deviation, np.inf)          # a constant one's R^2 is 0
         losses = [np.where(known, (Y - found) / scale, 0.0) ** 2 for found in (ours, raw)]
     of_rows = ((losses[0] - losses[1]) / known.sum(axis=0)).mean(axis=1)
-    return float(of_rows.std() * len(of_rows) ** 0.5)
+    return float(of_rows.std(ddof=1) * len(of_rows) ** 0.5)
 
 
 def raw_input(rows):
@@ -292,6 +293,8 @@ def fitted_pls(X, Y):
     """PLS on all targets, gaps filled in by ridge; components by 5-fold cross-validation."""
     most = min(20, X.shape[1], int(0.7 * len(X)))
     sizes = [k for k in (1, 2, 3, 4, 6, 8, 10, 14, 20) if k <= most]
+    if len(sizes) == 1:
+        return PLSRegression(1, scale=False).fit(X, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                             # of surplus components
         folds = min(5, len(X))

@@ -8,7 +8,8 @@ import numpy as np
 def as_good(losses, slight=0.0):
     """Which choices (c, ...) lose no more than the best by a standard error, or by `slight`.
 
-    losses (c, n, ...), of the same n rows or folds: differences are paired.
+    losses (c, n, ...), of the same n rows or folds: differences are paired, and their deviation is
+    over n, not n - 1.
                                                                  [Hastie et al. 2009, Sec. 7.10]
     """
     best = losses.mean(axis=1).argmin(axis=0)

@@ -19,13 +19,18 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, Transf
 from sklearn.metrics import r2_score
 from sklearn.utils import ClassifierTags, check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_feature_names_in,
+    _check_sample_weight,
+    check_is_fitted,
+    validate_data,
+)
 
 from sparsedis import convnet, cpu_threads, mlp
 from sparsetasks import linear, network, predictors
 from sparsetasks.choice import as_good
 from sparsetasks.rotation import STABLE, unmix
-from sparsetasks.targets import FEW, Targets, mean_and_scale, standardised
+from sparsetasks.targets import Targets, mean_and_scale, some, standardised
 
 REAL_HEADS = ("inner-lasso", "inner-ridge", "outer-lasso", "outer-ridge")
 ROWS, ROWS_A_COLUMN = 500, 20  # of X, from which on auto tries a network
@@ -58,7 +63,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
                                   (one of two); then, where these are few, the inputs
     coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k)
     classes_                      of each target, of y (N,) the array itself, or None
-    held_out_                     encoder -> R^2 on rows held out;  loss_curve_, of a network
+    held_out_                     encoder -> R^2 on rows held out of its fit, but not of the choice
+                                  of n_components and of a network's step;  loss_curve_, its loss
     Warns of features that are not identified and of classes too rare to be fitted.
     ValueError where parameters, X or Y do not fit; FloatingPointError where training diverges.
     """
@@ -93,8 +99,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     def fit(self, X, y):
         """Find the features, then a predictor for each target; y is Y (N, K), or (N,)."""
         self._check_parameters()
-        X, targets = self._check(X, y)
         vars(self).pop("coef_", None)                               # not fitted, until it is
+        X, targets = self._check(X, y)
         self.seed_ = seed_of(self.random_state)
         one = targets.one and targets.classes is not None
         self.classes_, self.loss_curve_ = targets.classes[0] if one else targets.classes, []
@@ -143,7 +149,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         check_is_fitted(self, "coef_")
         _, targets = self._check(X, y, reset=False)
         found = self.predict(X).reshape(targets.known.shape)
-        weight = np.ones(len(found)) if sample_weight is None else np.asarray(sample_weight)
+        weight = _check_sample_weight(sample_weight, found)
         score = r2_score if self.classes_ is None else accuracy
         columns = zip(targets.Y.T, found.T, targets.known.T, strict=True)
         scores = [score(y[on], its[on], sample_weight=weight[on])
@@ -163,7 +169,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     def get_feature_names_out(self, input_features=None):
         """feature0, feature1, ..."""
         check_is_fitted(self, "coef_")
-        _check_feature_names_in(self, input_features)
+        if len(self.input_shape_) == 1:                             # images have no names
+            _check_feature_names_in(self, input_features)
         return np.array([f"feature{j}" for j in range(self.n_components_)], dtype=object)
 
     # ---- the encoder
@@ -223,6 +230,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     def _fit_linear(self, ridge, rows):
         """The linear encoder, a network of one layer, and its arrays."""
         A = ridge.encoder(self.n_components_, rows)
+        if not A.shape[1]:
+            raise ValueError("X: found constant columns alone")
         least = self.n_components_ if len(rows) == len(ridge.X) else 1          # some may have less
         if A.shape[1] < least:
             refuse("n_components", self.n_components_, f"at most the rank of X, {A.shape[1]}")
@@ -296,6 +305,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         few = columns.shape[1] < FEW_TARGETS * m
         try:
             found = self._unmix_by_all(F, X, columns) if few and X.ndim == 2 else None
+            if found and m > 1:
+                warn("few targets: the inputs take part in the rotation and in what is identified")
             found = found or unmix(F, columns, **self._search(columns))
         except ValueError as error:                                 # no target tells a basis
             warn(f"the features are not rotated: {error}")
@@ -305,7 +316,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         stable = found.stability >= STABLE
         doubtful = [
             f"feature{j} (" + ("too few targets tell it apart" if stable[j] else
-                               f"stability {found.stability[j]:.2f}") + ")"
+                               f"stability {found.stability[j]:.3f}, below {STABLE}") + ")"
             for j in np.flatnonzero(~found.identified)]
         if doubtful:
             warn(f"not identified: {', '.join(doubtful)}")
@@ -334,11 +345,9 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     def _find_predictors(self, F, targets):
         """coef_ and intercept_, on features F (N, m)."""
         if targets.classes is not None:
-            self.coef_, self.intercept_, rare = predictors.of_classes(F, targets)
-            count = (targets.codes[..., None] == np.arange(self.coef_.shape[1])).sum(axis=0)
-            self.fitted_ = count >= FEW                             # (K, k)
+            self.coef_, self.intercept_, self.fitted_, rare = predictors.of_classes(F, targets)
             if rare:
-                warn(f"too few rows to be fitted, told by their share alone: {', '.join(rare)}")
+                warn(f"too few rows to be fitted, told by their share alone: {some(rare)}")
             return
         mean, scale = self.target_mean_, self.target_scale_ = mean_and_scale(targets.Y)
         W, b = predictors.of_numbers(F, targets.columns, self.head)
@@ -387,6 +396,9 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             raise ValueError("X: found masked values, expected none")
         images = getattr(X, "ndim", 2) > 2                          # of which scikit-learn has none
         X = check_array(X, allow_nd=True) if images else validate_data(self, X, reset=reset)
+        if images and reset:                                        # nor names of a table before
+            for name in ("n_features_in_", "feature_names_in_"):
+                vars(self).pop(name, None)
         X = X[..., None] if X.ndim == 3 else X
         if X.ndim not in (2, 4) or (X.ndim == 4 and min(X.shape[1:3]) < 8):
             raise ValueError(

@@ -1,6 +1,6 @@
 """jax_heads.py -- the Lasso as a function of JAX, with its adjoint.
 
-    w = lasso(F, y, lam)        F (T, n, m), y (T, n), lam (T,)  ->  w (T, m)
+    w = lasso(F, y, lam)        F (T, n, m), y (T, n), lam (T,) or a number  ->  w (T, m)
 
 The solver runs in NumPy, called back from compiled code; `jit` and `grad` work as usual, tasks are
 the batch (no `vmap`). jax.config.update("jax_enable_x64", True): the solver's accuracy is the
@@ -13,9 +13,14 @@ import solvers
 from sparsetasks.unsolved import warn_of_unsolved
 
 
-@jax.custom_vjp
 def lasso(F, y, lam):
     """w (T, m), the Lasso solution of every task; solvers.lasso."""
+    return lasso_of_tasks(F, y, jax.numpy.broadcast_to(lam, F.shape[:1]).astype(F.dtype))
+
+
+@jax.custom_vjp
+def lasso_of_tasks(F, y, lam):
+    """The same, with a penalty (T,)."""
     shape = jax.ShapeDtypeStruct((F.shape[0], F.shape[2]), F.dtype)
     return jax.pure_callback(solve, shape, F, y, lam)
 
@@ -29,7 +34,7 @@ def solve(F, y, lam):
 
 def lasso_forward(F, y, lam):
     """w, and what the backward pass needs."""
-    w = lasso(F, y, lam)
+    w = lasso_of_tasks(F, y, lam)
     return w, (F, y, lam, w)
 
 
@@ -45,4 +50,4 @@ def pull_back(*arrays):
     return solvers.lasso_vjp(*map(np.asarray, arrays))
 
 
-lasso.defvjp(lasso_forward, lasso_backward)
+lasso_of_tasks.defvjp(lasso_forward, lasso_backward)

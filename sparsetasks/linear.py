@@ -35,7 +35,8 @@ class ReducedRankRidge:
 
     def encoder(self, m, rows):
         """A (d, m), from some rows; fewer than m columns where X has a lower rank."""
-        return self.P @ leading_directions(self.X[rows], self.Y[rows], self.penalty, m)
+        X, Y = self.X[rows], self.Y[rows]
+        return self.P @ leading_directions(X, Y, penalties(X, Y), m)
 
     def rank_by_held_out(self, rng):
         """The number of features beyond which held-out rows are not predicted better: the fewest

@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_sco
 import solvers
 from sparsedis import logistic_lambda_max
 from sparsetasks.choice import as_good
-from sparsetasks.targets import FEW
+from sparsetasks.targets import FEW, class_name
 from sparsetasks.unsolved import warn_of_unsolved
 
 FOLDS = 5
@@ -99,22 +99,24 @@ def squared_error(W, b, AA, Ay, yy):
 
 
 def of_classes(F, targets):
-    """W (K, k, m) and b (K, k), -inf where a target has no such class; and the names of classes
-    with fewer than FEW rows, which are not fitted: of these b is the logarithm of their share."""
-    _, K, k = targets.labels.shape
+    """W (K, k, m) and b (K, k), -inf where a target has no such class; fitted (K, k), classes of
+    FEW rows or more; and the names of others, of which b is the logarithm of their share."""
+    K, k = len(targets.classes), targets.most
     W, b, rare = np.zeros((K, k, F.shape[1])), np.full((K, k), -np.inf), []
+    fitted = np.full((K, k), False)
     for i, names in enumerate(targets.classes):
         known = targets.known[:, i]
         code, size = targets.codes[known, i], len(names)
         count = np.bincount(code, minlength=size)
         b[i, :size] = np.log(count / count.sum())
-        rare += [f"{names[c]} of target {i} (in {count[c]} of {len(code)} rows)"
+        fitted[i, :size] = count >= FEW
+        rare += [f"{class_name(names[c])} of target {i} (in {count[c]} of {len(code)} rows)"
                  for c in np.flatnonzero(count < FEW)]
         often = np.flatnonzero(count >= FEW)
         rows = np.isin(code, often)
         if len(often) > 1:
             W[i, often], b[i, often] = logistic(F[known][rows], np.searchsorted(often, code[rows]))
-    return W, b, rare
+    return W, b, fitted, rare
 
 
 def logistic(F, code):
@@ -140,7 +142,8 @@ def logistic(F, code):
 
 
 def kept_features(F, Y):
-    """Masks (m,) of features that the group Lasso of a classifier keeps, few first, all last."""
+    """Masks (m,) of features that the group Lasso of a classifier keeps, few first, all last; from
+    a fit that is not solved, too, for each is judged by the loss of what is fitted on it."""
     sets, lambda_max = [], logistic_lambda_max(F[None], Y[None])
     for share in GROUP_SHARES:
         W, _ = solvers.group_lasso(F[None], Y[None], share * lambda_max, loss="logistic")

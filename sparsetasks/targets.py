@@ -14,6 +14,8 @@ import numpy as np
 
 FEW = 5  # rows of a class from where on it is fitted
 ROUNDING = 1e-14  # of a column's values
+AT_ONCE = 10 ** 7  # values of which there is a copy in double precision
+SHOWN = 8  # names in a message
 
 
 class Targets:
@@ -62,8 +64,12 @@ class Targets:
     def labels(self):
         if self.classes is None:
             return np.nan_to_num(standardised(self.Y))
-        most = max(2, *map(len, self.classes))
-        return np.eye(most)[np.maximum(self.codes, 0)]
+        return np.eye(self.most)[np.maximum(self.codes, 0)]
+
+    @property
+    def most(self):
+        """k, 2 or more."""
+        return max(2, *map(len, self.classes))
 
 
 def array_of(Y):
@@ -122,6 +128,17 @@ def refuse_signs(Y, classes):
                              "are missing ones: code classes from 0, or as texts")
 
 
+def class_name(value):
+    """A class as it is written: 1 for 1.0."""
+    return f"{value:.0f}" if isinstance(value, numbers.Real) else str(value)
+
+
+def some(names):
+    """The first names of many, and how many there are."""
+    shown = ", ".join(names[:SHOWN])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
+
+
 def is_class(value):
     """Whether a value names a class, and is not missing."""
     if isinstance(value, str):
@@ -140,15 +157,25 @@ def mean_and_scale(X):
     """Mean and deviation, NaN left out, of each column or channel; of a constant one, whose largest
     and smallest values are equal but for rounding, its value and 1. As metrics.moments, in any
     units."""
-    X, axes = X.astype(np.float64), tuple(range(X.ndim - 1))
-    known = np.isfinite(X)
-    low = np.min(X, axis=axes, where=known, initial=np.inf)
-    high = np.max(X, axis=axes, where=known, initial=-np.inf)
+    axes, parts = tuple(range(X.ndim - 1)), np.array_split(X, 1 + X.size // AT_ONCE)
+    lows, highs, counts = zip(*(range_of(part, axes) for part in parts), strict=True)
+    low, high, n = np.min(lows, axis=0), np.max(highs, axis=0), np.maximum(sum(counts), 1)
     low, high = (np.where(np.isfinite(a), a, 0) for a in (low, high))           # 0: all is missing
     varies = high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
     width = np.where(varies, high - low, 1)
-    share = np.where(known, (X - low) / width, 0)
-    n = np.maximum(known.sum(axis=axes), 1)
-    mean = share.sum(axis=axes) / n
-    deviation = np.sqrt((np.where(known, share - mean, 0) ** 2).sum(axis=axes) / n)
-    return low + width * mean, np.where(varies, width * deviation, 1)
+
+    def mean_of(power, centre):                                     # of values as shares of width
+        shares = ((part.astype(np.float64) - low) / width - centre for part in parts)
+        return sum(np.nansum(share ** power, axis=axes) for share in shares) / n
+
+    mean = mean_of(1, 0)
+    return low + width * mean, np.where(varies, width * np.sqrt(mean_of(2, mean)), 1)
+
+
+def range_of(X, axes):
+    """The smallest and the largest value over some axes, and how many are known."""
+    X = X.astype(np.float64)
+    known = np.isfinite(X)
+    low = np.min(X, axis=axes, where=known, initial=np.inf)
+    high = np.max(X, axis=axes, where=known, initial=-np.inf)
+    return low, high, known.sum(axis=axes)

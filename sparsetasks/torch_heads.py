@@ -24,18 +24,23 @@ def exactly(method):
     @functools.wraps(method)
     def out_of_autocast(*args, **kwargs):
         given = (*args, *kwargs.values())
-        kind = next(a.device.type for a in given if isinstance(a, torch.Tensor))
+        kind = next((a.device.type for a in given if isinstance(a, torch.Tensor)), "cpu")
         with torch.autocast(kind, enabled=False):
             return method(*args, **kwargs)
 
     return out_of_autocast
 
 
-def check_features(F, n_support=None):
-    """Refuse features of another shape or of half precision, and a support without a query."""
+def check_tensors(F, y, ndim, n_support=None):
+    """Refuse what are no tensors, features of another shape or of half precision, labels of other
+    samples, and a support without a query."""
+    for name, a in (("F", F), ("y", y)):
+        if not isinstance(a, torch.Tensor):
+            raise ValueError(f"{name}: found {type(a).__name__}, expected a tensor")
     if F.ndim != 3 or F.dtype not in (torch.float64, torch.float32):
         raise ValueError(f"F: found {tuple(F.shape)} {F.dtype}, expected features (T, n, m) of T "
                          "tasks in single or double precision: F.double()")
+    solvers.check_shapes(F.detach(), y.detach(), ndim=ndim)
     if n_support is not None and not 0 < n_support < F.shape[1]:
         raise ValueError(f"n_support: found {n_support}, expected 1 to {F.shape[1] - 1} of "
                          f"{F.shape[1]} samples")
@@ -43,7 +48,9 @@ def check_features(F, n_support=None):
 
 def per_task(lam, F):
     """A penalty, (T,), through which PyTorch differentiates."""
-    return torch.as_tensor(lam, dtype=F.dtype, device=F.device).expand(len(F))
+    lam = torch.as_tensor(lam, dtype=F.dtype, device=F.device)
+    solvers.per_task(lam.detach(), F.detach())
+    return lam.expand(len(F))
 
 
 class LassoSolution(torch.autograd.Function):
@@ -78,15 +85,14 @@ class LassoHead(torch.nn.Module):
 
     @exactly
     def fit(self, F, y, lam=None):
-        check_features(F)
+        check_tensors(F, y, 2)
         if lam is None:
             lam = self.eps * solvers.lasso_lambda_max(F.detach(), y.detach())
         return LassoSolution.apply(F, y, per_task(lam, F))
 
     @exactly
     def forward(self, F, y, lam=None):
-        check_features(F, self.n_support)
-        solvers.check_shapes(F.detach(), y.detach(), ndim=2)
+        check_tensors(F, y, 2, self.n_support)
         F_fit, y_fit = F[:, :self.n_support], y[:, :self.n_support]
         F_score, y_score = F[:, self.n_support or 0:], y[:, self.n_support or 0:]
         if self.intercept:
@@ -103,7 +109,7 @@ class RidgeHead(LassoHead):
 
     @exactly
     def fit(self, F, y, lam=None):
-        check_features(F)
+        check_tensors(F, y, 2)
         if lam is None:
             lam = self.eps * solvers.ridge_lambda_max(F.detach())
         lam = per_task(lam, F)
@@ -146,7 +152,7 @@ class SVMHead(torch.nn.Module):
 
     @exactly
     def forward(self, F, Y, lam1=None):
-        check_features(F, self.n_support)
+        check_tensors(F, Y, 3, self.n_support)
         F_fit, Y_fit = F[:, :self.n_support], Y[:, :self.n_support]
         if lam1 is None:
             lam1 = self.eps * solvers.svm_lambda_max(F_fit.detach(), Y_fit)

@@ -200,6 +200,9 @@ def test_images_have_no_number_of_columns():
     for wrong in (X[:, :, :9], X[:, :8]):
         with pytest.raises(ValueError, match=r"expected \(9, 12, 1\)"):
             model.transform(wrong)
+    assert model.get_feature_names_out().tolist() == ["feature0"]
+    model.fit(X[:, 0], X[:, 0, :2]).fit(X, X[:, 0, :2])  # nor after a fit on a table
+    assert not hasattr(model, "n_features_in_")
 
 
 def test_the_linear_encoder_is_fitted_to_all_rows_at_the_end():
@@ -224,7 +227,8 @@ def questionnaire(mixed, K=10):
 
 def test_few_targets_are_helped_by_inputs_that_are_as_sparse():
     X, Y, z = questionnaire(mixed=False)
-    with_inputs = SparseTasks(n_components=5, encoder="linear").fit(X, Y)
+    with pytest.warns(UserWarning, match="the inputs take part"):
+        with_inputs = SparseTasks(n_components=5, encoder="linear").fit(X, Y)
     assert len(with_inputs.loadings_) == 30 and metrics.mcc(z, with_inputs.transform(X)) > 0.94
     X, Y, z = questionnaire(mixed=True)
     alone = SparseTasks(n_components=5, encoder="linear").fit(X, Y)
@@ -549,6 +553,27 @@ def test_a_refused_fit_leaves_nothing_of_the_one_before():
         model.set_params(n_components=50).fit(100 * X + 3, Y)
     with pytest.raises(NotFittedError):
         model.predict(X)
+    model.set_params(n_components=2).fit(X, Y)
+    with pytest.raises(ValueError, match="Y: found"):
+        model.fit(np.c_[X, X], Y[:5])
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+    with pytest.raises(ValueError, match="X: found constant columns alone"):
+        model.fit(np.ones(X.shape), Y)
+
+
+def test_weights_of_other_rows_are_refused():
+    X, Y = small()
+    with pytest.raises(ValueError, match="sample_weight"):
+        SparseTasks(n_components=2, **SAME).fit(X, Y).score(X, Y, sample_weight=np.ones(7))
+
+
+def test_the_linear_encoder_chooses_its_penalties_on_its_own_rows():
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((60, 30)), rng.standard_normal((60, 3))
+    own = ReducedRankRidge(X, Y).encoder(3, np.arange(50))
+    others = ReducedRankRidge(X, np.r_[Y[:50], X[50:, :3]]).encoder(3, np.arange(50))
+    np.testing.assert_array_equal(own, others)
 
 
 def test_features_of_noise_are_warned_of():

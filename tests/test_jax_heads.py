@@ -21,6 +21,7 @@ def test_the_lasso_of_jax_passes_its_check():
     assert 0 < (np.asarray(w) != 0).sum() < 10
     how = {"order": 1, "modes": ["rev"], "eps": 1e-6, "atol": 1e-6, "rtol": 1e-5}
     check_grads(jax_heads.lasso, (F, y, lam), **how)
+    check_grads(jax_heads.lasso, (F, y, 0.1), **how)  # one penalty for all tasks
 
 
 def test_fits_of_jax_that_are_not_solved_are_told(monkeypatch):

@@ -93,26 +93,28 @@ def classes(counts, seed=0):
 
 def test_classes_are_told_by_the_features_that_they_need():
     F, code = classes([40, 40, 40])
-    W, b, rare = predictors.of_classes(F, Targets(code, "categorical"))
-    assert not rare and (W[0, :, 0] != 0).any() and not W[0, :, 1:].any()
+    W, b, fitted, rare = predictors.of_classes(F, Targets(code, "categorical"))
+    assert not rare and fitted.all() and (W[0, :, 0] != 0).any() and not W[0, :, 1:].any()
     assert ((F @ W[0].T + b[0]).argmax(axis=1) == code).all()
 
 
 def test_rare_classes_keep_their_share_and_leave_the_others_alone():
     F, code = classes([40, 40, 3])
-    W, b, rare = predictors.of_classes(F, Targets(code, "categorical"))
+    W, b, fitted, rare = predictors.of_classes(F, Targets(code, "categorical"))
     assert rare == ["2 of target 0 (in 3 of 83 rows)"] and not W[0, 2].any()
+    assert fitted.tolist() == [[True, True, False]]
     assert b[0, 2] == pytest.approx(np.log(3 / 83))
     found = (F @ W[0].T + b[0]).argmax(axis=1)
     assert (found[:80] == code[:80]).all()
-    _, b, rare = predictors.of_classes(F[:6], Targets(np.array([0, 0, 0, 0, 0, 1]), "categorical"))
+    few = Targets(np.array([0, 0, 0, 0, 0, 1]), "categorical")
+    _, b, _, rare = predictors.of_classes(F[:6], few)
     assert b[0, 0] > b[0, 1] > -np.inf and len(rare) == 1
 
 
 def test_a_target_without_a_class_never_tells_it():
     F, code = classes([20, 20, 20])
     both = np.stack([code, np.minimum(code, 1)], axis=1)
-    W, b, _ = predictors.of_classes(F, Targets(both, "categorical"))
+    W, b, _, _ = predictors.of_classes(F, Targets(both, "categorical"))
     assert b[1, 2] == -np.inf and not W[1, 2].any() and np.isfinite(b[0]).all()
 
 

@@ -82,7 +82,10 @@ def test_a_mask_of_rows_held_out_is_taken(dtype):
         ("7", ["--targets", "y", "--inputs", "bb"], "no column bb (--inputs); did you mean b?"),
         ("7", ["--targets", "y", "--drop", "c"], "no column c (--drop)"),
         ("7", [], "--targets is needed"),
-        ("7", ["--targets", "a,b", "y"], "none is left"),
+        ("7", ["--targets", "a,b", "y"], "no column is left as an input"),
+        ("7", ["--targets", "y", "--test", "y"], "no column is left as a target"),
+        ("7", ["--targets", "y", "y"], "y is given twice (--targets)"),
+        ("7", ["--targets", "y", "--inputs", "a,a"], "a is given twice (--inputs)"),
         ("inf", ["--targets", "y"], "column a, line 3"),
         ("7,1", ["--targets", "y"], "line 3: found 4 cells, expected 3"),
     ],
@@ -134,6 +137,7 @@ def test_columns_are_those_asked_for_and_the_others_are_named(capsys):
 
 def test_targets_are_given_as_words_or_with_commas():
     assert tables.words(["y1", "y2,y3", '"y, 4"']) == ["y1", "y2", "y3", "y, 4"]
+    assert tables.words(["y1,", "y2"]) == ["y1", "y2"]  # "y1, y2" as a shell gives it
 
 
 def test_classes_are_texts_where_one_is():
@@ -166,10 +170,20 @@ def test_gaps_of_classes_are_gaps_beside_texts_too():
     assert found["Y"].tolist() == [["0", "a"], ["", "b"], ["", ""], ["1", "a"], ["1", ""]]
 
 
-def test_a_number_is_one_class_however_it_is_written():
-    Path("t.csv").write_text("x,n,t\n1,1,a\n2,1.0,NULL\n3,2.5,None\n4,1e0,b\n5,#N/A,b\n")
+def test_a_number_is_one_class_however_it_is_written(capsys):
+    Path("t.csv").write_text("x,n,t\n1,1,a\n2,1.0,NULL\n3,2.0,None\n4,1e0,b\n5,#N/A,b\n")
     found = tables.read_csv("t.csv", ["n", "t"], classes=True)
-    assert found["Y"].tolist() == [["1", "a"], ["1", ""], ["2.5", ""], ["1", "b"], ["", "b"]]
+    assert found["Y"].tolist() == [["1", "a"], ["1", ""], ["2", ""], ["1", "b"], ["", "b"]]
+    assert "taken as missing labels: #N/A, NULL, None" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("of_text", ["u", "1"])
+def test_numbers_that_are_no_classes_are_named_beside_texts_too(capsys, of_text):
+    rows = [[i, of_text, 0.5 * i, 2 * (i % 2) - 1] for i in range(20)]
+    write_csv([["x", "t", "price", "sign"], *rows])
+    flags = ["--likelihood", "categorical", "--targets", "t"]
+    assert "price has numbers that are no" in refused(capsys, "table.csv", *flags, "price")
+    assert "sign has the class 1" in refused(capsys, "table.csv", *flags, "sign")
 
 
 def test_a_quote_that_does_not_end_is_told(capsys):

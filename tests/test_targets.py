@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sparsetasks.targets import FEW, Targets, mean_and_scale
+from sparsetasks import targets
+from sparsetasks.targets import FEW, Targets, mean_and_scale, some
 
 
 def test_what_stands_in_a_gap_is_never_seen():
@@ -92,6 +93,21 @@ def test_a_column_that_only_rounding_moves_is_constant():
     np.testing.assert_allclose(mean, 0.3)
     mean, scale = mean_and_scale(np.full((3, 1), np.nan))  # of nothing
     assert (mean, scale) == (0, 1)
+
+
+def test_moments_of_many_values_are_those_of_few(monkeypatch):
+    X = np.random.default_rng(0).standard_normal((50, 4, 3))
+    X[::7, 1, 2] = np.nan
+    whole = mean_and_scale(X)
+    np.testing.assert_allclose(whole, (np.nanmean(X, (0, 1)), np.nanstd(X, (0, 1))))
+    monkeypatch.setattr(targets, "AT_ONCE", 100)
+    np.testing.assert_allclose(mean_and_scale(X), whole, rtol=1e-13)
+
+
+def test_the_first_of_many_names_are_told():
+    names = [f"a{i}" for i in range(9)]
+    assert some(names[:8]) == ", ".join(names[:8])
+    assert some(names) == ", ".join(names[:8]) + ", ... (9 in all)"
 
 
 def test_of_two_classes_one_column_tells_both():

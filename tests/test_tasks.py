@@ -109,10 +109,10 @@ def test_the_last_line_says_where_the_raw_input_predicts_better(capsys):
     assert "note: not identified" in out
 
 
-def test_within_a_standard_error_the_last_line_says_alike():
-    told = {"likelihood": "gaussian", "score": 0.9, "raw": 0.93, "margin": 0.02}
+def test_within_two_standard_errors_the_last_line_says_alike():
+    told = {"likelihood": "gaussian", "score": 0.9, "raw": 0.93, "margin": 0.014}
     assert report.verdict(told).startswith("The raw input predicts better")
-    assert report.verdict(told | {"margin": 0.04}).startswith("The features predict as well")
+    assert report.verdict(told | {"margin": 0.016}).startswith("The features predict as well")
     alike = report.verdict(told | {"raw": 0.895, "margin": 0.0})
     assert alike.startswith("The features predict as well")
     rng = np.random.default_rng(0)
@@ -127,7 +127,13 @@ def test_within_a_standard_error_the_last_line_says_alike():
     rows = rows._replace(Y=right, known=np.full(right.shape, True))
     half = np.where(np.arange(300)[:, None] < 75, ~right, right)
     error = tasks.standard_error(rows, [0, 1], half, right, True)  # a quarter of the rows is wrong
-    assert error == pytest.approx((0.25 * 0.75 / 300) ** 0.5)
+    assert error == pytest.approx((0.25 * 0.75 / 299) ** 0.5)
+    Y = np.c_[Y[0][:, 0], np.zeros(300)]                            # R^2 of a constant target is 0
+    rows, errors = rows._replace(Y=Y, known=np.isfinite(Y)), []
+    for size in (0, 100):
+        ours = Y + 0.1 * rng.standard_normal(Y.shape) * [1, size]
+        errors.append(tasks.standard_error(rows, [0, 1], ours, 0.9 * Y, False))
+    assert errors[1] == pytest.approx(errors[0], rel=0.3)
 
 
 def test_a_column_of_a_csv_file_says_what_is_held_out(capsys):
@@ -148,9 +154,10 @@ def test_a_column_of_a_csv_file_says_what_is_held_out(capsys):
     assert run.main(["tasks", "table.npz", "--test", "late", *LINEAR]) == 2
 
 
-def test_four_rows_are_enough(capsys):
+@pytest.mark.parametrize("rows", [4, 2])
+def test_a_few_rows_are_enough(capsys, rows):
     x, Y = linear_table(N=10, missing=0)
-    np.savez("table.npz", x=x, Y=Y, test=np.arange(10) < 6)
+    np.savez("table.npz", x=x, Y=Y, test=np.arange(10) >= rows)
     assert run.main(["tasks", "table.npz", "--features", "1", *LINEAR]) == 0
 
 
@@ -160,6 +167,29 @@ def test_a_warning_names_the_target_that_it_is_of():
     assert "2 of q (in 2 of 160 rows), a of p (in 1)" in found
     assert tasks.with_names("not identified: feature0 (too few targets tell it apart)", []) == (
         "not identified: feature0 (too few targets tell it apart)")
+    rare = "told by their share alone: target 77 of target 0 (in 2 of 60 rows)"
+    assert tasks.with_names(rare, ["p"]).endswith("target 77 of p (in 2 of 60 rows)")
+
+
+def test_only_our_own_squares_are_typeset():
+    assert report.typeset("R^2 <") == "R² &lt;" and report.escaped("R^2") == "R^2"
+
+
+def test_whole_numbers_are_named_as_they_are_written():
+    model = types.SimpleNamespace(
+        classes_=[np.array([0.0, 1.0]), np.array(["a", "b"])], coef_=np.zeros((2, 2, 3)))
+    names, _ = report.named_weights(model, {"targets": ["k", "t"]})
+    assert names == ["k: 0", "k: 1", "t: a", "t: b"]
+
+
+def test_the_report_of_a_linear_encoder_has_no_network(capsys):
+    x, Y = linear_table(N=700)
+    np.savez("table.npz", x=x, Y=Y)
+    flags = ["--features", "3", "--steps", "3", "--hidden", "4", *FAST]
+    assert run.main(["tasks", "table.npz", *flags]) == 0
+    told, folder = result()
+    assert told["encoder"] == "linear" and "mlp" in told["held_out"]
+    assert not (folder / "training.png").exists()
 
 
 def test_ridge_of_the_raw_input_is_on_the_rows_with_labels():

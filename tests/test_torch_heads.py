@@ -101,5 +101,11 @@ def test_labels_and_penalties_that_do_not_fit_are_refused(head):
     for labels in (y[:1], y[..., None], y.float()):
         with pytest.raises(ValueError, match="expected F"):
             head()(F, labels)
-    with pytest.raises(ValueError, match="lam"):
-        head()(F, y, -1.0)
+    for lam in (-1.0, torch.ones(5)):
+        with pytest.raises(ValueError, match="lam"):
+            head()(F, y, lam)
+    for given in ((F.numpy(), y.numpy()), (F, y.numpy())):
+        with pytest.raises(ValueError, match="expected a tensor"):
+            head()(*given)
+    with pytest.raises(ValueError, match="expected F"):
+        torch_heads.SVMHead(4)(F, torch.eye(2).double().repeat(3, 3, 1))  # labels of 6 samples
