@@ -94,29 +94,33 @@ def check_file(number, path):
     own = EXERCISES[number]
     theirs = {name: careful(f, str(path)) for name, f in functions_of(path, own.ours).items()}
     print(f"{own.name}: {own.title}")
-    failed, off = {}, set()                                         # title -> words; titles
+    told, off = {}, set()                                           # title -> words; titles
     with sparsedis.cpu_threads(1):
         for title, trial in own.trials(theirs):
             print(f"  {title:<32}", end="", flush=True)             # before it runs: it may not end
             words, has_numbers = outcome(trial)
             print(f"\n{34 * ' '}".join(textwrap.wrap(words or "right", 66)))
-            failed |= {title: words} if words else {}
+            told[title] = words
             off |= {title} if words and has_numbers else set()
-    tell_end(own, failed, off)
-    return int(bool(failed))
+    tell_end(own, told, off)
+    return int(any(told.values()))
 
 
-def tell_end(own, failed, off):
+def tell_end(own, told, off):
     """The last lines: what the wrong trials have in common. A hint is of its first trial, of which
     the numbers are off, and of others that fail with it."""
-    if not failed:
-        print(f"All is right. Ours: {own.read}")
-    elif set(failed.values()) == {UNWRITTEN}:
+    written = {title: words for title, words in told.items() if words != UNWRITTEN}
+    failed = {title for title, words in written.items() if words}
+    if not written:
         print("Nothing is written yet.")
-    else:
+    elif failed:
         hints = [words for words, where in own.hints.items()
-                 if where[0] in off and failed.keys() <= set(where)]
+                 if where[0] in off and failed <= set(where)]
         print(f"Wrong only {hints[0]}" if hints else "Something is wrong.")
+    elif len(written) < len(told):
+        print("What is written is right; the rest is to be written.")
+    else:
+        print(f"All is right. Ours: {own.read}")
 
 
 def outcome(trial):
@@ -125,7 +129,7 @@ def outcome(trial):
         with np.errstate(all="ignore"):
             return trial(), True
     except Wrong as wrong:
-        return str(wrong), False
+        return str(wrong), wrong.has_numbers
 
 
 def functions_of(path, names):
@@ -167,4 +171,4 @@ def told_error(error, path):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == path]
-    return f"{type(error).__name__}: {error} (line {lines[-1] if lines else '?'})"
+    return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")

@@ -65,16 +65,27 @@ def lasso_trials(theirs):
     for title, (F, y, lam) in lasso_problems().items():
         yield title, functools.partial(lasso_fault, theirs["lasso"], F, y, lam)
     F, y, _ = lasso_problems()[CORRELATED]
-    lam = 0.02 * lasso_lambda_max(F, y)                             # where weights have both signs
+    for title, points in gap_points(F, y).items():
+        yield title, functools.partial(gaps_fault, theirs["lasso_gap"], F, points)
+
+
+def gap_points(F, y):
+    """title -> (y, lam, w), at which each feature is the worst, with either sign, somewhere."""
+    top = lasso_lambda_max(F, y)
+    lam = 0.02 * top                                                # where weights have both signs
     right = lasso_of(F, y, lam)
-    for title, w in {
-            "lasso_gap: the solution": right, "lasso_gap: w = 0": 0 * right,
-            "lasso_gap: signs turned": -right,
-            "lasso_gap: a weight moved": right + 0.1 * (np.arange(6) == np.argmax(np.abs(right))),
-            "lasso_gap: no penalty": lasso_of(F, y, 0.0)}.items():
-        yield title, functools.partial(gap_fault, theirs["lasso_gap"], F, y, lam, w)
+    moved = [right + step for step in 0.1 * np.vstack([np.eye(6), -np.eye(6)])]
+    return {
+        "lasso_gap: the solution": [(y, lam, right)],
+        "lasso_gap: w = 0": [(y, lam, 0 * right), (-y, lam, 0 * right)],
+        "lasso_gap: signs turned": [(y, lam, -right)],
+        "lasso_gap: a weight moved": [(y, lam, w) for w in moved],
+        "lasso_gap: y and w turned": [(-y, lam, -w) for w in moved],
+        "lasso_gap: no penalty": [(y, lam, lasso_of(F, y, 0.0))],
+        "lasso_gap: lam above lambda_max": [(y, 1.5 * top, 0 * right)]}
 
 
+IN_SINGLE = 1e-6  # a certificate of 0, as single precision gives it
 CORRELATED, LENGTHS = "correlated features", "features of other lengths"
 
 
@@ -134,8 +145,13 @@ def lasso_fault(f, F, y, lam):
     return known if known in mistakes or not np.any(w) else unsolved
 
 
+def gaps_fault(f, F, points):
+    """The first that is wrong with a certificate at some points."""
+    return next(filter(None, (gap_fault(f, F, *point) for point in points)), None)
+
+
 def gap_fault(f, F, y, lam, w):
-    """What is wrong with a certificate."""
+    """What is wrong with a certificate at a point."""
     q = F.T @ (y - F @ w) / len(y)
     top = lasso_lambda_max(F, y)
     on = np.abs(q - lam * np.sign(w)) * (w != 0)
@@ -158,7 +174,7 @@ def gap_fault(f, F, y, lam, w):
             np.max(np.where(w != 0, np.abs(q + lam * np.sign(w)), off)) / top,
         "lacks the 1/n of F'(y - F w)/n, and of lambda_max": without_n / (n * top),
         "lacks the 1/n of F'(y - F w)/n": without_n / top}
-    return fault(f(F, y, lam, w), gap_of(F, y, lam, w), mistakes)
+    return fault(f(F, y, lam, w), gap_of(F, y, lam, w), mistakes, rounding=IN_SINGLE)
 
 
 # ------------------------------------------------------------------------------ 3 lasso_vjp
@@ -235,6 +251,7 @@ def lasso_vjp_mistakes(F, y, lam, w, dw):
         "lam": {
             "lacks sign(w): right where weights are positive": -np.sum(u),
             "has the wrong sign": np.sum(np.sign(w) * u),
+            "has a factor lam: lam s in lam has the derivative s": -lam * np.sum(np.sign(w) * u),
             "has w for sign(w), as ridge has": -np.sum(w * u)}}
     for words, wrong in wrong_adjoints(G, w != 0, dw, n).items():
         mistakes["F"][words] = (np.outer(r, wrong) - np.outer(F @ wrong, w)) / n
@@ -261,7 +278,7 @@ def batch_norm_case(shift, N, backward):
     """gradcheck's case of a batch norm of x (N, 4), with this backward."""
     rng = np.random.default_rng(N)
     x = rng.standard_normal((N, 4))
-    arrays = {"x": x - x.mean(axis=0) + shift, "g": rng.standard_normal(4),
+    arrays = {"x": x - x.mean(axis=0) + shift * np.arange(1, 5), "g": rng.standard_normal(4),
               "b": rng.standard_normal(4)}
 
     def forward(x, g, b):
@@ -297,6 +314,8 @@ def batch_norm_mistakes(dout, x, g):
             "lacks the 1e-5 under the root": dx_of(d, centred / bare, bare),
             "divides by N - 1 in the variance: here by N": dx_of(d, centred / wide, wide),
             "has sums over samples where means are": dx_of(d, x_hat, deviation, np.sum),
+            "adds the part along x_hat: it is subtracted":
+                dx_of(d, x_hat, deviation) + 2 * x_hat * np.mean(d * x_hat, axis=0) / deviation,
             "lacks the factor g": dx_of(dout, x_hat, deviation),
             "is divided by the variance, not by the deviation": dx_of(d, x_hat, variance),
             "has the variance in the place of the deviation":
@@ -304,6 +323,7 @@ def batch_norm_mistakes(dout, x, g):
         "g": {
             "lacks the 1e-5 under the root": np.sum(dout * centred / bare, axis=0),
             "divides by N - 1 in the variance: here by N": np.sum(dout * centred / wide, axis=0),
+            "has a factor g: the slope of out in g is x_hat": np.sum(d * x_hat, axis=0),
             "is the sum of dout x: the scale g multiplies x_hat": np.sum(dout * x, axis=0),
             "is the sum of dout (x - mean): divide by the deviation":
                 np.sum(dout * centred, axis=0),
@@ -415,7 +435,8 @@ def curvature_fault(f, k, lengths):
         wrong = curvature_mistakes(*args)
         return {"U": {words: a[:, on] for words, a in wrong.items()}}
 
-    return gradient_fault(case_of, f, norm_curvature, mistakes, {"lam": lam})
+    words = gradient_fault(case_of, f, norm_curvature, mistakes, {"lam": lam})
+    return words and words.removeprefix("dU: ")                     # it gives one array only
 
 
 def norm_curvature(W, U, lam):
@@ -455,7 +476,7 @@ def svm_trials(theirs):
     even = np.full_like(right, 1 / right.shape[1])
     some = np.random.default_rng(2).dirichlet(np.ones(right.shape[1]), len(right))
     points = {"Lam even": even, "Lam random": some, "the solution": right}
-    for title, Lam in points.items():
+    for title, Lam in (points | {"Lam = Y, V = 0": svm[1]}).items():
         yield f"weights: {title}", functools.partial(weights_fault, theirs["weights"], svm, Lam)
     for title, Lam in points.items():
         yield f"gap: {title}", functools.partial(svm_gap_fault, theirs["gap"], svm, Lam)
@@ -527,6 +548,8 @@ def weights_fault(f, svm, Lam):
         "is not divided by lam2": block(V, lam1),
         "is V/lam2: without the threshold lam1": V / lam2,
         "divides by lam2 first, and then the threshold is lam1/lam2": block(V / lam2, lam1),
+        "is not 0 where ||V_j|| <= lam1: cut it there":
+            (V - lam1 * solvers.directions(V[None])[0]) / lam2,
         "thresholds the rows: a group is a feature, a column":
             solvers.block_soft_threshold(V, lam1, axis=1) / lam2,
         "thresholds each number by itself: groups go to 0 as one":
@@ -541,14 +564,17 @@ def svm_gap_fault(f, svm, Lam):
     square, Z = lam2 / 2 * np.sum(W * W), F @ W.T
     plain = np.sum(np.max(Z, axis=1) - np.sum(Y * Z, axis=1))
     hinge = P - lam1 * np.linalg.norm(W, axis=0).sum() - square
+    others = np.sum(np.max(np.where(Y, -np.inf, 1 + Z), axis=1) - np.sum(Y * Z, axis=1))
     return fault(f(F, Y, Lam, lam1, lam2), svm_gap(F, Y, Lam, lam1, lam2), {
-        "has D without the 1/2 before its square: so does the paper's (10)": P + D - n + square,
+        "has a square without its 1/2: D's, as the paper's (10), or P's": P + D - n + square,
         "lacks <Y, Lam> in D": P + square - n,
         "lacks the - n: min P = n - min D": P + D,
         "has D with the wrong sign: min P = n - min D": P - D - n,
         "has a hinge without its margin 1 - Y": P - hinge + plain + D - n,
+        "leaves the own class out of the max: there it is 0, the least a hinge can be":
+            P - hinge + others + D - n,
         "has the mean of hinges for their sum": P - hinge + hinge / n + D - n,
-        "lacks lam1 sum ||W_j|| in P": hinge + square + D - n})
+        "lacks lam1 sum ||W_j|| in P": hinge + square + D - n}, rounding=n * IN_SINGLE)
 
 
 def step_fault(f, svm, Lam):
@@ -562,8 +588,8 @@ def step_fault(f, svm, Lam):
     before, after = svm_dual(F, Y, Lam, lam1, lam2), svm_dual(F, Y, new, lam1, lam2)
     if after > before + 1e-9:
         uphill = np.sum((new - Lam) * svm_point(F, Y, Lam, lam1, lam2)[1]) > 0
-        return ("goes up D: the dual as it is here is minimised" if uphill else
-                "goes too far: D rises; 1/L is the longest safe step")
+        return ("goes up D: is the gradient Y - F W', and is D made less?" if uphill else
+                "goes too far: D rises; a step of at most 1/L is safe")
     return None if after < before - 1e-9 else "does not lower D"
 
 
@@ -590,8 +616,8 @@ def steps_fault(f, svm, Lam, steps=5000, enough=1e-3):
         Lam = new
     left = svm_gap(F, Y, Lam, lam1, lam2)
     if max(np.diff(heights), default=0) > 1e-6:
-        return (f"end at a gap of {left:.2g}: D goes up and down; 1/L is the longest safe step, "
-                "and L = ||F||^2/lam2")
+        return (f"end at a gap of {left:.2g}: D goes up and down; where gradient and nearest point "
+                "are right, a step of at most 1/L is safe, L = ||F||^2/lam2")
     if left > enough:
         return f"end at a gap of {left:.2g}: steps that are too short, or to another end"
 
@@ -601,11 +627,10 @@ def steps_fault(f, svm, Lam, steps=5000, enough=1e-3):
 
 def sparse_trials(theirs):
     """sparse_basis(W) -> Q, an orthogonal (m, m)."""
-    for title, m, T, noise, tolerance in (
-            ("two features", 2, 100, 0.0, 1e-3), ("five features", 5, 300, 0.0, 1e-3),
-            ("five features, noisy weights", 5, 300, 0.05, 0.1)):
-        yield title, functools.partial(
-            sparse_fault, theirs["sparse_basis"], m, T, noise, tolerance)
+    for title, m, T, noise in (
+            ("two features", 2, 100, 0.0), ("five features", 5, 300, 0.0),
+            ("five features, noisy weights", 5, 300, 0.05)):
+        yield title, functools.partial(sparse_fault, theirs["sparse_basis"], m, T, noise)
 
 
 def mixed_weights(m, T, noise):
@@ -625,18 +650,21 @@ def sparse_basis(W):
     return U @ Vt
 
 
-def sparse_fault(f, m, T, noise, tolerance):
+TOLERANCE = 1e-3  # of a cosine: 2.5 degrees
+
+
+def sparse_fault(f, m, T, noise):
     """What is wrong with a basis: each column should be a column of the true Q, up to its sign."""
     _, W, true = mixed_weights(m, T, noise)
     Q = as_numbers(f(W), true)
     if np.abs(Q.T @ Q - np.eye(m)).max() > 1e-6:
         return "is not orthogonal: Q'Q is not the identity"
-    if missed(Q, true) <= tolerance:
+    if missed(Q, true) <= TOLERANCE:
         return None
-    if missed(Q.T, true) <= tolerance:
+    if missed(Q.T, true) <= TOLERANCE:
         return "is the transpose: W Q is asked to be sparse, not W Q'"
     _, principal = np.linalg.eigh(W.T @ W)
-    found = int(np.sum(np.max(np.abs(true.T @ Q), axis=0) > 1 - tolerance))
+    found = int(np.sum(np.max(np.abs(true.T @ Q), axis=0) > 1 - TOLERANCE))
     dense = np.abs(W @ Q).sum() > np.abs(W).sum()
     off = np.degrees(np.arccos(1 - missed(Q, true)))
     return next(words for words, so in {

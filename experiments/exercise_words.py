@@ -15,17 +15,25 @@ from experiments import gradcheck
 class Wrong(Exception):
     """What is wrong with a function, in words."""
 
+    has_numbers = False
+
+
+class NotFinite(Wrong):
+    """Numbers, but not to be compared."""
+
+    has_numbers = True
+
 
 # ------------------------------------------------------------------------------ words for arrays
 
 
-def fault(found, wanted, mistakes=None, sizes=None):
+def fault(found, wanted, mistakes=None, sizes=None, rounding=1e-10):
     """What is wrong with an array, in words, or None."""
     found = as_numbers(found, wanted)
-    if near(found, wanted):
+    if near(found, wanted, rounding=rounding):
         return None
     for words, other in (mistakes or {}).items():
-        if near(found, other):
+        if near(found, other) and (np.any(found) or not np.ndim(found)):    # an array of 0: below
             return words
     if np.linalg.norm(wanted) <= 1e-10:
         return "should be 0" if np.ndim(found) else f"is {found:.2g}, and should be 0"
@@ -46,8 +54,8 @@ def as_numbers(found, wanted):
         turned = ": transposed?" if found.T.shape == np.shape(wanted) else ""
         raise Wrong(f"has shape {found.shape}, expected {form(wanted)}{turned}")
     if not np.isfinite(found).all():
-        raise Wrong("holds values that are not finite: is something divided by 0, or does the "
-                    "iteration diverge?")
+        raise NotFinite("holds values that are not finite: is something divided by 0, or does the "
+                        "iteration diverge?")
     return found
 
 
@@ -56,10 +64,10 @@ def form(wanted):
     return f"an array {np.shape(wanted)}" if np.ndim(wanted) else "a number"
 
 
-def near(found, wanted, share=1e-6):
-    """Whether two arrays are the same, but for a share of their size."""
+def near(found, wanted, share=1e-6, rounding=1e-10):
+    """Whether two arrays are the same, but for a share of their size and rounding."""
     size = max(np.linalg.norm(wanted), np.linalg.norm(found))
-    return np.linalg.norm(np.subtract(found, wanted)) <= share * size + 1e-10
+    return np.linalg.norm(np.subtract(found, wanted)) <= share * size + rounding
 
 
 def multiple(found, wanted, sizes):

@@ -212,18 +212,17 @@ def unfinished_lasso(F, y, lam, tolerance, sweeps=10_000):
     G, c = solvers.gram(F), solvers.correlations(F, y)
     lam, diagonal = np.broadcast_to(np.asarray(lam), c.shape[:1]), np.linalg.diagonal(G)
     unit = solvers.safe_divisor(np.abs(c).max(axis=1))
-    w, n_iter = np.zeros_like(c), 0
-    for _ in range(sweeps):
+    w = np.zeros_like(c)
+    for n_iter in range(sweeps + 1):
         q = c - solvers.matvec(G, w)
         gap = solvers.lasso_violation(q, lam, w).max(axis=1) / unit
         going = gap > tolerance
-        if not going.any():
+        if n_iter == sweeps or not going.any():
             break
         for j in range(w.shape[1]):
             rest = c[:, j] - np.vecdot(G[:, j], w) + diagonal[:, j] * w[:, j]
             moved = solvers.soft_threshold(rest, lam) / solvers.safe_divisor(diagonal[:, j])
             w[:, j] = np.where(going, moved, w[:, j])
-        n_iter += 1
     return w, {"gap": gap, "n_iter": n_iter}                        # converged is not told
 
 

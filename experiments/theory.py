@@ -79,9 +79,12 @@ def supports(rng, T, m, p=0.5):
 
 def predictions_do_not_see_L(rng, F, L):
     """Proposition 2.2: the maximum-likelihood predictions are the same on f and on L f.  [L23]"""
+    def sigmoid(Z):
+        return 1 / (1 + np.exp(-Z))
+
     w = rng.standard_normal(F.shape[1])
     y = F @ w + 0.5 * rng.standard_normal(len(F))
-    positive = rng.random(len(F)) < 1 / (1 + np.exp(-F @ w))
+    positive = rng.random(len(F)) < sigmoid(F @ w)
 
     def squared(X):
         return X @ np.linalg.lstsq(X, y)[0]
@@ -91,11 +94,13 @@ def predictions_do_not_see_L(rng, F, L):
             C=np.inf, fit_intercept=False, tol=1e-12, max_iter=1000, solver="newton-cholesky")
         return fit.fit(X, positive).decision_function(X)
 
-    for predict in (squared, logistic):
+    for predict, mean, labels in ((squared, np.copy, y), (logistic, sigmoid, positive)):
         change = np.abs(predict(F @ L.T) - predict(F)).max()
+        slope = np.abs(F.T @ (mean(predict(F)) - labels)).max()     # 0 at the MLE
         yield Claim(
             f"Prop. 2.2, {predict.__name__} loss: an invertible L leaves the MLE's predictions as "
-            "they are", f"largest change {change:.1e}", change < 1e-6)
+            "they are", f"largest change {change:.1e}, slope there {slope:.1e}",
+            change < 1e-6 and slope < 1e-6)
 
 
 def population_predictor(rng, W, L):
@@ -355,8 +360,9 @@ def tasks_on_a_sphere(rng, m, T):
     meet Assumption 3.5.  [L23]"""
     w = data.sample_tasks(rng, 10 * T, m, "sphere")
     holds, why = metrics.assumptions(np.eye(m), w)["3.5"]
+    off = np.abs(np.linalg.norm(w, axis=1) - 1).max()
     text = "App. B.6: coefficients on a sphere, without a density, meet Assumption 3.5"
-    yield Claim(text, why, holds)
+    yield Claim(text, f"{why}; off the sphere by {off:.0e}", holds and off < 1e-12)
 
 
 def several_outputs(rng, m, T, k=2):

@@ -143,6 +143,9 @@ VARIMAX = """W = W / np.linalg.norm(W)
         Q = U @ Vt
     return Q"""
 
+JACOBI = """        r = y - F @ w
+        for j in range(m):"""
+
 # Slips: exercise, what was written in the right answer, what is written instead, what is told.
 MISTAKES = [
     (1, "np.sign(a) * shrunk", "shrunk", "where is the sign of a?"),
@@ -165,6 +168,14 @@ MISTAKES = [
     (2, "off)) / top", "off))", "not divided by lambda_max"),
     (2, "np.abs(q - lam * np.sign(w))", "np.abs(np.abs(q) - lam)", "lasso_gap: signs turned"),
     (2, "np.abs(q - lam * np.sign(w))", "np.abs(q - lam)", "lasso_gap: the solution"),
+    (1, "return np.sign(a) * shrunk", "return 0 * a", "is 0, and should not be"),
+    (2, "np.max(np.where(w != 0, on, off))", "np.where(w != 0, on, off)[-1]", "a weight moved"),
+    (2, "np.maximum(np.abs(q) - lam, 0)", "np.abs(q) - lam", "Something is wrong"),
+    (2, "np.maximum(np.abs(q) - lam, 0)", "np.maximum(q - lam, 0)", "Something is wrong"),
+    (2, "np.max(np.abs(F.T @ y))", "np.max(F.T @ y)", "Something is wrong"),
+    (2, "        for j in range(m):\n            r = y - F @ w", JACOBI,
+     "where features are correlated"),
+    (3, "-np.sign(w) @ u", "-lam * np.sign(w) @ u", "has a factor lam"),
     (3, "-np.sign(w) @ u", "np.sign(w) @ u", "dlam: has the wrong sign"),
     (3, "(np.outer(r, u) - np.outer(F @ u, w)) / n", "np.outer(r, u) / n",
      "the part of F' alone"),
@@ -190,6 +201,9 @@ MISTAKES = [
     (4, "d - d.mean(axis=0) - x_hat", "d - x_hat", "and not the mean"),
     (4, " - x_hat * (d * x_hat).mean(axis=0)", "", "and not the deviation"),
     (4, "d = dout * g", "d = dout", "lacks the factor g"),
+    (4, "x.mean(axis=0)", "x.mean()", "only where x has a mean"),
+    (4, " - x_hat * (d", " + x_hat * (d", "it is subtracted"),
+    (4, "dg = (dout", "dg = (dout * g", "has a factor g"),
     (4, " + 1e-5", "", "lacks the 1e-5 under the root"),
     (4, "x.var(axis=0)", "x.var(axis=0, ddof=1)", "divides by N - 1"),
     (4, "d - d.mean(axis=0) - x_hat * (d * x_hat).mean(axis=0)",
@@ -221,7 +235,12 @@ MISTAKES = [
     (7, "project_simplex(Lam - G / L)", "np.maximum(Lam - G / L, 0)", "rows sum to"),
     (7, "D = square", "D = 2 * square", "the paper's (10)"),
     (7, "1 - Y + Z", "Z", "without its margin"),
-    (7, "L = np", "L = 0.02 * np", "longest safe step"),
+    (7, "+ square\n", "+ 2 * square\n", "or P's"),
+    (7, "np.max(1 - Y + Z", "np.max(1 - Y + Z - 9 * Y", "leaves the own class out"),
+    (7, "np.maximum(size, 1e-30)", "size", "Lam = Y, V = 0"),
+    (7, "np.maximum(size - lam1, 0)", "(size - lam1)", "cut it there"),
+    (7, "V * keep", "0 * V", "is 0, and should not be"),
+    (7, "L = np", "L = 0.02 * np", "at most 1/L is safe"),
     (7, "** 2 / lam2\n", "** 2\n", "L = ||F||^2/lam2"),
     (7, "return project_simplex(Lam - G / L)", "return Lam", "too short"),
     (7, "L = np", "L = 1e6 * np", "too short"),
@@ -318,13 +337,36 @@ def test_what_breaks_is_told_in_a_line(tmp_path, monkeypatch, capsys):
     assert "ValueError" in (told := capsys.readouterr().out) and "(line 2)" in told
     _, told = checked(3, "def lasso_vjp(F, y, lam, w, dw):\n    return dw", tmp_path, capsys)
     assert "gives 1 result, expected 3: dF, dy, dlam" in told
+    _, told = checked(3, "def lasso_vjp(F, y):\n    return y", tmp_path, capsys)
+    assert "TypeError" in told and "(line" not in told  # it is in none of the file
+
+
+def test_what_is_written_is_told_beside_what_is_not(tmp_path, capsys):
+    alone = RIGHT[2][:RIGHT[2].index("def lasso_gap")]
+    unwritten = alone + "def lasso_gap(F, y, lam, w):\n    raise NotImplementedError\n"
+    status, told = checked(2, unwritten, tmp_path, capsys)
+    assert status == 1 and told.endswith("What is written is right; the rest is to be written.")
+    wrong = unwritten.replace("range(2000)", "range(3)")
+    status, told = checked(2, wrong, tmp_path, capsys)
+    assert status == 1 and "Wrong only" in told and "sweeps" in told
+
+
+def test_ten_degrees_are_too_many_in_noise_too():
+    _, _, true = exercise_trials.mixed_weights(5, 300, 0.05)
+    a, turn = np.radians(10), np.eye(5)
+    turn[:2, :2] = [[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]
+    for Q, words in ((true, None), (true @ turn, "degrees")):
+        told = exercise_trials.sparse_fault(lambda W, Q=Q: Q, 5, 300, 0.05)
+        assert told is None if words is None else words in told
 
 
 def test_other_right_answers_are_right(tmp_path, capsys):
     guarded = RIGHT[6].replace("if size > 0", "if size > 1e-9")
     guarded = guarded.replace("/ size\n", "/ (size + 1e-12)\n")
     assert guarded.count("1e-12") == 2
-    for number, source in ((6, guarded), (2, RIGHT[2].replace("return w", "return np.float32(w)"))):
+    single = RIGHT[2].replace("return w", "return np.float32(w)")
+    single = single.replace("q = F.T", "F, y, w = map(np.float32, (F, y, w)); q = F.T")
+    for number, source in ((6, guarded), (2, single)):
         status, told = checked(number, source, tmp_path, capsys)
         assert status == 0, told
 

@@ -155,6 +155,12 @@ def test_fewer_samples_than_features_and_too_many_features_are_refused():
             fit(F, y, np.ones(len(F)))
     F, y = problem(8)
     F[1, :, 3] = 0
+    for sweeps in (0, 3):  # what is told is of the w that is returned
+        w, info = inner.unfinished_lasso(F, y, 0.1, 1e-15, sweeps)
+        q = solvers.correlations(F, y) - solvers.matvec(solvers.gram(F), w)
+        missed = solvers.lasso_violation(q, np.full(len(F), 0.1), w).max(axis=1)
+        np.testing.assert_allclose(info["gap"], missed / solvers.lasso_lambda_max(F, y))
+        assert info["n_iter"] == sweeps
     w, info = inner.unfinished_lasso(F, y, 0.1, 1e-8)
     assert (info["gap"] <= 1e-8).all() and w[1, 3] == 0  # a column of zeros is not used
     with pytest.raises(ValueError, match="dependent"):

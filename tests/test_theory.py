@@ -92,3 +92,24 @@ def test_the_theorems_picture_is_0_at_permutations_alone_where_features_are_few(
         parts = np.array([(w[0] - w[1]) ** 2 * 0.2, (w[0] + w[1]) ** 2 * 1.8]) / 2
         own.append(parts.min() if size == 1 else 0)
     assert few[45] == pytest.approx(100 * np.mean(own / signal))
+
+
+def test_an_unfinished_fit_is_no_maximum_of_the_likelihood(monkeypatch):
+    fit = theory.LogisticRegression
+    monkeypatch.setattr(
+        theory, "LogisticRegression", lambda **how: fit(**how | {"max_iter": 1}))
+    rng = np.random.default_rng(0)
+    F, L = rng.standard_normal((200, 4)), rng.standard_normal((4, 4))
+    with pytest.warns(UserWarning, match="converge"):
+        squared, logistic = theory.predictions_do_not_see_L(rng, F, L)
+    assert squared.holds and not logistic.holds
+
+
+def test_the_coefficients_of_app_b6_are_on_a_sphere(monkeypatch):
+    (claim,) = theory.tasks_on_a_sphere(np.random.default_rng(0), 4, 50)
+    assert claim.holds
+    sample = theory.data.sample_tasks
+    monkeypatch.setattr(
+        theory.data, "sample_tasks", lambda rng, T, m, kind: sample(rng, T, m, "bernoulli-gauss"))
+    (claim,) = theory.tasks_on_a_sphere(np.random.default_rng(0), 4, 50)
+    assert not claim.holds
