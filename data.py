@@ -126,7 +126,8 @@ def parse_kind(kind, d):
     if kind in ("bernoulli-gauss", "sphere"):
         return kind, None
     name, _, number = kind.rpartition("-")
-    size = int(number) if number.isdigit() and len(number) < 20 else 0      # int takes 4,300 digits
+    plain = number.isascii() and number.isdigit() and number[0] != "0" and len(number) < 20
+    size = int(number) if plain else 0
     most = {"finite": 1_000_000, "fixed": d, "blocks": d}.get(name, 0)
     if not 1 <= size <= most or (name == "blocks" and d % size):
         raise ValueError(

@@ -52,8 +52,8 @@ def to_samples(*arrays):
 
 def moments(a):
     """Mean and standard deviation of each column of a (N, d); of a constant one, whose largest and
-    smallest values are equal, its value and 1. Values are brought to [0, 1] first: no unit is too
-    small or too large."""
+    smallest values are equal, its value and 1. Values are brought to [0, 1] first: units from
+    1e-300 to 1e300 will do."""
     low, high = a.min(axis=0).astype(np.float64), a.max(axis=0)
     width = np.where(high > low, high - low, 1)
     share = (a - low) / width
@@ -92,7 +92,7 @@ def mcc(z, z_hat):
     """Mean correlation coefficient: mean C over the best one-to-one matching. [L23, App. D.2.2]
 
     1 where the features are the factors up to permutation and scale; a factor that is left without
-    a feature counts 0.
+    a feature, or never varies, counts 0.
     """
     C = correlation(z, z_hat)
     return float(C[match(C)].sum() / len(C))
@@ -112,7 +112,8 @@ def chance(d, m, draws=500):
 def r_score(z, z_hat):
     """Mean coefficient of multiple correlation R of each factor given all features.
 
-    1 where the factors are a linear function of the features; never below MCC. [L23, App. D.2.2]
+    1 where the factors are a linear function of the features; a factor that never varies counts 0.
+    Never below MCC.                                                       [L23, App. D.2.2]
     """
     z, z_hat = (standardise(a) for a in to_samples(z, z_hat))
     fit = LinearRegression(fit_intercept=False).fit(z_hat, z)
@@ -152,7 +153,7 @@ def scores(z, z_hat):
 
 
 def mean_ci(a):
-    """The mean of a (T,), over episodes, and the half width of its 95 % interval."""
+    """The mean of a (T,), over two episodes or more, and the half width of its 95 % interval."""
     a = to_numpy(a)
     return float(a.mean()), float(1.96 * a.std(ddof=1) / len(a) ** 0.5)
 
@@ -289,17 +290,24 @@ def support_of_low_rank(W, draws=20):
     """A support on which drawn coefficients W (T, k, m) are dependent, or None.
 
     Where 3.5 holds, each further W_S among those drawn raises their common rank, up to |S|: every
-    vector a that is orthogonal to the ones before is met by the next.
+    vector a that is orthogonal to the ones before is met by the next. So no W_S of lower rank comes
+    twice.
     """
     rng = np.random.default_rng(0)
-    S, found = (W != 0).any(axis=1), []
+    S = (W != 0).any(axis=1)
     for support in np.unique(S, axis=0):
         W_S = W[(S == support).all(axis=1)][:, :, support]          # of the tasks that share it
         size = min(W_S.shape[2], len(W_S))
         picked = [W_S[rng.choice(len(W_S), size, replace=False)] for _ in range(draws)]
-        if not all(rank_rises(some) for some in picked):
-            found.append(np.flatnonzero(support).tolist())
-    return found[0] if found else None
+        if comes_twice(W_S) or not all(rank_rises(some) for some in picked):
+            return np.flatnonzero(support).tolist()
+    return None
+
+
+def comes_twice(W):
+    """Whether a matrix of W (n, k, s), of rank below s, is among them more than once."""
+    different, times = np.unique(W, axis=0, return_counts=True)
+    return any(np.linalg.matrix_rank(one) < W.shape[2] for one in different[times > 1])
 
 
 def rank_rises(W):

@@ -163,14 +163,21 @@ def check(config):
 
 def check_eval_images(config):
     """Refuse scores on so few images that any feature fits any factor."""
+    refuse_few(config, "--eval-images", config.eval_images)
+
+
+def refuse_few(config, flag, count):
+    """ValueError where there are fewer images than five a feature."""
     least = 5 * max(config.features, len(data.FACTORS))
-    if config.eval_images < least:
+    if count < least:
         raise ValueError(
-            f"--eval-images: found {config.eval_images}, expected at least {least}, five a feature")
+            f"{flag}: found {count} images, expected at least {least}, five a feature")
 
 
 def check_images(config, p):
-    """Refuse weights that leave fewer images than there are factors."""
+    """Refuse files of so few images that any feature fits any factor, and weights that leave fewer
+    than there are factors."""
+    refuse_few(config, f"--data {config.data}", len(p))
     effective = 1 / np.sum(p ** 2)
     if effective < len(data.FACTORS):
         raise ValueError(
@@ -231,10 +238,10 @@ def features_of(encoder, shapes, norm, xp, device, params, index):
     return sparsedis.normalise(F[None], "layer")[0][0] if norm == "layer" else F
 
 
-def scored_images(p, count, count_seen):
+def scored_images(p, count, count_seen=10_000):
     """The images of the scores, the same for all runs: so many drawn uniformly, and by p."""
     return (np.random.default_rng(20_000).integers(len(p), size=count),
-            np.random.default_rng(20_001).choice(len(p), count_seen, p=p))
+            np.random.default_rng(20_001).choice(len(p), min(count, count_seen), p=p))
 
 
 def score_features(features, shapes, z, p, count, run, tasks_on=None):
@@ -244,7 +251,7 @@ def score_features(features, shapes, z, p, count, run, tasks_on=None):
     and, given tasks_on(z, count), after a rotation to sparse weights of these (NAME_rotated).
     Per factor: mcc_NAME, the |correlation| with its matched feature, and seen_NAME, that under p.
     """
-    index, drawn = scored_images(p, count, min(10_000, count))
+    index, drawn = scored_images(p, count)
     F = features(index)
     if not np.isfinite(F).all():
         raise FloatingPointError("the encoder's features are not finite")
@@ -285,9 +292,9 @@ def fresh_tasks(config, z, count, seed=20_002):
 
 
 def score_rotation(F, z, F_seen, tasks):
-    """Scores of F (N, m) rotated to sparse weights of tasks on F_seen, how many features the
-    rotation calls identified, and its least stability; unrotated, and the least 0, where no basis
-    can be told."""
+    """Scores of F (N, m) rotated to sparse weights of tasks on F_seen, how many of its `features`
+    the rotation calls identified, and its least stability; unrotated, and the least 0, where no
+    basis can be told."""
     identified, stability = 0, 0.0
     try:
         rotation = unmix(F_seen, *tasks, widths=(0.0,), splits=3, starts=10)

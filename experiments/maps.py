@@ -195,7 +195,7 @@ def pool_of(world, count, d):
 
 
 def violating_supports(world, d):
-    """Three to six supports (K, d), drawn at random until they hold every factor and violate
+    """Up to six different supports (K, d), drawn at random until they hold every factor and violate
     Assumption 3.6."""
     rng = np.random.default_rng([world, 9])
     while True:
@@ -316,7 +316,7 @@ def regression(X, z):
 
 
 def scores(config, given, V):
-    """MCC and R on uniform images and on those of the training distribution, also after ICA and
+    """MCC and R on uniform images; MCC also on those of the training distribution, after ICA and
     after a rotation to the same tasks; the outer loss, and what it is at the factors (as well as
     the features hold them); the share of |A| where the theory lets factors mix."""
     F, F_seen, z = given.X_uniform @ V, given.X @ V, given.z_uniform

@@ -64,7 +64,7 @@ def nuisance(config):
     with run, sparsedis.cpu_threads(config.threads):
         end, rows = run.train(training, measure, xp, device)
         count = config.eval_images
-        index, seen = disentangle.scored_images(p, count, count // 2)
+        index, seen = disentangle.scored_images(p, count)
         F, F_seen = features(end.params, index), features(end.params, seen)
         result = metrics.scores(z[index], F)
         fresh = disentangle.fresh_tasks(config, z[seen], count // 20)

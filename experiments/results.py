@@ -333,7 +333,8 @@ class Run:
         """The checkpoint's snapshot, or a fresh one; ValueError where the checkpoint is another
         run's."""
         encoder = training.encoder
-        params, state = encoder.init(np.random.default_rng(self.config.seed), xp=xp, device=device)
+        rng = np.random.default_rng(self.config.seed)               # as step 0's, [seed, 0]
+        params, state = encoder.init(rng, xp=xp, device=device)
         for name, value in extra.items():
             params[name] = xp.asarray(value, dtype=xp.float32, device=device)
         path = folder / "checkpoint.npz"

@@ -28,6 +28,7 @@ from experiments.disentangle import (
     check_eval_images,
     draw_training,
     features_of,
+    refuse_few,
     score_features,
 )
 from experiments.episode_heads import sharing_episode
@@ -102,6 +103,7 @@ def sharing(config):
     check_eval_images(config)
     xp, device = settings.device_of(config.device)
     grid = GRIDS[config.source](config.data or None)
+    refuse_few(config, f"--data {config.data}", len(grid))
     run = results.Run(config, grid.fingerprint() if config.data else "rendered")
     kept = run.kept()
     if kept:

@@ -32,8 +32,8 @@ class BinaryTasks:
     """
 
     def __init__(self, factors, p, k, count, seed=0):
-        levels = factors.max(axis=0).astype(int) + 1
-        varying = np.flatnonzero(levels > 1)
+        values = [np.unique(column) for column in factors.T]            # a file may lack some
+        varying = [f for f, own in enumerate(values) if len(own) > 1]
         if not 1 <= k <= len(varying):
             raise ValueError(f"--factors: found {k}, expected 1 to {len(varying)}")
         self.factors, self.cumulative = factors, np.cumsum(p)
@@ -41,9 +41,11 @@ class BinaryTasks:
         seen = draw_index(rng, self.cumulative, 2000)
         found = {}                                                      # a set that keeps its order
         for _ in range(200 * count):
-            task = draw_binary_task(rng, levels, varying, k)
-            if len(found) < count and 0.02 <= self.labels(task, seen).mean() <= 0.98:
+            task = draw_binary_task(rng, values, varying, k)
+            if 0.02 <= self.labels(task, seen).mean() <= 0.98:
                 found[task] = True
+            if len(found) == count:
+                break
         if len(found) < count:
             raise ValueError(
                 f"--pool, --test-tasks: {count} tasks wanted, only {len(found)} different ones of "
@@ -87,10 +89,11 @@ class BinaryTasks:
         return first_occurrences(own[draw_index(rng, np.cumsum(p), size)])
 
 
-def draw_binary_task(rng, levels, varying, k):
+def draw_binary_task(rng, values, varying, k):
     """A random BinaryTask; of one factor always with the side above, lest two be complements."""
     on = np.sort(rng.choice(varying, k, replace=False))
-    thresholds = rng.integers(levels[on] - 1)
+    places = rng.integers([len(values[f]) - 1 for f in on])             # below the largest value
+    thresholds = [int(values[f][place]) for f, place in zip(on, places, strict=True)]
     sides = (rng.random(k) < 0.5) | (k == 1)
     return BinaryTask(tuple(on), tuple(thresholds), tuple(sides))
 

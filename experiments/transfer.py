@@ -1,8 +1,8 @@
 """transfer.py -- Section 2 of [L23] with learned features: new sparse tasks from few samples.
 
     F (N, m)     features of images, of the training distribution and uniform ones
-    n            samples of a new task: 5 to 200          R^2 on 1,000 others, drawn likewise: at
-                 rho 0.9 7 % of these are images that were fitted on, too, at 0.99 nine in ten
+    n            samples of a new task: 5 to 200          R^2 on 1,000 others, drawn likewise: of
+                 200 samples 7 % of these at rho 0.9 are fitted on, too, at 0.99 nine in ten
 
     lasso        the main job's encoder, trained through Lasso fits         ridge   through ridge
     none         without penalty        rotated, ica        the same encoder, unmixed afterwards

@@ -23,6 +23,7 @@ import solvers
 WIDTHS = (0.0, 0.2, 0.45)  # of the spike, in deviations of the slab
 MANY = 20  # tasks a feature from where on the tasks are halved, too
 STABLE = 0.95
+ROUNDING = 1e-12  # of a target's largest value
 
 
 class Rotation(NamedTuple):
@@ -60,10 +61,13 @@ def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
     Raises solvers.NotIdentified where the tasks left tell no basis, as where they are m or fewer;
     ValueError where F, Y and index do not fit.
     """
-    sample = checked(F, Y, index)
+    if splits < 1 or not len(widths):
+        raise ValueError(f"found splits {splits}, widths {widths}: expected one of each, or more")
+    sample, mean = checked(F, Y, index)
     rng = np.random.default_rng(seed)
     settings = {"starts": starts, "seed": seed}
-    found = [search(sample, settings | {"width": width}) for width in widths]
+    weights = task_weights(sample)
+    found = [search(sample.F, weights, settings | {"width": width}) for width in widths]
     chosen = int(np.argmax([info["evidence"] for _, info, _ in found]))
     M, info, kept = found[chosen]
     settings |= {"width": widths[chosen]}
@@ -72,12 +76,13 @@ def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
     loadings, on = np.zeros((2, len(kept), len(M)))
     loadings[kept], on[kept] = info["loadings"], info["on"]
     return Rotation(
-        M, np.mean(F, axis=0), widths[chosen], loadings, on, info["apart"], stability,
+        M, mean, widths[chosen], loadings, on, info["apart"], stability,
         info["identified"] & (stability >= STABLE), float(info["reached"]), float(info["gap"]))
 
 
 def checked(F, Y, index):
-    """The Sample, F of mean 0; ValueError where shapes do not fit or values are not finite."""
+    """The Sample, F of mean 0, and the mean; ValueError where shapes do not fit or values are not
+    finite."""
     if np.ma.is_masked(F):
         raise ValueError("F: found masked values: leave their rows out")
     F = np.asarray(F, dtype=np.float64)
@@ -85,8 +90,8 @@ def checked(F, Y, index):
     Y = np.asarray(Y, dtype=np.float64)
     index = None if index is None else np.asarray(index)
     shape = None if index is None else index.shape
-    rows = F.shape[:1] if index is None else index.shape
-    if F.ndim != 2 or Y.ndim != 2 or 0 in (*F.shape, *Y.shape) or Y.shape[:len(rows)] != rows:
+    fits = F.shape[:1] == Y.shape[:1] if index is None else index.shape == Y.shape
+    if F.ndim != 2 or Y.ndim != 2 or 0 in (*F.shape, *Y.shape) or not fits:
         raise ValueError(
             "expected F (N, m) and Y (N, T), or Y (T, n) and index (T, n), found "
             f"{F.shape}, {Y.shape}, {shape}")
@@ -95,17 +100,18 @@ def checked(F, Y, index):
     if index is not None and (
             index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= len(F)):
         raise ValueError(f"index: expected rows of F, integers from 0 to {len(F) - 1}")
-    return Sample(F - F.mean(axis=0), Y, index)
+    mean = F.mean(axis=0)
+    return Sample(F - mean, Y, index), mean
 
 
-def search(sample, settings):
+def search(F, weights, settings):
     """M and info of sparse_rotation, and which tasks they are found from, a mask (T,)."""
-    W, errors, kept = task_weights(*moments(*sample))
+    W, errors, kept = weights
     if not kept.any():
         m = W.shape[1]
         raise solvers.NotIdentified(
             f"Y: no target varies over {m + 2} rows of {m} independent features")
-    C = sample.F.T @ sample.F / len(sample.F)
+    C = F.T @ F / len(F)
     M, info = solvers.sparse_rotation(W[kept], C, errors[kept], **settings)
     return M, info, kept
 
@@ -115,13 +121,13 @@ def search(sample, settings):
 
 def moments(F, Y, index):
     """Of each task: its rows' number n (T,); about their means FF (T, m, m), Fy (T, m), yy (T,);
-    and sum y^2 (T,)."""
+    and whether its labels vary, a mask (T,)."""
     if index is not None:
-        F, total = F[index] - F[index].mean(axis=1, keepdims=True), np.vecdot(Y, Y)
+        F = F[index] - F[index].mean(axis=1, keepdims=True)
         y = Y - Y.mean(axis=1, keepdims=True)
         n = np.full(len(Y), Y.shape[1])
-        return n, F.mT @ F, (F.mT @ y[..., None])[..., 0], np.vecdot(y, y), total
-    known = np.isfinite(Y)
+        return n, F.mT @ F, (F.mT @ y[..., None])[..., 0], np.vecdot(y, y), varies(Y, 1)
+    known, vary = np.isfinite(Y), varies(Y, 0)
     n = np.maximum(known.sum(axis=0), 1)
     Y = np.where(known, Y, 0)
     y = np.where(known, Y - Y.sum(axis=0) / n, 0)                   # of mean 0
@@ -129,17 +135,26 @@ def moments(F, Y, index):
     for rows in np.array_split(np.arange(len(F)), 1 + len(F) // 10_000):
         FF = FF + known[rows].T @ (F[rows, :, None] * F[rows, None, :]).reshape(len(rows), -1)
     FF = FF.reshape(-1, *mean.shape[1:] * 2) - n[:, None, None] * mean[:, :, None] * mean[:, None]
-    return n, FF, y.T @ F, np.vecdot(y, y, axis=0), np.vecdot(Y, Y, axis=0)
+    return n, FF, y.T @ F, np.vecdot(y, y, axis=0), vary
 
 
-def task_weights(n, FF, Fy, yy, total):
+def varies(Y, axis):
+    """Whether known labels vary along an axis, by more than rounding of the largest."""
+    known = np.isfinite(Y)
+    low = np.min(Y, axis=axis, where=known, initial=np.inf)
+    high = np.max(Y, axis=axis, where=known, initial=-np.inf)
+    return high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
+
+
+def task_weights(sample):
     """W (T, m) by least squares, covariances of its errors sigma^2 (F'F)^-1 (T, m, m), and which
     tasks have them, a mask (T,)."""
+    n, FF, Fy, yy, vary = moments(*sample)
     m = Fy.shape[1]
     scale = np.sqrt(np.linalg.diagonal(FF))
     scale = np.where(scale > 0, scale, 1)
     least = np.linalg.eigvalsh(FF / scale[:, :, None] / scale[:, None, :])[:, 0]
-    kept = (n >= m + 2) & (least > 1e-10) & (yy > 1e-12 * total)
+    kept = (n >= m + 2) & (least > 1e-10) & vary
     inverse = np.linalg.inv(np.where(kept[:, None, None], FF, np.eye(m)))
     W = (inverse @ Fy[..., None])[..., 0]
     left = np.maximum(yy - np.vecdot(W, Fy), 1e-14 * yy)            # rounding, where y is exact
@@ -175,7 +190,7 @@ def agreement(M, F, pair, settings):
     C, found = F.T @ F, []
     for half in pair:
         try:
-            M_half, _, _ = search(half, settings)
+            M_half, _, _ = search(half.F, task_weights(half), settings)
         except solvers.NotIdentified:
             return np.full(len(M), np.nan)
         M_half = M_half / np.sqrt(np.vecdot(M_half, C @ M_half, axis=0))

@@ -129,7 +129,8 @@ def test_task_distributions():
     assert np.abs(S.mean(axis=0) - 1 / 3).max() < 0.05
     assert (w["blocks-6"] != 0).all() and ((w["fixed-2"] != 0).sum(axis=1) == 2).all()
     assert len(np.unique(w["finite-3"], axis=0)) == 3
-    for kind in ("blocks-4", "fixed-7", "fixed-0", "finite-0", "finite-x", "gaussian", ""):
+    for kind in ("blocks-4", "fixed-7", "fixed-0", "finite-0", "finite-x", "gaussian", "",
+                 "fixed-\u00b2", "finite-\u0663", "fixed-03"):
         with pytest.raises(ValueError, match="--tasks"):
             data.sample_tasks(rng, 5, 6, kind)
     z, p = rng.standard_normal((9, 6)), np.full(9, 1 / 9)

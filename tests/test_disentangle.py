@@ -46,6 +46,11 @@ def test_a_data_file_with_few_rows_trains(tmp_path, monkeypatch, capsys):
     # at rho 0.9 the weights would leave one of the 150
     assert run.main([*TINY, "--rho", "0", "--data", "few.h5"]) == 0
     assert result_of(tmp_path)[0]["mcc"] > 0
+    assert run.main(["render", "--out", "fewer.h5", "--limit", "29"]) == 0
+    for line in ([*TINY, "--rho", "0"], ["sharing"], ["nuisance"]):  # any feature fits any factor
+        assert run.main([*line, "--data", "fewer.h5"]) == 2
+        error = capsys.readouterr().err
+        assert "found 29 images, expected at least" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def test_needed_and_other_factors_are_scored_on_uniform_images(tmp_path, monkeyp
         disentangle, "features_of", lambda *args: z[args[-1]][:, :4] @ mix)
     config = nuisance.Nuisance(results=str(tmp_path), **FEW | {"features": 4, "eval_images": 2000})
     found, _ = nuisance.nuisance(config)
-    index, _ = disentangle.scored_images(p, 2000, 1000)
+    index, seen = disentangle.scored_images(p, 2000)
+    assert len(index) == len(seen) == 2000
     assert found["mcc"] == metrics.mcc(z[index][:, :4], z[index][:, :4] @ mix)
     assert found["mcc_rotated"] > 0.99 and found["r"] == pytest.approx(1)
     assert found["leak"] < 0.15  # in training the others go along

@@ -12,7 +12,7 @@ import data
 import metrics
 import solvers
 from experiments import disentangle, rotation
-from sparsetasks.rotation import Sample, halves, moments, task_weights, unmix
+from sparsetasks.rotation import Sample, halves, task_weights, unmix
 
 
 def mixture(seed, d=5, K=40, p=0.4, noise=0.1, N=1000, rho=0.8):
@@ -67,7 +67,7 @@ def test_single_precision_is_enough():
 
 def test_order_scale_and_sign_of_the_tasks_change_nothing():
     z, F, Y = mixture(3)
-    W, errors, _ = task_weights(*moments(F - F.mean(axis=0), Y, None))
+    W, errors, _ = task_weights(Sample(F - F.mean(axis=0), Y, None))
     C = np.cov(F.T)
     M, info = solvers.sparse_rotation(W, C, errors)
     rng = np.random.default_rng(0)
@@ -289,7 +289,7 @@ def test_weights_and_their_errors_are_those_of_least_squares():
     F = rng.standard_normal((60, 3)) + 5
     Y = F @ rng.standard_normal((3, 4)) + rng.standard_normal((60, 4)) - 2
     Y[rng.random(Y.shape) < 0.2] = np.nan
-    W, errors, kept = task_weights(*moments(F, Y, None))
+    W, errors, kept = task_weights(Sample(F, Y, None))
     for k in range(4):
         rows = np.isfinite(Y[:, k])
         A = np.c_[F[rows], np.ones(rows.sum())]
@@ -298,8 +298,8 @@ def test_weights_and_their_errors_are_those_of_least_squares():
         np.testing.assert_allclose(W[k], w[:3])
         np.testing.assert_allclose(errors[k], expected, rtol=1e-6)
     index = np.tile(np.arange(60), (2, 1))
-    own, own_errors, _ = task_weights(*moments(F, np.nan_to_num(Y).T[:2], index))
-    same, same_errors, _ = task_weights(*moments(F, np.nan_to_num(Y)[:, :2], None))
+    own, own_errors, _ = task_weights(Sample(F, np.nan_to_num(Y).T[:2], index))
+    same, same_errors, _ = task_weights(Sample(F, np.nan_to_num(Y)[:, :2], None))
     np.testing.assert_allclose(own, same)
     np.testing.assert_allclose(own_errors, same_errors)
     assert kept.all()
@@ -346,6 +346,26 @@ def test_units_change_nothing():
     units, targets = 10.0 ** rng.integers(-9, 9, 5), 10.0 ** rng.integers(-9, 9, 40)
     odd = unmix(F * units, Y * targets + 100 * targets, splits=1, widths=(0.0,))
     np.testing.assert_allclose(odd.M * units[:, None], usual.M, rtol=1e-4, atol=1e-6)
+    dates = unmix(F, Y + 1e9, splits=1, widths=(0.0,))
+    np.testing.assert_allclose(dates.M, usual.M, rtol=1e-3, atol=1e-3)
+    _, _, kept = task_weights(Sample(F, np.c_[Y[:, :2] + 1e9, np.full(len(F), 0.1)], None))
+    assert kept.tolist() == [True, True, False]
+
+
+def test_the_mean_is_in_double_precision():
+    _, F, Y = mixture(2)
+    F = np.float32(F + 1000)
+    found = unmix(F, Y, splits=1, widths=(0.0,))
+    np.testing.assert_allclose(found.mean, F.mean(axis=0, dtype=np.float64), rtol=1e-12)
+
+
+def test_what_no_search_can_mean_is_refused():
+    _, F, Y = mixture(2)
+    for how in ({"splits": 0}, {"widths": ()}):
+        with pytest.raises(ValueError, match="expected one of each, or more"):
+            unmix(F, Y, **how)
+    with pytest.raises(ValueError, match="index"):
+        unmix(F, Y[:40, :30], np.arange(40))
 
 
 # ------------------------------------------------------------------------------ the experiment

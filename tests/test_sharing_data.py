@@ -121,7 +121,19 @@ def test_a_damaged_dsprites_file_is_refused_in_one_line(spoil, tmp_path):
     (tmp_path / "e.npz").write_bytes((tmp_path / "d.npz").read_bytes()[:200])
     with pytest.raises(ValueError, match="e.npz"):
         sharing_data.DSprites(tmp_path / "e.npz")
-    assert not list(tmp_path.glob("*.new")) and zipfile.is_zipfile(tmp_path / "d.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.npz", "e.npz"]
+    assert zipfile.is_zipfile(tmp_path / "d.npz")
+
+
+def test_tasks_on_a_file_that_lacks_levels_differ():
+    rng = np.random.default_rng(0)
+    factors = np.c_[rng.choice([0, 9], 2000), rng.integers(0, 10, 2000), np.full(2000, 5)]
+    p = np.full(2000, 1 / 2000)
+    tasks = sharing_data.BinaryTasks(factors, p, 2, 30)
+    labels = np.stack([tasks.labels(task, slice(None)) for task in tasks.tasks])
+    assert len(np.unique(labels, axis=0)) == 30
+    with pytest.raises(ValueError, match="expected 1 to 2"):  # the third never varies
+        sharing_data.BinaryTasks(factors, p, 3, 4)
 
 
 def test_the_same_tasks_on_images_drawn_uniformly(shapes):

@@ -129,7 +129,7 @@ def test_errors_of_exact_targets_are_not_negative():
     rng = np.random.default_rng(0)
     F = rng.standard_normal((40, 3)) * [1, 1e3, 1e-3]
     _, errors, kept = rotation.task_weights(
-        *rotation.moments(F - F.mean(axis=0), F @ rng.standard_normal((3, 200)), None)
+        rotation.Sample(F - F.mean(axis=0), F @ rng.standard_normal((3, 200)), None)
     )
     assert kept.all() and (np.linalg.diagonal(errors) > 0).all()
 
