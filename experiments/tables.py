@@ -241,9 +241,9 @@ class Table:
         places = [self.names.index(name) for name in names]
         cells = np.array([[line[at].strip() for at in places] for _, line in self.lines])
         gaps = np.isin(np.char.lower(cells), GAPS)
-        words = sorted(set(cells[gaps].tolist()) - {""})
-        if words:
-            print(f"{self.path}: taken as missing labels: {', '.join(words)}")
+        gone = sorted(set(cells[gaps].tolist()) - {""})
+        if gone:
+            print(f"{self.path}: taken as missing labels: {', '.join(gone)}")
         cells[gaps] = ""
         of_numbers = [all(map(is_number, column[column != ""])) for column in cells.T]
         if all(of_numbers):
