@@ -19,6 +19,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 import solvers
+from sparsetasks.targets import range_of, varies
 
 WIDTHS = (0.0, 0.2, 0.45)  # of the spike, in deviations of the slab
 MANY = 20  # tasks a feature from where on the tasks are halved, too
@@ -122,13 +123,14 @@ def search(F, weights, settings):
 def moments(F, Y, index):
     """Of each task: its rows' number n (T,); about their means FF (T, m, m), Fy (T, m), yy (T,);
     and whether its labels vary, a mask (T,)."""
+    low, high, count = range_of(Y, 0 if index is None else 1)
+    vary = varies(low, high, ROUNDING)
     if index is not None:
         F = F[index] - F[index].mean(axis=1, keepdims=True)
         y = Y - Y.mean(axis=1, keepdims=True)
         n = np.full(len(Y), Y.shape[1])
-        return n, F.mT @ F, (F.mT @ y[..., None])[..., 0], np.vecdot(y, y), varies(Y, 1)
-    known, vary = np.isfinite(Y), varies(Y, 0)
-    n = np.maximum(known.sum(axis=0), 1)
+        return n, F.mT @ F, (F.mT @ y[..., None])[..., 0], np.vecdot(y, y), vary
+    n, known = np.maximum(count, 1), np.isfinite(Y)
     Y = np.where(known, Y, 0)
     y = np.where(known, Y - Y.sum(axis=0) / n, 0)                   # of mean 0
     mean, FF = known.T @ F / n[:, None], 0
@@ -136,14 +138,6 @@ def moments(F, Y, index):
         FF = FF + known[rows].T @ (F[rows, :, None] * F[rows, None, :]).reshape(len(rows), -1)
     FF = FF.reshape(-1, *mean.shape[1:] * 2) - n[:, None, None] * mean[:, :, None] * mean[:, None]
     return n, FF, y.T @ F, np.vecdot(y, y, axis=0), vary
-
-
-def varies(Y, axis):
-    """Whether known labels vary along an axis, by more than rounding of the largest."""
-    known = np.isfinite(Y)
-    low = np.min(Y, axis=axis, where=known, initial=np.inf)
-    high = np.max(Y, axis=axis, where=known, initial=-np.inf)
-    return high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
 
 
 def task_weights(sample):

@@ -161,15 +161,20 @@ def mean_and_scale(X):
     lows, highs, counts = zip(*(range_of(part, axes) for part in parts), strict=True)
     low, high, n = np.min(lows, axis=0), np.max(highs, axis=0), np.maximum(sum(counts), 1)
     low, high = (np.where(np.isfinite(a), a, 0) for a in (low, high))           # 0: all is missing
-    varies = high - low > ROUNDING * np.maximum(np.abs(low), np.abs(high))
-    width = np.where(varies, high - low, 1)
+    varied = varies(low, high)
+    width = np.where(varied, high - low, 1)
 
     def mean_of(power, centre):                                     # of values as shares of width
         shares = ((part.astype(np.float64) - low) / width - centre for part in parts)
         return sum(np.nansum(share ** power, axis=axes) for share in shares) / n
 
     mean = mean_of(1, 0)
-    return low + width * mean, np.where(varies, width * np.sqrt(mean_of(2, mean)), 1)
+    return low + width * mean, np.where(varied, width * np.sqrt(mean_of(2, mean)), 1)
+
+
+def varies(low, high, rounding=ROUNDING):
+    """Whether smallest and largest values differ by more than rounding, a share of the larger."""
+    return high - low > rounding * np.maximum(np.abs(low), np.abs(high))
 
 
 def range_of(X, axes):
