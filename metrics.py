@@ -153,7 +153,8 @@ def scores(z, z_hat):
 
 
 def mean_ci(a):
-    """The mean of a (T,), over two episodes or more, and the half width of its 95 % interval."""
+    """The mean of a (T,), over two episodes or more, and the half width of its 95 % interval by the
+    normal approximation, which is short for a few."""
     a = to_numpy(a)
     return float(a.mean()), float(1.96 * a.std(ddof=1) / len(a) ** 0.5)
 

@@ -7,6 +7,7 @@
     lam           strength of the penalty, a number or (T,)
     G  (T, m, m)  F'F/n, the Gram matrix                        c  (T, m)  F'y/n
     q  (T, m)     c - G w = F'(y - F w)/n, the correlation of each feature with what is left
+    ST, BST       soft_threshold, block_soft_threshold (made of: thresholds)
     S  (T, m)     the support {j : w_j != 0}, a mask
     F_i, F_j, F'  a sample, a feature's column, the transpose
     dX            dL/dX for a loss L of the solution, with the shape of X
@@ -65,18 +66,19 @@ def lasso(F, y, lam, max_iter=None):
     unit = safe_divisor(xp.max(xp.abs(c), axis=1))                  # lasso_lambda_max
     limit = 100 + 20 * F.shape[2] if max_iter is None else max_iter
     problem = G, c, lam, unit                                       # of lasso_gap and lasso_step
-    start = lasso_start(G, c, lam)
     # w <- lasso_step(w) until lasso_gap is small (made of: iterations)
-    return until_solved("lasso", lasso_step, lasso_gap, start, problem, limit)
+    w, info = until_solved("lasso", lasso_step, lasso_gap, xp.zeros_like(c), problem, limit)
+    return of_least_norm(F, y, lam, w, info) if bool(xp.any(lam == 0)) else (w, info)
 
 
-def lasso_start(G, c, lam):
-    """w = 0; where lam = 0 and G is singular, the minimiser of least norm."""
-    xp = array_namespace(c)
-    if not bool(xp.any(lam == 0)):
-        return xp.zeros_like(c)
-    least, singular = solve_psd(G, c)
-    return xp.where((singular & (lam == 0))[:, None], least, 0)
+def of_least_norm(F, y, lam, w, info):
+    """Where lam = 0 and G is singular, of all minimisers ridge's, with its certificate."""
+    xp = array_namespace(F)
+    least, singular = solve_psd(gram(F), correlations(F, y))
+    free = singular & (lam == 0)
+    gap = xp.where(free, ridge_residual(F, y, lam, least), info["gap"])
+    solved = xp.where(free, gap <= xp.finfo(F.dtype).eps ** 0.5, info["converged"])
+    return xp.where(free[:, None], least, w), info | {"gap": gap, "converged": solved}
 
 
 def lasso_gap(w, G, c, lam, unit):
@@ -138,7 +140,7 @@ def lasso_vjp(F, y, lam, w, dw):
       3. pull back   dX = -(dR/dX)' u   for X = F, y, lam
 
     F (T, n, m), y (T, n), lam a number or (T,), w and dw (T, m)  ->  dF (T, n, m), dy (T, n),
-    dlam (T,), at lam = 0 the derivative from above, where no w_j is 0. Valid where S does not
+    dlam (T,), at lam = 0 from above, where F'F is regular and no w_j is 0. Valid where S does not
     change; where F_S'F_S is singular, u is of least norm, and at lam = 0 w, too.
     """
     F, y, lam = check_shapes(F, y, lam, ndim=2)
@@ -183,7 +185,7 @@ def ridge_lambda_max(F, y=None):
 
     y is not used: called as lasso_lambda_max is.
     """
-    check_shapes(F, F)                                              # F stands in for y
+    F, _ = check_shapes(F, F)                                       # F stands in for y
     return array_namespace(F).sum(F * F, axis=(1, 2)) / F.shape[1]
 
 
@@ -299,9 +301,9 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
     F (T, n, m), Y (T, n, k), lam a number or (T,)  ->  W (T, k, m), info as of lasso, gap in units
     of group_lasso_lambda_max, converged at 1e-10 (float32: 1e-4). An iteration is a sweep of block
     coordinate descent, which finds the support, and a Newton step on it, taken by each task where
-    it helps. At lam = 0 converged is False, too, where F'F is singular and where W puts every
-    sample's class first: classes that F separates have no minimiser, and W is only large. Raises
-    ValueError as check_problem and check_labels do.
+    it helps. converged is False, too, where lam = 0 and F'F is singular, and where a Newton step
+    would move a score by 1/10: at lam = 0 there is no minimiser where F separates classes, all or
+    some, and W is only large. Raises ValueError as check_problem and check_labels do.
                                             [L23, Problem (6), inner; Yuan and Lin 2006]
     """
     F, Y, lam = check_problem(F, Y, lam, ndim=3)
@@ -320,19 +322,12 @@ def group_lasso(F, Y, lam, loss="squared", max_iter=1000):
 
 
 def has_one_minimiser(F, Y, lam, W, loss):
-    """False where lam = 0 and F'F is singular or F separates the classes, (T,)."""
+    """False where lam = 0 and F'F is singular; and where a Newton step would move a score, which is
+    of log odds, by 1/10: without a minimiser each moves one by about 1, however small the gap."""
+    xp = array_namespace(F)
     _, singular = solve_psd(gram(F), W[:, 0, :])
-    separated = is_separated(scores(F, W), Y) & (loss == "logistic")
-    return (lam > 0) | ~(singular | separated)
-
-
-def is_separated(Z, Y):
-    """Whether each sample's scores are largest for a class of probability 1 in Y, (T,)."""
-    xp = array_namespace(Z)
-    if Z.shape[-1] == 1:
-        Z, Y = xp.concat([Z, 0 * Z], axis=-1), xp.concat([Y, 1 - Y], axis=-1)
-    others = xp.max(xp.where(Y == 1, -xp.inf, Z), axis=-1)
-    return xp.all(xp.any((Y == 1) & (Z > others[..., None]), axis=-1), axis=1)
+    move = xp.max(xp.abs(scores(F, newton_group_direction(F, Y, lam, W, loss))), axis=(1, 2))
+    return ~((lam == 0) & singular) & ((move < 0.1) | (loss == "squared"))
 
 
 def data_gradient(F, Y, W, loss):
@@ -386,11 +381,10 @@ def block_sweep(F, Y, lam, W, loss):
 
 
 def newton_group_step(F, Y, lam, W, loss):
-    """W + t d for the Newton step d on the support, t the first of 1, 1/2, ..., 1/1024 that lowers
-    the objective, or, where it is equal to rounding, the violation; W if none does."""
+    """W + t d for the Newton step d, t the first of 1, 1/2, ..., 1/1024 that lowers the objective,
+    or, where it is equal to rounding, the violation; W if none does."""
     xp = array_namespace(F)
-    g = data_gradient(F, Y, W, loss) + lam[:, None, None] * directions(W)
-    d = solve_on_columns(group_curvature(F, lam, W, loss), xp.any(W != 0, axis=1), -g)
+    d = newton_group_direction(F, Y, lam, W, loss)
     height, violation = (f(F, Y, lam, W, loss) for f in (group_objective, group_violation))
     rounding = 50 * xp.finfo(F.dtype).eps * height
     found, moved = W, xp.zeros_like(lam, dtype=xp.bool)
@@ -406,6 +400,13 @@ def newton_group_step(F, Y, lam, W, loss):
     return found
 
 
+def newton_group_direction(F, Y, lam, W, loss):
+    """Newton's step on the support of W, (T, k, m)."""
+    g = data_gradient(F, Y, W, loss) + lam[:, None, None] * directions(W)
+    S = array_namespace(W).any(W != 0, axis=1)
+    return solve_on_columns(group_curvature(F, lam, W, loss), S, -g)
+
+
 def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
     """Pull dW back through the solution of group_lasso.            [docs/derivations.md, 4]
 
@@ -415,7 +416,8 @@ def group_lasso_vjp(F, Y, lam, W, dW, loss="squared"):
       3. pull back   dF = -(R U + R_Z[F U'] W)       dlam = -sum_j U_j . v_j
 
     F (T, n, m), Y (T, n, k), W and dW (T, k, m)  ->  dF (T, n, m), dlam (T,). Valid where the
-    support does not change; at lam = 0 it is all features, and dlam the derivative from above.
+    support does not change; at lam = 0 it is all features, and dlam the derivative from above where
+    no W_j is 0.
     """
     F, Y, lam = check_shapes(F, Y, lam, ndim=3)
     xp = array_namespace(F)
@@ -501,7 +503,8 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
         gap        the duality gap P + D - n as a share of n - P, what W gains on W = 0 (or of 1,
                    if that is nothing)
         converged  gap <= 1e-8 in float64, 1e-4 in float32, and Newton's method, which keeps the
-                   zeros of Lam (its face), would change Lam by no more than rounding
+                   zeros of Lam (its face), would change Lam by no more than rounding, as a share
+                   of its largest entry off the labels
         strict     no entry of Lam is about to become or cease to be 0, no feature to enter or
                    leave, and Lam is unique (not asked where W = 0): W is differentiable
     method  "interior-point" (of at most 80 Newton steps, if max_iter is not given), or "pbcd":
@@ -712,7 +715,8 @@ def svm_certificate(svm, Lam, tol):
     clear = (xp.all(used | unused, axis=(1, 2)) & ~flat_face) | off_lam1
     kinked = (xp.abs(column_norms(V) - lam1[:, None]) <= near_lam1) & (lam1 > 0)[:, None]
     gap = svm_gap(svm, Lam)
-    converged = (gap <= tol) & (off <= rounding)
+    largest = xp.max((1 - svm.Y) * Lam, axis=(1, 2))                # W is of its size
+    converged = (gap <= tol) & (off <= rounding * largest)
     return Certificate(gap, converged, clear & ~xp.any(kinked, axis=1))
 
 
@@ -1033,7 +1037,7 @@ SVM_METHODS = {"interior-point": (svm_interior_point, 80), "pbcd": (svm_pbcd, 10
 #                   else N(0, floor tau2_j + e_jk), the spike
 
 class NotIdentified(ValueError):
-    """Tasks that tell no basis."""
+    """Tasks that determine no basis."""
 
 
 Bases = namedtuple("Bases", "B prob tau2")                          # prob and tau2 (s, m, 1)
@@ -1046,8 +1050,8 @@ def sparse_rotation(W, C, errors=None, width=0.0, starts=20, seed=0):
     spike and a slab, by expectation maximisation from random bases.     [docs/derivations.md, 10]
 
     W (T, m), least-squares weights of T tasks on features F of mean 0 and covariance C (m, m)
-    errors of W: their covariances sigma_k^2 (F_k'F_k)^-1 (T, m, m), or sigma_k/sqrt(n), where each
-             task's own F_k'F_k/n is about C (T,), or None where W is exact
+    errors of W: their covariances sigma_k^2 (F_k'F_k)^-1, (T, m, m); or (T,) sigma_k/sqrt(n), if
+             each task's own F_k'F_k/n is about C; or None where W is exact
     width    the spike's deviation as a share of the slab's, in [0, 1): 0 expects zeros, more
              expects loadings that are small where they are not large
     Returns M, with F M of variance 1 and the strongest feature first, and info:
@@ -1112,8 +1116,9 @@ def white_tasks(W, C, errors):
 
 
 def check_tasks(W, C, errors, width, starts):
-    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, tasks without
-    weights, and what check_search does; W, C and errors."""
+    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, a C that is
+    not symmetric, tasks without weights, or with weights that have no squares, and what
+    check_search does; W, C and errors."""
     W, C = as_plain_array("W", W), as_plain_array("C", C)
     errors = None if errors is None else as_plain_array("errors", errors)
     xp = array_namespace(W, C)
@@ -1127,9 +1132,15 @@ def check_tasks(W, C, errors, width, starts):
     given = (W, C) if errors is None else (W, C, errors)
     if not all(bool(xp.all(xp.isfinite(a))) for a in given):
         raise ValueError("W, C or errors hold values that are not finite")
+    eps = xp.finfo(W.dtype).eps
     empty = int(xp.sum(xp.astype(xp.all(W == 0, axis=1), xp.int64)))
     if empty:
         raise ValueError(f"W: {empty} of {T} tasks have no weights: leave them out")
+    size, least = xp.max(xp.abs(W), axis=1), (xp.finfo(W.dtype).smallest_normal / eps) ** 0.5
+    if not bool(xp.all((size > least) & (size < 1 / least))):
+        raise ValueError("W: found a task whose weights are too large or too small to multiply")
+    if not bool(xp.all(xp.abs(C - C.mT) <= eps ** 0.5 * xp.max(xp.abs(C)))):
+        raise ValueError("C: found a matrix that is not symmetric, no covariance")
     check_search(errors, width, starts)
     return W, C, errors
 
@@ -1241,7 +1252,7 @@ def in_order(M, W, C, on):
 def identification(on):
     """apart, apart_tasks and identified of sparse_rotation, from on (T, m).
 
-    Where feature j never comes without i, b_i + t b_j is as sparse as b_i, and j is not told.
+    Where feature j never comes without i, b_i + t b_j is as sparse as b_i, and j is not identified.
     """
     xp, (T, m) = array_namespace(on), on.shape
     without = on.mT @ (1 - on) + T * identity(m, on)                # [j, i]: use j, but not i
@@ -1441,8 +1452,8 @@ def regularised(A):
 
 
 def check_problem(F, Y, *lams, ndim=None):
-    """Refuse what is no problem: as check_shapes, and values that are not finite, too large to be
-    squared, or (all of a task's) too small to be."""
+    """Refuse what is no problem: as check_shapes, values that are not finite or too large to be
+    squared, and a task's F too small to be."""
     F, Y = check_shapes(F, Y, ndim=ndim)
     xp = array_namespace(F)
     squares = xp.sum(F * F, axis=(1, 2))

@@ -75,7 +75,7 @@ def bilevel(fit, fit_vjp, outer_loss, F, y, lam, n_support=None):
     fit_vjp(F, y, lam, w, dw, info) -> dF, dparams     its adjoint (None: the returned dF is None)
     outer_loss(F, y, w) -> Outer                                [L23, Problems (6), (7)]
 
-    info counts the tasks whose fit is "unsolved", which have no dF.
+    info counts the tasks whose fit is "unsolved", whose dF is 0.
     """
     F, y = solvers.check_shapes(F, y)
     fit_on, score_on = split_samples(n_support, F.shape[1])
@@ -150,13 +150,15 @@ def task_objective(head, eps=0.3, warmup=0.5, n_support=None, norm="batch", mask
     over the share `warmup` of the steps (0: constant, as in the paper). n_support: Problem (7).
     norm: see normalise.
     """
+    head, lambda_max = HEADS[head]
+
     def objective(progress, batches, y, params):
         features, = batches                                         # (G n, m)
         y, known = y if masked else (y, None)
         G, _, n = y.shape[:3]
         now = eps * rise(progress, warmup)
         F_sets = array_namespace(features).reshape(features, (G, n, -1))
-        loss, dF, info = head_on_sets(*HEADS[head], F_sets, y, now, n_support, norm, known)
+        loss, dF, info = head_on_sets(head, lambda_max, F_sets, y, now, n_support, norm, known)
         return loss, [array_namespace(dF).reshape(dF, features.shape)], {}, {"eps": now, **info}
 
     return objective
@@ -173,9 +175,9 @@ def head_on_sets(head, lambda_max, F_sets, y, eps, n_support=None, norm="batch",
 
     Each set's features are normalised, by all its samples, and repeated for its K tasks; the K
     gradients are added up. Predictors have no intercept. Where norm="batch" and every sample is
-    fitted, features have mean 0 and none is needed: the mean of a real y has no effect on w. With
+    fitted, features have mean 0, and for a real y none is needed: its mean has no effect on w. With
     n_support or known this does not hold, and the caller should centre a real y; with another norm
-    features have means of their own.
+    features have means of their own. Scores of classes miss theirs.
     Where known (G, K, n) is False, a task has no label, and the caller puts y_i = 0, or any class:
     F_i = 0 there, so that the sample does not change w; n and the moments still count it.
     """
@@ -206,12 +208,12 @@ def normalise(F, norm="batch", n_support=None):
                                                                   [L23, Sec. 3.4, App. D.2.3]
     """
     xp = array_namespace(F)
-    if norm == "none":
-        return F, None
-    if norm not in ("batch", "layer"):
+    if norm not in ("batch", "layer", "none"):
         raise ValueError(f"norm: found {norm}, expected batch, layer or none")
     if n_support is not None and norm != "batch":
         raise ValueError("normalise: moments of the support are those of samples, norm='batch'")
+    if norm == "none":
+        return F, None
     axis = {"batch": 1, "layer": 2}[norm]
     fit = F[:, split_samples(n_support, F.shape[1])[0], :]
     mean = xp.mean(fit, axis=axis, keepdims=True)
@@ -389,7 +391,7 @@ def outer_ridge(F, y, lam, n_support=None, params=None):
 
 def outer_penalty(penalty, slope, F, y, lam, n_support):
     """Plain fits, and an outer loss with + 1/T sum_t lam_t sum_j penalty(w_tj); its slope."""
-    lam = solvers.per_task(lam, F)
+    F, y, lam = solvers.check_problem(F, y, lam, ndim=2)
 
     def penalised(F, y, w):
         xp, T = array_namespace(w), w.shape[0]
@@ -418,17 +420,16 @@ def fit_least_squares_vjp(F, y, lam, w, dw, info):
 # Heads of k outputs: Y (T, n, k) is real, one-hot, or of 0 and 1 where k = 1.
 
 
-def inner_group_lasso(F, Y, lam, n_support=None, params=None, smoothing=0.0, loss="squared",
-                      max_iter=1000):
+def inner_group_lasso(F, Y, lam, n_support=None, params=None, loss="squared"):
     """Sparse predictors of k outputs: argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}.
 
     loss is "squared", 1/2 ||z - y||^2, or "logistic", softmax cross-entropy (k = 1: sigmoid). The
-    outer loss is its mean over tasks and samples, with smoothed labels and, where params has one, a
-    scale of the scores (class_loss). For m k up to a few hundred.      [L23, Problem (6)]
+    outer loss is its mean over tasks and samples, where params has one, with a scale of the scores
+    (class_loss). For m k up to a few hundred.                          [L23, Problem (6)]
     """
-    fit = functools.partial(solvers.group_lasso, loss=loss, max_iter=max_iter)
+    fit = functools.partial(solvers.group_lasso, loss=loss)
     fit_vjp = features_only(functools.partial(solvers.group_lasso_vjp, loss=loss))
-    return bilevel(fit, fit_vjp, class_loss(params, smoothing, loss), F, Y, lam, n_support)
+    return bilevel(fit, fit_vjp, class_loss(params, loss=loss), F, Y, lam, n_support)
 
 
 def class_loss(params, smoothing=0.0, loss="logistic"):

@@ -178,10 +178,14 @@ def check_images(config, p):
     """Refuse files of so few images that any feature fits any factor, and weights that leave fewer
     than there are factors."""
     refuse_few(config, f"--data {config.data}", len(p))
+    refuse_few_effective(f"--rho {config.rho} --alpha {config.alpha}", p)
+
+
+def refuse_few_effective(flags, p):
+    """ValueError where weights p leave fewer effective images than there are factors."""
     effective = 1 / np.sum(p ** 2)
     if effective < len(data.FACTORS):
-        raise ValueError(
-            f"--rho {config.rho} --alpha {config.alpha}: leaves {effective:.1f} effective images")
+        raise ValueError(f"{flags}: leaves {effective:.1f} effective images")
 
 
 def head_of(config):

@@ -27,10 +27,12 @@ from experiments.episode_heads import EPISODE_HEADS, episode_objective, head_par
 from experiments.episode_networks import OPTIMISERS
 from experiments.settings import ELSEWHERE, option
 
-EPS = "lam1 as a fraction of svm_lambda_max (logistic: of its own); 0: the dense SVM"
+EPS = "svm: lam1 as a fraction of svm_lambda_max, 0 for a dense one; logistic: of its own"
 DATA = "omniglot: zips, separated by commas; npz: the folder; shapes: 3dshapes.h5 (or rendered)"
 NOISE = "deviation of Gaussian noise on the images, whose values are 0 to 1; not of shapes"
-OPTIMISER = "with cosine decay, or SGD with MetaOptNet's schedule (lr 0.1)"
+OPTIMISER = "Adam with cosine decay, or SGD with MetaOptNet's schedule (for --lr 0.1)"
+HEADS_WITH = {                                                      # the heads that a setting is of
+    "learn_lams": ("svm",), "lam1": ("svm",), "lam2": ("svm", "ridge"), "eps": ("svm", "logistic")}
 PIXEL_BYTES = {"conv4": 550, "cnn": 75, "resnet12": 4300}  # of training images, kept for backward
 
 
@@ -76,7 +78,7 @@ def command(config):
     result, run = fewshot(config)
     print(
         f"accuracy {in_percent(result, 'accuracy')} on {config.test_episodes} test episodes; "
-        f"{100 * result['off']:.1f} % of features off, {100 * result['dead']:.1f} % dead"
+        f"{100 * result['off']:.1f} % of live features off, {100 * result['dead']:.1f} % dead"
         f"      {result['steps']} steps, {result['seconds']:.0f} s of training")
     if result["unsolved"]:
         print(f"warning: the fits of {result['unsolved']} test episodes were not solved")
@@ -144,8 +146,10 @@ def check(config):
     """Refuse settings that the chosen encoder or head does not have."""
     if config.features != FewShot.features and config.encoder != "cnn":
         raise ValueError(f"--features: needs --encoder cnn, found {config.encoder}")
-    if config.learn_lams and config.head != "svm":
-        raise ValueError(f"--learn-lams: needs --head svm, found {config.head}")
+    for name, heads in HEADS_WITH.items():
+        if getattr(config, name) != getattr(FewShot, name) and config.head not in heads:
+            raise ValueError(f"{settings.flag_of(name)}: needs --head {' or '.join(heads)}, "
+                             f"found {config.head}")
     if config.head == "logistic" and config.eps == 0:
         raise ValueError("--eps 0: not with --head logistic, which has no fit of separable classes")
 
@@ -312,7 +316,8 @@ def score(config, run, encoded):
 
 
 def score_factors(encoder, source, end, xp, device):
-    """MCC, R and DCI of the features of 5,000 images of 3D Shapes."""
+    """MCC, R and DCI of the features of 5,000 images of all 3D Shapes, also of training's; none of
+    over 1,000 features, which would fit any factor."""
     shapes = source.shapes
     index = np.random.default_rng(20_000).integers(len(shapes), size=5000)
 
@@ -320,6 +325,8 @@ def score_factors(encoder, source, end, xp, device):
         return source.images("test", some, xp, device)
 
     F = metrics.to_numpy(encoder.encode(end.params, end.state, images, index))
+    if 5 * F.shape[1] > len(index):
+        return {}
     return metrics.scores(shapes.factors[index].astype(float), F)
 
 

@@ -29,6 +29,7 @@ from experiments.disentangle import (
     draw_training,
     features_of,
     refuse_few,
+    refuse_few_effective,
     score_features,
 )
 from experiments.episode_heads import sharing_episode
@@ -49,7 +50,7 @@ TEST_ALPHA = 0.1  # of heads fitted for scores, the same for all runs
 class Sharing(settings.RunSettings):
     """Train an encoder through sparse heads that share features, on binary tasks of a few factors.
 
-    Our reading of [F23].
+    Our reading of [F23]. Tasks are of a seed of their own, the same in all runs.
     """
 
     version: ClassVar[int] = 2
@@ -101,6 +102,8 @@ def sharing(config):
     """Train, score, test on unseen tasks and the other data set, draw  ->  result, results.Run."""
     check_memory(config, IMAGE_BYTES)
     check_eval_images(config)
+    if config.tasks > config.pool:
+        raise ValueError(f"--tasks: found {config.tasks}, expected at most --pool {config.pool}")
     xp, device = settings.device_of(config.device)
     grid = GRIDS[config.source](config.data or None)
     refuse_few(config, f"--data {config.data}", len(grid))
@@ -109,6 +112,7 @@ def sharing(config):
     if kept:
         return kept, run
     z, p = data.latents(grid, 1.0, config.rho)
+    refuse_few_effective(f"--rho {config.rho}", p)
     tasks = BinaryTasks(grid.factors, p, config.factors, config.pool + config.test_tasks)
     elsewhere = tasks_elsewhere(config)                             # refused now, or never
     encoder = sparsedis.cnn(config.features)
@@ -117,7 +121,7 @@ def sharing(config):
 
     def sample(step):
         rng = np.random.default_rng([config.seed, step])
-        some = rng.choice(config.pool, min(config.tasks, config.pool), replace=False)
+        some = rng.choice(config.pool, config.tasks, replace=False)
         index, Y = tasks.sample(rng, some, config.shot, config.query)
         y = xp.asarray(Y, device=device), xp.asarray(some, device=device)
         return [grid.images(index.ravel(), xp, device)], y

@@ -27,8 +27,8 @@ BinaryTask = namedtuple("BinaryTask", "factors thresholds sides")
 class BinaryTasks:
     """`count` different binary tasks of k factors each, joined by AND.        [F23, our reading]
 
-    Under p (N,) 2 to 98 % of a task's images are positive; a sample's classes are rebalanced, half
-    of each. ValueError where k is not possible, or so many different tasks are not found.
+    Under p (N,) about 2 to 98 % of a task's images are positive; a sample's classes are rebalanced,
+    half of each. ValueError where k is not possible, or so many different tasks are not found.
     """
 
     def __init__(self, factors, p, k, count, seed=0):
@@ -74,7 +74,7 @@ class BinaryTasks:
 
     def sample_task(self, rng, task, shot, query):
         """index (n,) and Y (n, 2): as drawn, no image twice unless there are too few, and none in
-        support and query unless there is one."""
+        both support and query unless a class has only one."""
         drawn = draw_index(rng, self.cumulative, 100 * (shot + query))
         positive = self.labels(task, drawn)
         parts = [first_occurrences(drawn[positive == side]) for side in (False, True)]

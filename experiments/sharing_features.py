@@ -21,7 +21,7 @@ from experiments.episodes import support_first
 from experiments.sharing import Sharing, fit_heads, objective_of
 
 TRAINED = ("sharing", "erm", "erm-even")  # the methods
-IMAGES_ONLY = ("method", "rho", "factors", "pool", "test_tasks", "eps")
+IMAGES_ONLY = ("method", "rho", "factors", "pool", "test_tasks", "eps", "eval_images")
 FEATURE_SCORES = ("accuracy", "worst_group", "refit_worst_group", "few_shot")
 
 
@@ -93,7 +93,7 @@ def parse_features(found):
     if (place.astype(str) == "").any():
         raise ValueError(f"{kind}: found an empty name")
     _, y = np.unique(y, return_inverse=True)
-    names, place = np.unique(place, return_inverse=True)
+    names, place = np.unique(place.astype(str), return_inverse=True)
     if y.max() < 1 or not (test.any() and not test.all() if kind == "group" else place.max() > 0):
         raise ValueError('two classes are needed, and two domains or rows of split "test"')
     return Features(x, y, place, kind, names, test)
@@ -182,7 +182,8 @@ def tell_method(config, result, method, suffix):
     print(
         f"  {method:<9} accuracy {percent['accuracy']:.2f} %   worst group "
         f"{percent['worst_group']:.2f} %, with a head refitted on even rows "
-        f"{percent['refit_worst_group']:.2f} %   {config.shot}-shot {percent['few_shot']:.2f} %")
+        f"{percent['refit_worst_group']:.2f} %   "
+        f"up to {config.shot}-shot {percent['few_shot']:.2f} %")
 
 
 def sharing_on_features(config):
@@ -297,16 +298,16 @@ def plain_objective(progress, features, Y, params):
 
 def predict(F, y, k, fit, rows):
     """The class (rows,) that heads fitted on some rows give to others: one head for two classes,
-    else one for each class against all others. Heads have no intercept: rows of the rarer classes
-    are repeated until all have as many."""
+    else one for each class among those rows, against all others. Heads have no intercept: rows of
+    the rarer classes are repeated until all have as many."""
     own = [fit[y[fit] == c] for c in np.unique(y[fit])]
     fit = np.concatenate([np.resize(a, max(map(len, own))) for a in own])
     some = np.append(fit, rows)
-    classes = [1] if k == 2 else range(k)
+    classes = np.array([1]) if k == 2 else np.unique(y[fit])
     Y = np.stack([y[some] == c for c in classes])[..., None].astype(float)
     F_some = np.broadcast_to(F[some], (len(classes), len(some), F.shape[1]))
     Z, _ = fit_heads(F_some, Y, len(fit))
-    return (Z[0] > 0).astype(int) if k == 2 else Z.argmax(axis=0)
+    return (Z[0] > 0).astype(int) if k == 2 else classes[Z.argmax(axis=0)]
 
 
 def worst_group(right, features, rows):

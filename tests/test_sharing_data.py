@@ -31,7 +31,7 @@ def test_binary_tasks_join_thresholds_by_and(k, shapes):
             assert all(told) == bool(label)
 
 
-def test_no_image_is_drawn_twice_for_a_task_and_no_test_task_is_a_flipped_training_task(shapes):
+def test_few_images_are_drawn_twice_for_a_task_and_no_test_task_is_a_flipped_one(shapes):
     _, p = data.latents(shapes, 1.0, 0.9)
     tasks = sharing_data.BinaryTasks(shapes.factors, p, 4, 30)
     index, _ = tasks.sample(np.random.default_rng(0), range(30), 13, 20)

@@ -220,6 +220,20 @@ def test_files_that_would_train_or_score_something_else_are_refused(
     assert said in capsys.readouterr().err and not (tmp_path / "r").exists()
 
 
+def test_a_class_that_no_row_scored_has_is_not_predicted():
+    rng, y = np.random.default_rng(0), np.arange(300) % 3
+    F = np.eye(3)[y] - 1 / 3 + rng.standard_normal((300, 3))        # of some rows no score is high
+    fit, rows = np.arange(60), np.arange(60, 300)
+    told = sharing_features.predict(F, y + (y == 2), 5, fit, rows)  # classes 0, 1, 3 of five
+    assert set(told) == {0, 1, 3}
+
+
+def test_names_of_bytes_are_names():
+    found = {name: a for name, a in ROWS.items() if name != "group"}
+    found["domain"] = np.array([b"a", b"b"])[np.arange(len(ROWS["y"])) % 2]
+    assert sharing_features.parse_features(found).places == ["a", "b"]
+
+
 def test_features_need_a_file(tmp_path, capsys):
     assert run.main(["sharing", "--source", "features", "--results", str(tmp_path)]) == 2
     assert "--data: needed with --source features" in capsys.readouterr().err
@@ -298,4 +312,4 @@ def test_the_scores_of_a_method_stand_under_their_names(capsys):
     sharing_features.tell_method(sharing.Sharing(shot=5), result, "erm", "_a")
     assert capsys.readouterr().out == (
         "  erm       accuracy 10.00 %   worst group 20.00 %, with a head refitted on even rows "
-        "30.00 %   5-shot 40.00 %\n")
+        "30.00 %   up to 5-shot 40.00 %\n")

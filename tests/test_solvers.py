@@ -6,6 +6,7 @@ import warnings
 import fuzz_solvers
 import numpy as np
 import pytest
+import scipy.optimize
 from conftest import to_numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -122,17 +123,53 @@ def test_a_lasso_of_more_features_than_samples_without_a_penalty_has_ridge_s_der
         np.testing.assert_allclose(told, found, rtol=1e-6)
 
 
+def test_without_a_penalty_correlated_features_have_ridge_s_solution_too():
+    """q is not known to 1e-12 there, and a search would leave the solution of least norm."""
+    rng = np.random.default_rng(26)
+    root = np.linalg.cholesky(0.999 + 0.001 * np.eye(30))
+    F, y = rng.standard_normal((20, 17, 30)) @ root.T, rng.standard_normal((20, 17))
+    w, info = solvers.lasso(F, y, 0.0)
+    np.testing.assert_allclose(w, solvers.ridge(F, y, 0.0), rtol=1e-9)
+    assert info["converged"].all() and info["gap"].max() < 1e-8
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_classes_that_features_separate_have_no_minimiser_without_a_penalty(k):
     rng, several = np.random.default_rng(0), max(k, 2)
-    F, Y = rng.standard_normal((2, 12, 4)), np.eye(several)[np.arange(24).reshape(2, 12) % several]
-    F[0, :, :several] = 4 * Y[0] - 2 + 0.1 * F[0, :, :several]  # these tell the class
-    F[1, 9:] = F[1, 2::-1]  # of task 1 three samples come with two classes
+    F, Y = rng.standard_normal((40, 8, 3)), np.eye(several)[rng.integers(several, size=(40, 8))]
+    Y[:, :3] = np.eye(several)[np.arange(3) % several]
+    F[0, :, :several] = 4 * Y[0] - 2 + 0.1 * F[0, :, :several]      # these tell the class
+    F[1, :, 0] = np.arange(8) == 0                                 # this tells one sample's
+    less = np.array([falls_for_ever(*task) for task in zip(F, Y, strict=True)])
+    assert less[:2].all() and 5 < less.sum() < 35
     Y = Y[..., :1] if k == 1 else Y
-    for lam, told in ((0.0, [False, True]), (0.01, [True, True])):
-        assert solvers.group_lasso(F, Y, lam, "logistic")[1]["converged"].tolist() == told
-    with_less = solvers.group_lasso(F[:, :3], Y[:, :3], 0.0)[1]["converged"]
-    assert not with_less.any()  # squared: of three samples and four features
+    for lam, told in ((0.0, ~less), (0.01, ~less | True)):
+        _, info = solvers.group_lasso(F, Y, lam, "logistic")
+        np.testing.assert_array_equal(info["converged"], told)
+    assert not solvers.group_lasso(F[:1], Y[:1], 1e-14, "logistic")[1]["converged"].any()
+    with_less = solvers.group_lasso(F[:, :2], Y[:, :2], 0.0)[1]["converged"]
+    assert not with_less.any()  # squared: of two samples and three features
+
+
+def falls_for_ever(F, Y):
+    """Whether some W raises the score of a sample's class over another's and never lowers it."""
+    (n, m), k = F.shape, Y.shape[1]
+    over = (Y[:, None, :, None] - np.eye(k)[..., None]) * F[:, None, None, :]  # (n, k, k, m)
+    over = over.reshape(n * k, k * m)
+    found = scipy.optimize.linprog(-over.sum(axis=0), -over, np.zeros(n * k), bounds=(-1, 1))
+    return -found.fun > 1e-6
+
+
+def test_a_svm_of_large_features_is_not_called_solved_where_its_weights_are_wrong():
+    """Lam is 1e-12 off the classes there, and the gap is 1e-12 of n."""
+    Y = np.eye(3)[np.arange(10) % 3][None]
+    for size in (1e3, 1e6):
+        rng = np.random.default_rng(5)
+        F = size * (rng.standard_normal((1, 10, 4)) + 3 * (Y @ rng.standard_normal((3, 4))))
+        W, _, info = solvers.group_svm(F, Y, 0.0, 10.0)
+        other, _, told = solvers.group_svm(F, Y, 0.0, 10.0, method="pbcd", max_iter=300)
+        assert info["converged"].all() and told["converged"].all()
+        np.testing.assert_allclose(other, W, atol=1e-6 * np.abs(W).max())
 
 
 @pytest.mark.parametrize("case", ["zero", "twice", "one class"])

@@ -436,6 +436,13 @@ def test_training_stops_where_only_a_loss_or_a_gradient_is_not_finite(bad):
         sparsedis.train(training, (params, state, None, 0))
 
 
+@pytest.mark.parametrize("head", sparsedis.HEADS)
+def test_a_head_names_what_is_not_finite(head):
+    F, y = np.full((1, 4, 2), np.nan), np.ones((1, 4, 1) if "group" in head else (1, 4))
+    with pytest.raises(ValueError, match="F or y holds"):
+        sparsedis.HEADS[head][0](F, y, np.nan)
+
+
 def test_outer_penalties_and_losses_are_means_over_tasks():
     """The values that the docstrings give, by hand: differences see a slope, not its unit."""
     rng = np.random.default_rng(0)
