@@ -23,7 +23,7 @@ COMMANDS = {  # name: module of experiments/, settings class, function, what it 
     "render": ("render", "Render", "render", "write the rendered data set as HDF5"),
     "encode": ("apply", "Encode", "encode", "features of your own images or rows"),
     "real": ("apply", "Real", "real", "real images beside renders of the same factors"),
-    "curves": ("apply", "Curves", "curves", "MCC against the step of finished runs"),
+    "curves": ("apply", "Curves", "curves", "MCC against the step of runs"),
     "sweep": ("sweeps", "Sweep", "sweep", "the runs behind the figures"),
     "figure": ("figures", "Figure", "figure", "a figure of the paper"),
     "page": ("page", "Page", "page", "runs as a page to play with, one HTML file"),

@@ -3,8 +3,8 @@
     encode CHECKPOINT IMAGES.npz       features F (N, m) of images (N, 64, 64, 3); of rows, with the
                                        targets that they predict
     real CHECKPOINT IMAGES.npz         features of real images beside those of renders
-    curves FOLDER ...                  MCC against the step, or minutes, of finished runs, and when
-                                       it reached some levels
+    curves FOLDER ...                  MCC against the step, or minutes, of runs, finished or not,
+                                       and when it reached some levels
 
 A checkpoint names its encoder and the sizes to build it (results.Checkpoint).
 """
@@ -180,13 +180,16 @@ def curves(config):
     contents = [content for content, _ in runs]
     keys = dict.fromkeys(key for content in contents for key in content)
     differ = [key for key in keys if differs(key, contents)]
-    names = [label or ", ".join(f"{key.replace('_', ' ')} {content.get(key)}" for key in differ)
-             for (label, _), content in zip(words, contents, strict=True)]
+    told = [", ".join(f"{key.replace('_', ' ')} {content.get(key)}" for key in differ)
+            for content in contents]
+    names = [label or words or Path(folder).name
+             for (label, folder), words in zip(words, told, strict=True)]
     fig, ax = plots.subplots(1, 1, (5.2, 3.4))
     draw_runs(ax, names, [rows for _, rows in runs], config.against)
     for chance in sorted(set(map(chance_of, contents))):
         ax.axhline(chance, **plots.CHANCE)
-    ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(0.3, 1))
+    lowest = min(row["mcc"] for _, rows in runs for row in rows)
+    ax.set(xlabel=config.against, ylabel="MCC (at most 1,000 images)", ylim=(min(0.3, lowest), 1))
     ax.set_xscale("log" if config.log else "linear")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(fontsize=8, loc="lower right")
@@ -219,7 +222,8 @@ def draw_runs(ax, names, runs, against):
         x = [row["step"] if against == "step" else row["seconds"] / 60 for row in rows]
         ax.plot(x, [row["mcc"] for row in rows], "o-", ms=3, color=f"C{kinds.index(name)}")
     for i, name in enumerate(kinds):
-        ax.plot([], [], "o-", ms=3, color=f"C{i}", label=name.replace("$", r"\$"))   # no TeX
+        label = name.replace("$", r"\$").replace("_", " _", name.startswith("_"))    # no TeX
+        ax.plot([], [], "o-", ms=3, color=f"C{i}", label=label)     # one that begins by _ is hidden
 
 
 REACHED = (0.9, 0.93, 0.95, 0.96)
@@ -243,10 +247,10 @@ def write_reached(path, labels, runs):
 def read_run(folder):
     """The settings and the lines of a run."""
     content = results.read_json(folder / "config.json")
-    rows = results.read_lines(folder / "metrics.jsonl", numbers=("step", "seconds", "mcc"))
-    if not rows:
+    path = folder / "metrics.jsonl"
+    if not any("mcc" in row for row in results.read_lines(path, numbers=("step", "seconds"))):
         raise ValueError(f"{folder}: no run that tells an MCC (metrics.jsonl)")
-    return content, rows
+    return content, results.read_lines(path, numbers=("step", "seconds", "mcc"))
 
 
 NO_SETTINGS = ("code", "code_before", "device", "kernel", "libraries")

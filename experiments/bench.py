@@ -5,9 +5,9 @@
     growth    seconds and peak memory against tasks T, samples n, features m and images, as a figure
     timer     a function that does a piece of work and returns its seconds
 
-A row tells medians of repeats that take turns, so that a noisy machine is noisy for both. The peers
-are PyTorch and JAX where they are installed (requirements-bench.txt), scikit-learn, and code as one
-writes it first.
+A row tells medians of repeats that take turns, so that a noisy machine is noisy for both (of the
+SVM's peer, which takes minutes, one). The peers are PyTorch and JAX where they are installed
+(requirements-bench.txt), scikit-learn, and code as one writes it first.
 """
 import csv
 import functools
@@ -46,14 +46,12 @@ class Bench:
 
     out: str = option("", f"growth curves, the rows as CSV beside them: {OUT}")
     results: str = option("results", "folder of the results")
-    threads: int = option(os.cpu_count() or 1, "CPU threads", 1, 1024)
+    threads: int = option(os.cpu_count() or 1, "CPU threads of ours and of PyTorch", 1, 1024)
 
 
 def bench(config):
     """Print all rows, those of most interest first, and draw how seconds grow."""
     path = out_path(config, "bench.png")
-    if path.suffix == ".csv":
-        raise ValueError(f"--out {path}: the rows are written there, and the curves are a picture")
     print(machine(config.threads), flush=True)
     _rows.clear()
     bench_lasso(config.threads)

@@ -26,7 +26,7 @@ import metrics
 import solvers
 from experiments import beyond, entropy, fewshot, plots, regression, rotation, sharing, theory
 from experiments.apply import encode_images
-from experiments.settings import option
+from experiments.settings import option, out_path
 from experiments.sweeps import (
     IDEA,
     RESPONSES,
@@ -416,7 +416,9 @@ class Figure:
         choices=regression.VARIES)
     jobs: int = option(os.cpu_count() or 1, "fig1: processes", 1, 1024)
     scale: str = option("quick", "of the sweep", choices=tuple(SCALES))
-    out: str = option("", "the file to write; in the folder of results when not given")
+    out: str = option(
+        "", "the picture to write; when not given it is in the folder of results, or in results/ "
+        "where that folder holds tables only")
     results: str = option("results", "folder of the results")
 
 
@@ -426,16 +428,16 @@ def figure(config):
     of_tables = name in FIGURES and not any(tables.glob("*/*/config.json"))
     folder = Path("results") if of_tables else tables               # docs/ holds tables alone
     rows = finished_rows(config) if name in FIGURES else []
-    folder.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.replace(config, results=str(folder))
     if name == "fig1":
         words = ["fig1", config.cov, config.noise, *([config.varies] * (config.varies != "all"))]
-        path = Path(config.out or folder / f"{'-'.join(words)}.png")
+        path = out_path(config, f"{'-'.join(words)}.png")
         regression.draw_fig1(config.cov, config.noise, config.varies, config.jobs, path)
     elif name in ALONE:
-        path = Path(config.out or folder / f"{name}.png")
+        path = out_path(config, f"{name}.png")
         ALONE[name](path)
     else:
-        path = Path(config.out or folder / f"{name}-{config.scale}.png")
+        path = out_path(config, f"{name}-{config.scale}.png")
         more = [tables / f"rotation-points-{config.scale}.csv"] if name == "rotation" else []
         FIGURES[name](rows, path, *more)
         if name == "methods":                                       # a table, which is printed

@@ -69,7 +69,8 @@ def check_gradient(f, arrays, h=1e-5, entries=20, seed=0):
     error, kept_too = slope_error(line, v, slope, grads)
     norms = {name: (norm(g), norm(g_fd)) for name, (g, g_fd) in picked.items()}
     errors = relative_errors(picked) | {"all entries": error}
-    return Check(errors, norms, max(errors.values()), rate, same and kept and kept_too)
+    worst = float(np.max(list(errors.values())))                    # NaN, where one is
+    return Check(errors, norms, worst, rate, same and kept and kept_too)
 
 
 def along(f, arrays, pattern, direction, steps):
@@ -138,7 +139,7 @@ def taylor_rate(line, v, slope, loss):
     expected = shrink * t * slope
     remainder = abs(full - loss - expected)
     remainder_half = abs(half - loss - expected / 2)
-    rate = np.log2(remainder / remainder_half) if remainder_half > 0 else np.inf
+    rate = np.inf if remainder_half == 0 else np.log2(remainder / remainder_half)
     return float(rate), same
 
 

@@ -95,7 +95,7 @@ def render(trained, source):
     """The page of some runs, as text."""
     shapes, first = data.Shapes3D(), trained[0].config
     z, p = data.latents(shapes, first["alpha"], first["rho"])
-    realised = plots.realised_correlation(first["rho"], first["alpha"])
+    realised = abs(plots.realised_correlation(first["rho"], first["alpha"]))
     drawn = draw_images(shapes, p)
     seen = {(run.config["rho"], run.config["alpha"]) for run in trained}
     of_whom = " of the first network" if len(seen) > 1 else ""
@@ -137,7 +137,7 @@ def told_values():
 
 
 def code_links(source):
-    """Name of a function -> the address of its first line under the source."""
+    """Name of a function -> its address under the source."""
     names = (
         "data.compose", "sparsedis.cnn", "sparsedis.conv2d", "solvers.lasso",
         "solvers.lasso_lambda_max", "solvers.ridge", "metrics.match", "experiments.page.page")
@@ -145,10 +145,11 @@ def code_links(source):
 
 
 def link_of(name, source):
-    """The address of a function's first line."""
+    """The address of a function's file, on a host of its first line."""
     module, _, function = name.rpartition(".")
     found = inspect.unwrap(getattr(importlib.import_module(module), function))
-    return f"{source}/{module.replace('.', '/')}.py#L{inspect.getsourcelines(found)[1]}"
+    line = f"#L{inspect.getsourcelines(found)[1]}" if "://" in source else ""   # else it moves on
+    return f"{source}/{module.replace('.', '/')}.py{line}"
 
 
 # ------------------------------------------------------------------------------ images
@@ -208,7 +209,10 @@ class Trained:
 
 def read_run(folder):
     """The Trained of a run's folder; ValueError where it is not a finished one on 3D Shapes."""
-    result = results.read_json(folder / "result.json", ("mcc", "r"))
+    path = folder / "result.json"
+    if not results.read_json(path).keys() >= {"mcc", "r"}:
+        raise ValueError(f"{folder}: expected a run on 3D Shapes, found one without MCC and R")
+    result = results.read_json(path, ("mcc", "r"))
     config = results.read_json(
         folder / "config.json", ("rho", "alpha", "eps", "steps", "seed"), ("head", "norm", "tasks"))
     snapshot, encoder, *_ = results.load_checkpoint(folder / "checkpoint.npz")
@@ -253,8 +257,9 @@ def title_of(run):
 def settings_in_words(run):
     """What tells a run from others, in words."""
     config = run.config
-    words = f"penalty {config['eps']:g}, {config['steps']} steps, seed {config['seed']}; "
-    words += f"rho {config['rho']:g} in training"
+    realised = abs(plots.realised_correlation(config["rho"], config["alpha"]))
+    words = f"penalty {config['eps']:g}, {config['steps']} steps of training, random seed "
+    words += f"{config['seed']}; causes correlated at {realised:.2f}"
     return words if config["tasks"] == "bernoulli-gauss" else f"{words}, tasks {config['tasks']}"
 
 

@@ -100,7 +100,7 @@ def show_correlation(ax, C, matched, names):
 
 
 def draw_responses(features, shapes, F, matched, path, title=""):
-    """Every feature's response (row) to one factor varied at a time (column), in a few images.
+    """Each matched feature's response (row) to one factor that varies (column), in a few images.
 
     The images come first, each framed in the colour of its lines. Its other factors stay as they
     are; responses are in standard deviations of the feature over F.  [L23, App. D.2.6, Fig. 11]

@@ -246,9 +246,9 @@ def html_of(result, names, W, pictures):
     if "mcc" in result:
         parts.append(f"<p>MCC {result['mcc']:.4f}, R {result['r']:.4f}; a random mixing of the "
                      f"factors has MCC {result['chance']:.2f}.</p>")
-    parts += ["<h2>Features</h2><p>Stability: correlation of a feature as found from one half of "
-              "the rows (and of many targets, of these), on the encoder of all, with itself as "
-              "found from the other.</p>",
+    parts += ["<h2>Features</h2><p>Stability: the encoder is kept, and features are found twice, "
+              "from each half of the rows (and of the targets, where these are many); it is the "
+              "correlation of the two.</p>",
               table_of(*feature_table(result)),
               f"<h2>{what} of each target, on {result['test_rows']} rows held out</h2>",
               table_of(header, lines)]

@@ -185,7 +185,11 @@ def check_bounds(field, value):
 
 
 def out_path(config, name):
-    """Where a command writes: --out, or a file of this name in the folder of results."""
+    """Where a command writes: --out, or a file of this name in the folder of results; ValueError
+    for a name that would be that of the rows beside the picture."""
+    if config.out.endswith(".csv"):
+        raise ValueError(f"--out {config.out}: expected a name of a picture or page; rows as CSV "
+                         "are written beside it")
     if config.out:
         return Path(config.out)
     Path(config.results).mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def as_typed(field, value):
 def training_data(latents, verdicts):
     """data.describe_latents and metrics.assumptions of a run, in two lines."""
     print(f"training images: worth {latents['effective_images']:,.0f} different ones, factors "
-          f"correlated at {latents['realised_correlation']:.2f}")
+          f"correlated at {abs(latents['realised_correlation']):.2f}")
     met = [f"{name} {ASSUMPTIONS[name]}" for name, (holds, _) in verdicts.items() if holds]
     missed = [f"{name} does not, {why}" for name, (holds, why) in verdicts.items() if not holds]
     print(f"what Theorem 3.1 assumes of these tasks holds: {', '.join(met)}"

@@ -182,7 +182,7 @@ def subset_losses(L, C, W):
 
 
 def draw_theorem(path):
-    """Theorem 3.1 on two factors, correlated at 0.8: two features are turned from them away; the
+    """Theorem 3.1 on two factors, correlated at 0.8: two features are turned away from them; the
     error of tasks of one factor or both, fitted with as many features as they have factors, or with
     both."""
     C = np.array([[1, 0.8], [0.8, 1]])
@@ -196,7 +196,7 @@ def draw_theorem(path):
     fig, ax = plots.subplots(1, 1, (6, 3.2))
     for error, style, label in zip(np.transpose(errors), ("-", "--"), BUDGETS, strict=True):
         ax.plot(degrees, 100 * error, style, label=label)
-    ax.set(xlabel="features turned from the factors away, degrees", xticks=range(0, 181, 45),
+    ax.set(xlabel="features turned away from the factors, degrees", xticks=range(0, 181, 45),
            ylabel="error, % of the signal", ylim=(-0.2, 5))
     ax.legend(fontsize=8)
     plots.save(fig, path)

@@ -48,6 +48,29 @@ def test_curves_of_runs_are_drawn(finished, checkpoint, tmp_path):
     assert run.main(["curves", "lr=0.01", "x=lr=0.01"]) == 0  # the folder, also of a label
 
 
+def test_curves_that_cannot_be_drawn_are_refused(finished, tmp_path, capsys):
+    folder = str(result_of(finished[0])[1])
+    assert run.main(["curves", folder, "--out", "c.csv"]) == 2
+    assert "expected a name of a picture" in capsys.readouterr().err and not Path("c.csv").exists()
+    (tmp_path / "other").mkdir()  # a run of another command is not called damaged
+    (tmp_path / "other" / "config.json").write_text("{}")
+    (tmp_path / "other" / "metrics.jsonl").write_text('{"step": 1, "seconds": 2.0, "loss": 1}\n')
+    assert run.main(["curves", str(tmp_path / "other")]) == 2
+    assert "no run that tells an MCC" in capsys.readouterr().err
+
+
+def test_curves_show_all_of_a_run_and_its_name(finished, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plots, "save", lambda fig, path: seen.append(fig.axes[0]))
+    folder = result_of(finished[0])[1]
+    lines = [json.loads(line) | {"mcc": 0.1} for line in (folder / "metrics.jsonl").open()]
+    low = shutil.copytree(folder, tmp_path / "low")
+    (low / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run.main(["curves", str(low)]) == run.main(["curves", f"_a={low}", f"b={folder}"]) == 0
+    assert seen[0].get_ylim()[0] == 0.1 and seen[0].get_legend_handles_labels()[1][0] == "low"
+    assert [text.get_text() for text in seen[1].get_legend().get_texts()][:2] == [" _a", "b"]
+
+
 def test_chance_is_that_of_a_run_s_factors_and_features():
     mine, theirs, few = {"features": 8}, {"source": "dsprites", "m": 10}, {"needed": 4}
     found = [apply.chance_of(content) for content in (mine, theirs, few | mine, {})]

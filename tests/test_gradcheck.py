@@ -96,6 +96,17 @@ def test_a_wrong_entry_is_found_where_no_difference_looked():
     assert found.errors["x"] < 1e-9 and not gradcheck.passes(found)
 
 
+def test_a_gradient_that_is_not_a_number_fails():
+    arrays = {"a": np.ones(3), "b": np.ones(3)}
+
+    def f(arrays):
+        grads = {"a": 2 * arrays["a"], "b": np.full(3, np.nan)}
+        return sum(np.sum(a * a) for a in arrays.values()), lambda: grads, []
+
+    found = gradcheck.check_gradient(f, arrays)
+    assert np.isnan(found.error) and np.isnan(found.rate)
+
+
 def test_the_rate_tells_a_right_gradient_from_a_wrong_one():
     def cubic(arrays, factor=1.0):
         x = arrays["x"]
