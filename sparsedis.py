@@ -424,8 +424,8 @@ def inner_group_lasso(F, Y, lam, n_support=None, params=None, loss="squared"):
     """Sparse predictors of k outputs: argmin (1/n) sum_i loss(W F_i, Y_i) + lam_t ||W||_{2,1}.
 
     loss is "squared", 1/2 ||z - y||^2, or "logistic", softmax cross-entropy (k = 1: sigmoid). The
-    outer loss is its mean over tasks and samples, where params has one, with a scale of the scores
-    (class_loss). For m k up to a few hundred.                          [L23, Problem (6)]
+    outer loss is its mean over tasks and samples, of scores times params["scale"] where there is
+    one (class_loss). For m k up to a few hundred.                      [L23, Problem (6)]
     """
     fit = functools.partial(solvers.group_lasso, loss=loss)
     fit_vjp = features_only(functools.partial(solvers.group_lasso_vjp, loss=loss))

@@ -193,7 +193,7 @@ def curves(config):
     ax.set_xscale("log" if config.log else "linear")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.legend(fontsize=8, loc="lower right")
-    path = out_path(config, "curves.png")
+    path = out_path(config, "curves.png", rows=True)
     plots.save(fig, path)
     print(path)
     labels = [label or Path(folder).name for label, folder in words]

@@ -51,7 +51,7 @@ class Bench:
 
 def bench(config):
     """Print all rows, those of most interest first, and draw how seconds grow."""
-    path = out_path(config, "bench.png")
+    path = out_path(config, "bench.png", rows=True)
     print(machine(config.threads), flush=True)
     _rows.clear()
     bench_lasso(config.threads)

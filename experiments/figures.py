@@ -431,13 +431,13 @@ def figure(config):
     config = dataclasses.replace(config, results=str(folder))
     if name == "fig1":
         words = ["fig1", config.cov, config.noise, *([config.varies] * (config.varies != "all"))]
-        path = out_path(config, f"{'-'.join(words)}.png")
+        path = out_path(config, f"{'-'.join(words)}.png", rows=True)
         regression.draw_fig1(config.cov, config.noise, config.varies, config.jobs, path)
     elif name in ALONE:
-        path = out_path(config, f"{name}.png")
+        path = out_path(config, f"{name}.png", rows=True)
         ALONE[name](path)
     else:
-        path = out_path(config, f"{name}-{config.scale}.png")
+        path = out_path(config, f"{name}-{config.scale}.png", rows=True)
         more = [tables / f"rotation-points-{config.scale}.csv"] if name == "rotation" else []
         FIGURES[name](rows, path, *more)
         if name == "methods":                                       # a table, which is printed

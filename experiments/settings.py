@@ -184,12 +184,12 @@ def check_bounds(field, value):
         raise ValueError(f"{flag_of(field.name)}: found {value}, expected {expected}")
 
 
-def out_path(config, name):
-    """Where a command writes: --out, or a file of this name in the folder of results; ValueError
-    for a name that would be that of the rows beside the picture."""
-    if config.out.endswith(".csv"):
-        raise ValueError(f"--out {config.out}: expected a name of a picture or page; rows as CSV "
-                         "are written beside it")
+def out_path(config, name, rows=False):
+    """Where a command writes: --out, or a file of this name in the folder of results; rows: refuse
+    the name that the rows beside a picture have."""
+    if rows and config.out.endswith(".csv"):
+        raise ValueError(f"--out {config.out}: expected a name of a picture; rows as CSV are "
+                         "written beside it")
     if config.out:
         return Path(config.out)
     Path(config.results).mkdir(parents=True, exist_ok=True)

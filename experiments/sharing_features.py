@@ -93,7 +93,8 @@ def parse_features(found):
     if (place.astype(str) == "").any():
         raise ValueError(f"{kind}: found an empty name")
     _, y = np.unique(y, return_inverse=True)
-    names, place = np.unique(place.astype(str), return_inverse=True)
+    place = place.astype(str) if place.dtype.kind == "S" else place
+    names, place = np.unique(place, return_inverse=True)
     if y.max() < 1 or not (test.any() and not test.all() if kind == "group" else place.max() > 0):
         raise ValueError('two classes are needed, and two domains or rows of split "test"')
     return Features(x, y, place, kind, names, test)
