@@ -504,8 +504,8 @@ def group_svm(F, Y, lam1, lam2, method="interior-point", max_iter=None):
         gap        the duality gap P + D - n as a share of n - P, what W gains on W = 0 (or of 1,
                    if that is nothing)
         converged  gap <= 1e-8 in float64, 1e-4 in float32, and Newton's method, which keeps the
-                   zeros of Lam (its face), would change Lam by no more than rounding, as a share
-                   of its largest entry off the labels
+                   zeros of Lam (its face), would change Lam by no more than rounding, nor by more
+                   than 1e-4 (1e-2) of its largest entry off the labels
         strict     no entry of Lam is about to become or cease to be 0, no feature to enter or
                    leave, and Lam is unique (not asked where W = 0): W is differentiable
     method  "interior-point" (of at most 80 Newton steps, if max_iter is not given), or "pbcd":
@@ -717,7 +717,7 @@ def svm_certificate(svm, Lam, tol):
     kinked = (xp.abs(column_norms(V) - lam1[:, None]) <= near_lam1) & (lam1 > 0)[:, None]
     gap = svm_gap(svm, Lam)
     largest = xp.max((1 - svm.Y) * Lam, axis=(1, 2))                # W is of its size
-    converged = (gap <= tol) & (off <= rounding * largest)
+    converged = (gap <= tol) & (off <= rounding) & (off <= rounding ** 0.5 * largest)
     return Certificate(gap, converged, clear & ~xp.any(kinked, axis=1))
 
 
