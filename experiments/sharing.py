@@ -41,6 +41,7 @@ SOURCE = "images, or precomputed features of your own"
 DATA = "3dshapes.h5, or dSprites' npz, rendered when not given; features: an npz file"
 METHOD = "what trains the encoder: heads that share, Lasso [L23], or plain cross-entropy"
 METHODS = ("sharing", "lasso", "erm")
+METHOD_WITH = {"alpha": "sharing", "beta": "sharing", "one_step": "sharing", "eps": "lasso"}
 GRIDS = {"shapes": data.Shapes3D, "dsprites": DSprites}
 OTHER_GRID = {"shapes": "dsprites", "dsprites": "shapes"}
 TEST_ALPHA = 0.1  # of heads fitted for scores, the same for all runs
@@ -100,10 +101,7 @@ def tell_images(config):
 
 def sharing(config):
     """Train, score, test on unseen tasks and the other data set, draw  ->  result, results.Run."""
-    check_memory(config, IMAGE_BYTES)
-    check_eval_images(config)
-    if config.tasks > config.pool:
-        raise ValueError(f"--tasks: found {config.tasks}, expected at most --pool {config.pool}")
+    check(config)
     xp, device = settings.device_of(config.device)
     grid = GRIDS[config.source](config.data or None)
     refuse_few(config, f"--data {config.data}", len(grid))
@@ -151,6 +149,19 @@ def sharing(config):
         result["seconds"] = rows[-1]["seconds"]
         keys = ("steps", "seed", "source", "method", "alpha", "beta", "rho", "factors")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
+
+
+def check(config):
+    """Refuse settings that the method does not have, or that memory, the pool or the scores do not
+    allow."""
+    for name, method in METHOD_WITH.items():
+        if getattr(config, name) != getattr(type(config), name) and config.method != method:
+            raise ValueError(f"{settings.flag_of(name)}: needs --method {method}, found "
+                             f"{config.method}")
+    check_memory(config, IMAGE_BYTES)
+    check_eval_images(config)
+    if config.tasks > config.pool:
+        raise ValueError(f"--tasks: found {config.tasks}, expected at most --pool {config.pool}")
 
 
 def check_memory(config, row_bytes):

@@ -135,6 +135,8 @@ def test_the_sweep_makes_its_table_and_figures(tmp_path, monkeypatch, capsys):
         (["--source", "features", "--data", "nowhere.npz", "--method", "lasso"], "--method"),
         (["--factors", "1"], "--pool"),
         (["--tasks", "9", "--pool", "4"], "--tasks: found 9, expected at most --pool 4"),
+        (["--method", "erm", "--beta", "1"], "--beta: needs --method sharing, found erm"),
+        (["--eps", "0.9"], "--eps: needs --method lasso, found sharing"),
         (["--rho", "0.996"], "--rho 0.996: leaves 1.3 effective images"),
         (["--source", "features", "--data", "nowhere.npz", "--eval-images", "77"], "--eval-images"),
         (["--method", "magic"], "--method"),
