@@ -1117,9 +1117,8 @@ def white_tasks(W, C, errors):
 
 
 def check_tasks(W, C, errors, width, starts):
-    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, a C that is
-    not symmetric, tasks without weights, or with weights that have no squares, and what
-    check_search does; W, C and errors."""
+    """Refuse shapes and dtypes that do not fit, values that are not finite or masked, and what
+    check_weights and check_search do; W, C and errors."""
     W, C = as_plain_array("W", W), as_plain_array("C", C)
     errors = None if errors is None else as_plain_array("errors", errors)
     xp = array_namespace(W, C)
@@ -1133,17 +1132,23 @@ def check_tasks(W, C, errors, width, starts):
     given = (W, C) if errors is None else (W, C, errors)
     if not all(bool(xp.all(xp.isfinite(a))) for a in given):
         raise ValueError("W, C or errors hold values that are not finite")
-    eps = xp.finfo(W.dtype).eps
+    check_weights(W, C)
+    check_search(errors, width, starts)
+    return W, C, errors
+
+
+def check_weights(W, C):
+    """Refuse tasks without weights, or with weights that have no squares, and a C that is not
+    symmetric."""
+    xp, eps = array_namespace(W), array_namespace(W).finfo(W.dtype).eps
     empty = int(xp.sum(xp.astype(xp.all(W == 0, axis=1), xp.int64)))
     if empty:
-        raise ValueError(f"W: {empty} of {T} tasks have no weights: leave them out")
+        raise ValueError(f"W: {empty} of {W.shape[0]} tasks have no weights: leave them out")
     size, least = xp.max(xp.abs(W), axis=1), (xp.finfo(W.dtype).smallest_normal / eps) ** 0.5
     if not bool(xp.all((size > least) & (size < 1 / least))):
         raise ValueError("W: found a task whose weights are too large or too small to multiply")
     if not bool(xp.all(xp.abs(C - C.mT) <= 1e-4 * xp.max(xp.abs(C)))):          # as of float32
         raise ValueError("C: found a matrix that is not symmetric, no covariance")
-    check_search(errors, width, starts)
-    return W, C, errors
 
 
 def check_search(errors, width, starts):
