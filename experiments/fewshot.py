@@ -144,12 +144,8 @@ def fewshot(config):
 
 def check(config):
     """Refuse settings that the chosen encoder or head does not have."""
-    if config.features != FewShot.features and config.encoder != "cnn":
-        raise ValueError(f"--features: needs --encoder cnn, found {config.encoder}")
-    for name, heads in HEADS_WITH.items():
-        if getattr(config, name) != getattr(FewShot, name) and config.head not in heads:
-            raise ValueError(f"{settings.flag_of(name)}: needs --head {' or '.join(heads)}, "
-                             f"found {config.head}")
+    settings.refuse_without_effect(config, "encoder", {"features": ("cnn",)})
+    settings.refuse_without_effect(config, "head", HEADS_WITH)
     if config.head == "logistic" and config.eps == 0:
         raise ValueError("--eps 0: not with --head logistic, which has no fit of separable classes")
 

@@ -77,6 +77,16 @@ def flag_of(name):
     return "--" + name.replace("_", "-")
 
 
+def refuse_without_effect(config, choice, of):
+    """ValueError for a setting that is not its default and that the value of `choice` does not
+    have; of: name -> the values that do."""
+    found = getattr(config, choice)
+    for name, values in of.items():
+        if getattr(config, name) != getattr(type(config), name) and found not in values:
+            raise ValueError(f"{flag_of(name)}: needs {flag_of(choice)} {' or '.join(values)}, "
+                             f"found {found}")
+
+
 GROUPS = {  # what --help lists together, by the names of fields; others are of the method
     "training": "steps lr flat beta1 beta2 image_sets samples tasks_per_set episodes optimiser "
                 "seed warmup ramp device threads encoder hidden smoothing",

@@ -41,7 +41,8 @@ SOURCE = "images, or precomputed features of your own"
 DATA = "3dshapes.h5, or dSprites' npz, rendered when not given; features: an npz file"
 METHOD = "what trains the encoder: heads that share, Lasso [L23], or plain cross-entropy"
 METHODS = ("sharing", "lasso", "erm")
-METHOD_WITH = {"alpha": "sharing", "beta": "sharing", "one_step": "sharing", "eps": "lasso"}
+METHODS_WITH = {                                                    # the methods of a setting
+    "alpha": ("sharing",), "beta": ("sharing",), "one_step": ("sharing",), "eps": ("lasso",)}
 GRIDS = {"shapes": data.Shapes3D, "dsprites": DSprites}
 OTHER_GRID = {"shapes": "dsprites", "dsprites": "shapes"}
 TEST_ALPHA = 0.1  # of heads fitted for scores, the same for all runs
@@ -154,10 +155,7 @@ def sharing(config):
 def check(config):
     """Refuse settings that the method does not have, or that memory, the pool or the scores do not
     allow."""
-    for name, method in METHOD_WITH.items():
-        if getattr(config, name) != getattr(type(config), name) and config.method != method:
-            raise ValueError(f"{settings.flag_of(name)}: needs --method {method}, found "
-                             f"{config.method}")
+    settings.refuse_without_effect(config, "method", METHODS_WITH)
     check_memory(config, IMAGE_BYTES)
     check_eval_images(config)
     if config.tasks > config.pool:
