@@ -139,10 +139,7 @@ def sharing(config):
         def trained(grid, index):
             return encode(shapes=grid, params=end.params, index=index)
 
-        here = functools.partial(trained, grid)
-        result = score_features(here, grid, z, p, config.eval_images, run)
-        result |= score_matched(here, grid, z)
-        result |= score_heads(config, here, grid, tasks, run)
+        result = score_all(config, run, trained, grid, z, p, tasks)
         result |= transfer(config, *elsewhere, trained)
         draw_training(rows, run.path("training.png"), metrics.chance(z.shape[1], config.features))
         result["inner_ms"] = float(np.mean([row["inner_ms"] for row in rows]))
@@ -150,6 +147,15 @@ def sharing(config):
         result["seconds"] = rows[-1]["seconds"]
         keys = ("steps", "seed", "source", "method", "alpha", "beta", "rho", "factors")
         return run.finish(result | {key: getattr(config, key) for key in keys}), run
+
+
+def score_all(config, run, trained, grid, z, p, tasks):
+    """The scores of features, of the matched ones alone, and of heads, on the images of training's
+    grid; draws figures. trained(grid, index) -> features."""
+    here = functools.partial(trained, grid)
+    result = score_features(here, grid, z, p, config.eval_images, run)
+    result |= score_matched(here, grid, z)
+    return result | score_heads(config, here, grid, tasks, run)
 
 
 def check(config):
