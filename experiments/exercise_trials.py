@@ -81,6 +81,7 @@ def gap_points(F, y):
         "lasso_gap: signs turned": [(y, lam, -right)],
         "lasso_gap: a weight moved": [(y, lam, w) for w in moved],
         "lasso_gap: y and w turned": [(-y, lam, -w) for w in moved],
+        "lasso_gap: half the penalty": [(y, lam, lasso_of(F, y, lam / 2))],
         "lasso_gap: no penalty": [(y, lam, lasso_of(F, y, 0.0))],
         "lasso_gap: lam above lambda_max": [(y, 1.5 * top, 0 * right)]}
 
@@ -482,8 +483,11 @@ def svm_trials(theirs):
         yield f"gap: {title}", functools.partial(svm_gap_fault, theirs["gap"], svm, Lam)
     yield "step: from Lam even", functools.partial(step_fault, theirs["step"], svm, even)
     yield "step: from Lam random", functools.partial(step_fault, theirs["step"], svm, some)
+    yield "step: from Lam = Y", functools.partial(step_fault, theirs["step"], svm, svm[1])
     yield "step: at the solution", functools.partial(stay_fault, theirs["step"], svm, right)
     small, _ = svm_problem(0.1)
+    yield "weights: lam2 = 0.1", functools.partial(weights_fault, theirs["weights"], small, even)
+    yield "gap: lam2 = 0.1", functools.partial(svm_gap_fault, theirs["gap"], small, even)
     yield "100 steps, lam2 = 0.1", functools.partial(
         steps_fault, theirs["step"], small, even, 100, np.inf)
     yield "5,000 steps", functools.partial(steps_fault, theirs["step"], svm, even)

@@ -245,7 +245,7 @@ class Table:
         if gone:
             print(f"{self.path}: taken as missing labels: {', '.join(gone)}")
         cells[gaps] = ""
-        of_numbers = [all(map(is_number, column[column != ""])) for column in cells.T]
+        of_numbers = [all(map(is_exact, column[column != ""])) for column in cells.T]
         if all(of_numbers):
             return self.targets(names)
         for name in itertools.compress(names, of_numbers):
@@ -262,7 +262,7 @@ class Table:
             return np.nan
         raise ValueError(
             f"{self.path}: column {name}, line {line}: found {cell!r}, expected a number: "
-            f"{remedy(cell, name)}")
+            f"{remedy(cell, name, gaps)}")
 
 
 GAPS = ("", "na", "nan", "none", "null", "n/a", "#n/a", "<na>")
@@ -276,20 +276,25 @@ def as_class(cell):
 
 
 def is_number(cell):
-    """Whether a cell holds a finite number."""
+    """Whether a cell holds a finite number; 3_12, which Python reads as one, is a text."""
     try:
-        return bool(np.isfinite(float(cell)))
+        return "_" not in cell and bool(np.isfinite(float(cell)))
     except ValueError:
         return False
 
 
-def remedy(cell, name):
+def is_exact(cell):
+    """Whether a cell holds a number that is not rounded, as long codes would be."""
+    return is_number(cell) and abs(float(cell)) < 2 ** 53
+
+
+def remedy(cell, name, gaps):
     """What to do about a cell that is no number."""
     if cell.lower() in GAPS:
         return f"fill it, leave its row out, or --drop {name}"
     if is_number(cell.replace(",", ".")):
         return "write decimal points"
-    return f"code it as numbers, or --drop {name}"
+    return f"code it as numbers, {'leave the cell empty, ' if gaps else ''}or --drop {name}"
 
 
 def delimiter_of(line):

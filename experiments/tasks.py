@@ -28,7 +28,7 @@ import numpy as np
 from sklearn.cross_decomposition import PLSRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import r2_score
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 
 import metrics
 from experiments import report, results, settings, tables, tell
@@ -37,7 +37,7 @@ from experiments.settings import ELSEWHERE, option
 from sparsedis import OptimiserState, Snapshot, cpu_threads
 from sparsetasks import linear, predictors
 from sparsetasks.estimator import REAL_HEADS, SparseTasks
-from sparsetasks.targets import mean_and_scale
+from sparsetasks.targets import mean_and_scale, some
 
 FEW = (10, 20, 50)                                                  # labelled rows of a new target
 WIDE = 100                                                          # components of wider inputs
@@ -217,8 +217,14 @@ def score(model, rows, F, new, config):
         "targets": [rows.names[k] for k in seen], "scores": scores, "zero": float(1 - used.mean()),
         "used": used.sum(axis=1).tolist(), "identified": model.identified_.tolist(),
         "stability": [round(s, 4) if np.isfinite(s) else None for s in model.stability_.tolist()]}
-    result |= {name: float(np.mean(values)) for name, values in scores.items()}
-    result["margin"] = standard_error(rows, seen, found["score"], found["raw"], classes)
+    vary = np.array([varies(rows, k) for k in seen])
+    if not vary.all():
+        print(f"of one value in the rows held out, and in no mean: "
+              f"{some([rows.names[k] for k in seen[~vary]])}")
+    told = vary if vary.any() else ~vary
+    result |= {name: float(np.mean(np.array(values)[told])) for name, values in scores.items()}
+    result["margin"] = standard_error(
+        rows, seen[told], found["score"][:, told], found["raw"][:, told], classes)
     if new.any():
         result["new"] = scores_of_new(rows, F, raw, new, config)
     if rows.factors is not None:
@@ -242,6 +248,11 @@ def score_of(rows, k, found, classes):
     return float(np.mean(y[on] == found[on]) if classes else r2_score(y[on], found[on]))
 
 
+def varies(rows, k):
+    """Whether target k has two values in the rows held out."""
+    return len(np.unique(rows.Y[rows.test, k][rows.known[rows.test, k]])) > 1
+
+
 def standard_error(rows, targets, ours, raw, classes):
     """Of the difference of two mean scores of targets, on the same rows held out."""
     Y, known = (a[np.ix_(rows.test, targets)] for a in (rows.Y, rows.known))
@@ -249,7 +260,7 @@ def standard_error(rows, targets, ours, raw, classes):
         losses = [np.where(known, Y != found, 0.0) for found in (ours, raw)]
     else:
         deviation = np.nanstd(np.where(known, Y, np.nan), axis=0)
-        scale = np.where(deviation > 0, deviation, np.inf)          # a constant one's R^2 is 0
+        scale = np.where(deviation > 0, deviation, np.inf)          # none varies
         losses = [np.where(known, (Y - found) / scale, 0.0) ** 2 for found in (ours, raw)]
     of_rows = ((losses[0] - losses[1]) / known.sum(axis=0)).mean(axis=1)
     return float(of_rows.std(ddof=1) * len(of_rows) ** 0.5)
@@ -297,7 +308,7 @@ def fitted_pls(X, Y):
         return PLSRegression(1, scale=False).fit(X, Y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                             # of surplus components
-        folds = min(5, len(X))
+        folds = KFold(min(5, len(X)), shuffle=True, random_state=0)
         search = GridSearchCV(PLSRegression(scale=False), {"n_components": sizes}, cv=folds)
         return search.fit(X, Y)
 
@@ -309,7 +320,8 @@ def classified(X, y, X_new):
         return np.full(len(X_new), names[0])
     model = LogisticRegression(max_iter=1000)
     if count.min() >= 5:
-        model = GridSearchCV(model, {"C": np.logspace(-3, 1, 5)}, cv=5, scoring="neg_log_loss")
+        folds = StratifiedKFold(5, shuffle=True, random_state=0)
+        model = GridSearchCV(model, {"C": np.logspace(-3, 1, 5)}, cv=folds, scoring="neg_log_loss")
     return model.fit(X, y).predict(X_new)
 
 

@@ -60,8 +60,11 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
     rotation_ (m, m)              of its features
     loadings_ (C, m), stability_ (m,), identified_ (m,)      as of rotation.Rotation, on the encoder
                                   of all rows; C are the targets, or the classes of two rows or more
-                                  (one of two); then, where these are few, the inputs
-    coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k)
+                                  (one of two); then, where these are few, the inputs; none is
+                                  identified where not predictive_
+    predictive_                   False: rows held out are predicted no better than by the means
+    coef_, intercept_             predictors on the features, (K, m) and (K,), or (K, k, m), (K, k);
+                                  where the encoder is linear, fitted to out-of-fold features
     classes_                      of each target, of y (N,) the array itself, or None
     held_out_                     encoder -> R^2 on rows held out of its fit, but not of the choice
                                   of n_components and of a network's step;  loss_curve_, its loss
@@ -105,11 +108,13 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         one = targets.one and targets.classes is not None
         self.classes_, self.loss_curve_ = targets.classes[0] if one else targets.classes, []
         self.input_mean_, self.input_scale_ = mean_and_scale(X)
-        self._find_encoder(X, targets)
+        ridge = self._find_encoder(X, targets)
         F = self._encode(X)
         self.mean_, self.deviation_ = mean_and_scale(F)
         F = (F - self.mean_) / self.deviation_
         self._find_rotation(F, X, targets)
+        if self.encoder_ == "linear":                               # else the labels fit themselves
+            F = ridge.out_of_fold(F, np.arange(len(F)))
         self._find_predictors(F @ self.rotation_, targets)
         return self
 
@@ -145,13 +150,14 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
 
     def score(self, X, y, sample_weight=None):
         """The mean over targets of two labels or more of R^2, or of the accuracy, on the rows that
-        have one. ValueError where no target has."""
+        have one, and a weight above 0. ValueError where no target has."""
         check_is_fitted(self, "coef_")
         _, targets = self._check(X, y, reset=False)
         found = self.predict(X).reshape(targets.known.shape)
         weight = _check_sample_weight(sample_weight, found)
         score = r2_score if self.classes_ is None else accuracy
-        columns = zip(targets.Y.T, found.T, targets.known.T, strict=True)
+        known = targets.known & (weight > 0)[:, None]
+        columns = zip(targets.Y.T, found.T, known.T, strict=True)
         scores = [score(y[on], its[on], sample_weight=weight[on])
                   for y, its, on in columns if on.sum() > 1]
         if not scores:
@@ -183,7 +189,10 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         held = HeldOut(columns, self.validation, rng)
         ridge, self.n_components_ = None, self.n_components
         if "linear" in tried or self.n_components == "auto":
-            ridge = linear.ReducedRankRidge(self._flattened(X), columns)
+            most = linear.WIDE if X.ndim == 2 else linear.PIXELS
+            ridge = linear.ReducedRankRidge(self._flattened(X), columns, most)
+            if X.ndim == 2 and min(X.shape) > most:
+                warn(f"X: {X.shape[1]} columns stand for their {most} largest principal components")
         if self.n_components == "auto":
             self.n_components_, best = ridge.rank_by_held_out(rng)
             if best == linear.MOST:
@@ -206,7 +215,9 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         self.held_out_ = {name: 1 - float(e.mean()) for name, e in errors.items() if len(e)}
         self.encoder_ = simplest(errors)
         own = errors[self.encoder_]
-        if len(own) and simplest({"means": held.of_means, "features": own}) == "means":
+        rivals = {"means": held.of_means, "features": own}
+        self.predictive_ = not len(own) or simplest(rivals) == "features"
+        if not self.predictive_:
             warn("the features predict rows held out no better than the targets' means do")
         if self.n_components == "auto" and self.encoder_ != "linear":
             warn(f"n_components: {self.n_components_}, as many as the linear encoder asks for; the "
@@ -214,6 +225,7 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         if self.encoder_ == "linear":                               # now on all rows
             found["linear"] = self._fit_linear(ridge, np.arange(len(X)))
         self._use(*found[self.encoder_])
+        return ridge
 
     def _encoders_to_try(self, X):
         """Names of encoders, the simplest first."""
@@ -312,12 +324,13 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             warn(f"the features are not rotated: {error}")
             return
         self.rotation_, self.loadings_ = found.M, found.loadings
-        self.stability_, self.identified_ = found.stability, found.identified
+        self.stability_, self.identified_ = found.stability, found.identified & self.predictive_
         stable = found.stability >= STABLE
+        reason = "too few targets tell it apart" if self.predictive_ else "nothing is predicted"
         doubtful = [
-            f"feature{j} (" + ("too few targets tell it apart" if stable[j] else
+            f"feature{j} (" + (reason if stable[j] else
                                f"stability {found.stability[j]:.3f}, below {STABLE}") + ")"
-            for j in np.flatnonzero(~found.identified)]
+            for j in np.flatnonzero(~self.identified_)]
         if doubtful:
             warn(f"not identified: {', '.join(doubtful)}")
 
@@ -400,7 +413,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             for name in ("n_features_in_", "feature_names_in_"):
                 vars(self).pop(name, None)
         X = X[..., None] if X.ndim == 3 else X
-        if X.ndim not in (2, 4) or (X.ndim == 4 and min(X.shape[1:3]) < 8):
+        small = X.ndim == 4 and (min(X.shape[1:3]) < 8 or X.shape[3] == 0)
+        if X.ndim not in (2, 4) or small:
             raise ValueError(
                 f"X: found {X.shape}, expected (N, d) or (N, H, W, C) with H and W from 8")
         if reset and len(X) < 2:

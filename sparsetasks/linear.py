@@ -6,8 +6,6 @@
 
 Reduced-rank regression [Izenman 1975], with ridge in the place of least squares.
 """
-import functools
-
 import numpy as np
 from sklearn.decomposition import PCA
 
@@ -16,27 +14,38 @@ from sparsetasks.targets import mean_and_scale
 
 PENALTIES = np.logspace(-3, 5, 17)
 MOST = 20  # features that n_components="auto" considers
-WIDE = 500  # columns, from which on X stands for its so many largest principal components
+WIDE = 2000  # columns of a table, for more of which stand their largest principal components
+PIXELS = 500  # so many components stand for the pixels of images
 ENOUGH = 600  # rows held out to compare numbers of features
 SLIGHT = 1e-3  # of the targets' variance: no feature is added for less
+FOLDS = 5
 
 
 class ReducedRankRidge:
-    """The linear encoder of rows X (N, d) by their targets Y (N, K), fitted on all rows or some."""
+    """The linear encoder of rows X (N, d) by their targets Y (N, K), fitted on all rows or some;
+    of more than `most` columns, and of more than rows, of their principal components."""
 
-    def __init__(self, X, Y):
-        wide = X.shape[1] > WIDE
-        self.P = principal(X, WIDE) if wide else np.eye(X.shape[1])         # (d, p)
+    def __init__(self, X, Y, most=WIDE):
+        most = min(most, max(1, len(X) - 1))                        # N - 1 components lose nothing
+        self.P = principal(X, most) if X.shape[1] > most else np.eye(X.shape[1])       # (d, p)
         self.X, self.Y = np.asarray(X @ self.P, dtype=np.float64), Y
-
-    @functools.cached_property
-    def penalty(self):
-        return penalties(self.X, self.Y)
 
     def encoder(self, m, rows):
         """A (d, m), from some rows; fewer than m columns where X has a lower rank."""
         X, Y = self.X[rows], self.Y[rows]
         return self.P @ leading_directions(X, Y, penalties(X, Y), m)
+
+    def out_of_fold(self, F, rows):
+        """Features F (n, m) of some rows, as encoders tell them that did not see the row: of each
+        fold the encoder of the others, brought to F by least squares on these.  [Wolpert 1992]"""
+        X, Y, found = self.X[rows], self.Y[rows], F.copy()
+        fold = np.random.default_rng(0).permutation(len(F)) % min(FOLDS, len(F))
+        for f in range(fold.max() + 1):
+            on = fold != f
+            A = leading_directions(X[on], Y[on], penalties(X[on], Y[on]), F.shape[1])
+            own, mean = (X - X[on].mean(axis=0)) @ A, F[on].mean(axis=0)
+            found[~on] = mean + own[~on] @ np.linalg.pinv(own[on]) @ (F[on] - mean)
+        return found
 
     def rank_by_held_out(self, rng):
         """The number of features beyond which held-out rows are not predicted better: the fewest
@@ -48,7 +57,7 @@ class ReducedRankRidge:
         folds = min(fold.max() + 1, -(-ENOUGH // np.sum(fold == 0)))
         most = min(*X.shape, Y.shape[1], MOST)
         losses = np.concatenate(
-            [losses_of_ranks(X, Y, self.penalty, fold == f, most) for f in range(folds)], axis=1)
+            [losses_of_ranks(X, Y, fold == f, most) for f in range(folds)], axis=1)
         losses = losses[:, np.isfinite(losses).all(axis=0)]         # of rows with a label
         if not losses.size:
             return 1, 1
@@ -69,11 +78,11 @@ def leading_directions(X, Y, penalty, m):
     return A
 
 
-def losses_of_ranks(X, Y, penalty, held, most):
+def losses_of_ranks(X, Y, held, most):
     """Mean squared error over targets of the held-out rows (most, rows), by 1, 2, ... features;
     NaN for a row without a label."""
     train, mean = X[~held], X[~held].mean(axis=0)
-    B = ridge(train, Y[~held], penalty)
+    B = ridge(train, Y[~held], penalties(train, Y[~held]))
     V, fitted, P = leading_of(train - mean, B), (train - mean) @ B, (X[held] - mean) @ B
     known, losses = np.isfinite(Y[held]).sum(axis=1), []
     for m in range(1, most + 1):

@@ -133,7 +133,7 @@ def logistic(F, code):
             for on in sets])
         on = sets[as_good(losses).argmax()]
         search = GridSearchCV(
-            LogisticRegression(), {"C": np.logspace(-2, 3, 6)}, cv=folds, scoring=LOG_LOSS)
+            LogisticRegression(), {"C": np.logspace(-4, 3, 8)}, cv=folds, scoring=LOG_LOSS)
         found = search.fit(F[:, on], code).best_estimator_
     W, b = np.zeros((k, m)), np.zeros(k)
     first = slice(1, None) if k == 2 else slice(None)               # of two classes one row is told

@@ -78,7 +78,8 @@ def unmix(F, Y, index=None, widths=WIDTHS, splits=5, starts=20, seed=0):
     loadings[kept], on[kept] = info["loadings"], info["on"]
     return Rotation(
         M, mean, widths[chosen], loadings, on, info["apart"], stability,
-        info["identified"] & (stability >= STABLE), float(info["reached"]), float(info["gap"]))
+        info["identified"] & info["converged"] & (stability >= STABLE),
+        float(info["reached"]), float(info["gap"]))
 
 
 def checked(F, Y, index):

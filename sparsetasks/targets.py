@@ -3,7 +3,7 @@
     N, K        rows, targets            k        classes, the most that a target has
     known       (N, K)  no gap           codes    (N, K) which of its classes a row is, -1 in gaps
     columns     (N, C)  of mean 0 and variance 1, NaN in gaps: real targets, C = K; or one for each
-                        class of two rows or more of each target, one of two
+                        class of two rows or more of each target; of two, one where both have
     labels      (N, K), columns with 0 in gaps, or (N, K, k), one-hot: what a head is fitted to
 """
 import functools
@@ -54,10 +54,13 @@ class Targets:
         found = []
         for k, names in enumerate(self.classes):
             code, on = self.codes[:, k], self.known[:, k]
-            own = [1] if len(names) == 2 else range(len(names))     # of two, one tells the other
-            found += [np.where(on, code == c, np.nan) for c in own if np.sum(code == c) > 1]
+            count = np.bincount(code[on], minlength=len(names))
+            own = np.flatnonzero(count > 1)
+            if len(names) == 2:                                     # one tells the other
+                own = own[1:]
+            found += [np.where(on, code == c, np.nan) for c in own]
         if not found:
-            raise ValueError("Y: no class has two rows")
+            raise ValueError("Y: no target has two classes of two rows")
         return standardised(np.stack(found, axis=1))
 
     @property

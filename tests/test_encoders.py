@@ -76,6 +76,37 @@ def test_noise_asks_for_one_feature():
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((100, 5)), rng.standard_normal((100, 6))
     assert linear.ReducedRankRidge(X, Y).rank_by_held_out(rng)[0] == 1
+    found = []
+    for seed in range(6):  # of wide noise, too: no penalty has seen the rows held out
+        rng = np.random.default_rng(seed)
+        X, Y = rng.standard_normal((200, 30)), rng.standard_normal((200, 15))
+        found.append(linear.ReducedRankRidge(X, Y).rank_by_held_out(rng)[0])
+    assert sum(found) <= 7, found
+
+
+def test_out_of_fold_features_of_a_row_do_not_depend_on_its_labels():
+    X, Y = low_rank(0, N=50, rank=2, noise=1.0)
+    rows, F = np.arange(50), X @ linear.ReducedRankRidge(X, Y).encoder(2, np.arange(50))
+    out = linear.ReducedRankRidge(X, Y).out_of_fold(F, rows)
+    fold = np.random.default_rng(0).permutation(50) % linear.FOLDS
+    for f in range(linear.FOLDS):
+        held = (fold == f)[:, None]
+        other = linear.ReducedRankRidge(X, np.where(held, 9.0, Y)).out_of_fold(
+            np.where(held, 9.0, F), rows)
+        np.testing.assert_allclose(other[fold == f], out[fold == f])
+    assert np.corrcoef(out[:, 0], F[:, 0])[0, 1] > 0.9
+
+
+def test_components_of_a_table_of_few_rows_lose_nothing():
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((30, 80)), rng.standard_normal((30, 3))
+    X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
+    ridge = linear.ReducedRankRidge(X, Y)
+    assert ridge.X.shape == (30, 29)
+    whole = linear.leading_directions(X, Y, linear.penalties(X, Y), 2)
+    size = np.abs(whole.T @ ridge.encoder(2, np.arange(30))) / np.vecdot(whole, whole, axis=0)
+    np.testing.assert_allclose(size.max(axis=0), 1, rtol=1e-6)
+    assert linear.ReducedRankRidge(rng.standard_normal((700, 600)), Y).X.shape == (700, 600)
 
 
 def test_ranks_within_a_standard_error_of_the_best_are_a_doubt(monkeypatch):

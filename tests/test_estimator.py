@@ -213,6 +213,40 @@ def test_the_linear_encoder_is_fitted_to_all_rows_at_the_end():
     np.testing.assert_allclose(model.params_["linear1.W"], A)
 
 
+@pytest.mark.filterwarnings("ignore:few targets")
+def test_predictors_promise_nothing_of_noise():
+    """Of more columns than rows an encoder fits any labels, and its features on the same rows."""
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((600, 200)), rng.standard_normal((600, 5))
+    model = SparseTasks(**SAME).fit(X[:100], Y[:100])
+    assert model.score(X[100:], Y[100:]) > -0.04
+    classes = SparseTasks(likelihood="categorical", **SAME).fit(X[:100], Y[:100, 0] > 0)
+    p = classes.predict_proba(X[100:])[np.arange(500), (Y[100:, 0] > 0).astype(int)]
+    assert -np.log(p).mean() < 0.75
+    with pytest.warns(UserWarning, match="nothing is predicted"):
+        one = SparseTasks(1, encoder="linear").fit(X[:, :30], Y[:, :3])
+    assert not one.predictive_ and not one.identified_.any() and one.stability_[0] == 1
+
+
+def test_a_wide_table_is_told(monkeypatch):
+    monkeypatch.setattr(estimator.linear, "WIDE", 4)
+    X, Y = small()
+    with pytest.warns(UserWarning, match="X: 5 columns stand for their 4 largest"):
+        SparseTasks(n_components=2, **SAME).fit(X, Y)
+
+
+def test_a_row_of_weight_0_is_not_scored():
+    X, Y = small()
+    Y = (Y > 0).astype(float)
+    Y[2:, 2] = -1
+    Y[:2, 2] = 0, 1
+    with pytest.warns(UserWarning, match="too few rows"):
+        model = SparseTasks(2, likelihood="categorical", **SAME).fit(X, Y)
+    weight = np.ones(60)
+    weight[:2] = 0
+    assert model.score(X, Y, weight) == model.score(X[2:], Y[2:])
+
+
 def questionnaire(mixed, K=10):
     """Few targets, and inputs of one factor each, or mixtures of all five."""
     rng = np.random.default_rng(0)

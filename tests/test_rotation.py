@@ -34,6 +34,19 @@ def exact(seed, **shape):
     return z, F, np.linalg.lstsq(F, Y - Y.mean(axis=0), rcond=None)[0].T
 
 
+def test_where_the_search_has_not_ended_nothing_is_identified(monkeypatch):
+    _, F, Y = mixture(0)
+    assert unmix(F, Y).identified.all()
+    search = solvers.sparse_rotation
+
+    def unfinished(*args, **settings):
+        M, info = search(*args, **settings)
+        return M, info | {"converged": np.False_}
+
+    monkeypatch.setattr(solvers, "sparse_rotation", unfinished)
+    assert not unmix(F, Y).identified.any()
+
+
 # ------------------------------------------------------------------------------ the search
 
 

@@ -177,6 +177,17 @@ def test_a_number_is_one_class_however_it_is_written(capsys):
     assert "taken as missing labels: #N/A, NULL, None" in capsys.readouterr().out
 
 
+def test_codes_that_are_no_numbers_or_too_long_for_one_stay_texts():
+    Path("t.csv").write_text("x,n,t\n1,1_11,900000000000000003\n2,11_1,900000000000000004\n")
+    found = tables.read_csv("t.csv", ["n", "t"], classes=True)
+    assert found["Y"].tolist() == [
+        ["1_11", "900000000000000003"], ["11_1", "900000000000000004"]]
+    found = tables.read_csv("t.csv", ["t"], classes=True, drop=["n"])
+    assert len(set(found["Y"].ravel().tolist())) == 2
+    with pytest.raises(ValueError, match="column n, line 2: found '1_11', expected a number"):
+        tables.read_csv("t.csv", ["t"], classes=True)
+
+
 @pytest.mark.parametrize("of_text", ["u", "1"])
 def test_numbers_that_are_no_classes_are_named_beside_texts_too(capsys, of_text):
     rows = [[i, of_text, 0.5 * i, 2 * (i % 2) - 1] for i in range(20)]

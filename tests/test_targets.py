@@ -50,8 +50,16 @@ def test_masked_texts_are_missing_classes():
 
 
 def test_classes_of_one_row_each_are_refused():
-    with pytest.raises(ValueError, match="no class has two rows"):
+    with pytest.raises(ValueError, match="no target has two classes of two rows"):
         _ = Targets(np.arange(5), "categorical").columns
+
+
+@pytest.mark.parametrize("rare", ["a", "z"])
+def test_of_two_classes_both_have_two_rows_whatever_their_names(rare):
+    Y = np.array([["m", "0"]] * 4 + [["m", "1"]] * 4 + [[rare, "1"]])
+    assert Targets(Y, "categorical").columns.shape == (9, 1)
+    with pytest.raises(ValueError, match="two classes of two rows"):
+        _ = Targets(Y[:, 0], "categorical").columns
 
 
 def test_a_class_of_one_row_is_no_column():

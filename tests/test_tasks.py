@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_wine
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from test_estimator import planted
@@ -107,6 +108,27 @@ def test_the_last_line_says_where_the_raw_input_predicts_better(capsys):
     assert out.splitlines()[-1].startswith("The raw input predicts better (R^2 0.")
     assert out.splitlines()[-1].endswith("to predict, take ridge.")
     assert "note: not identified" in out
+
+
+def test_the_order_of_rows_does_not_choose_a_rival():
+    """Folds of rows that are sorted by a target would be told by others of other values."""
+    values = load_wine().data
+    x, Y = np.delete(values, np.s_[2::3], axis=1), values[:, 2::3]
+    test, scores = np.random.default_rng(0).permutation(len(x)) % 4 == 0, []
+    for order in (np.arange(len(x)), np.argsort(Y[:, 0])):
+        rows = tables.Rows(x[order], Y[order], np.isfinite(Y), None, test[order], list("abcd"), [])
+        found = tasks.peers(tasks.raw_input(rows), rows, np.arange(4), False)["pls"]
+        scores.append(r2_score(rows.Y[rows.test], found))
+    assert scores[1] == pytest.approx(scores[0], abs=0.05)
+
+
+def test_a_target_of_one_value_is_in_no_mean(capsys):
+    x, Y = linear_table(N=60)
+    np.savez("table.npz", x=x, Y=np.c_[Y, np.ones(60)])
+    assert run.main(["tasks", "table.npz", "--features", "3", *LINEAR]) == 0
+    found, _ = result()
+    assert found["score"] == pytest.approx(np.mean(found["scores"]["score"][:3]))
+    assert "of one value in the rows held out, and in no mean: target 3" in capsys.readouterr().out
 
 
 def test_within_two_standard_errors_the_last_line_says_alike():

@@ -17,7 +17,7 @@ from sklearn.cross_decomposition import PLSRegression
 from sklearn.decomposition import FactorAnalysis
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.preprocessing import StandardScaler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -67,8 +67,9 @@ def held_out(N, seed):
 def peers(X, Y, X_new):
     """What ridge, a penalty a target, and PLS say of new rows; columns are standardised."""
     sizes = [k for k in (1, 2, 3, 4, 6, 8, 10, 14, 20) if k <= min(X.shape[1], 0.7 * len(X))]
+    folds = KFold(5, shuffle=True, random_state=0)
     models = (RidgeCV(np.logspace(-3, 5, 17), alpha_per_target=True),
-              GridSearchCV(PLSRegression(scale=False), {"n_components": sizes}, cv=5))
+              GridSearchCV(PLSRegression(scale=False), {"n_components": sizes}, cv=folds))
     return [model.fit(X, Y).predict(X_new) for model in models]
 
 

@@ -6,6 +6,7 @@ Forward, for each channel of x (N, C):
     x_hat = (x - mean)/sqrt(variance + 1e-5)        out = g x_hat + b
 
 Mean and variance are functions of x, too: a change of one sample moves all of out.
+Compute in double precision, as x comes: the 1e-5 is asked for.
 """
 import numpy as np
 
