@@ -1,8 +1,8 @@
 """beyond.py -- questions that the papers leave open, as figures.                 [docs/beyond.md]
 
-    run.py sweep NAME     the runs: problem4, pools, mixing, exactness (of maps.py), encoders (of
-                          nuisance.py), transfer, shared (of shared_maps.py), penalties,
-                          subsets
+    run.py sweep NAME     the runs: problem4, pools, mixing, exactness, patience (of maps.py),
+                          encoders (of nuisance.py), transfer, shared (of shared_maps.py),
+                          penalties, subsets
     run.py figure NAME    the figure, from the sweep's table; of transfer also: seen
 
     rows      a sweep's finished runs, as dicts; ON the features that the maps were trained on
@@ -191,6 +191,32 @@ def draw_exactness(rows, path):
         ax.set(xlabel="relative violation", ylabel=label)
     axes[1].set_yscale("log")
     axes[0].legend(fontsize=7)
+    plots.save(fig, path)
+
+
+# ------------------------------------------------------------------------------ patience
+
+
+def draw_patience(rows, path):
+    """MCC against the steps of a training from a random start, for each inner problem and rho."""
+    fig, ax = plots.subplots(1, 1, (7, 3.8))
+    keys, styles = ("head", "eps", "tolerance", "rho"), {0.0: "o:", 0.9: "o-", 0.95: "o--"}
+    for k, head in enumerate(dict.fromkeys((row["head"], row["eps"], row["tolerance"])
+                                           for row in rows)):
+        for rho, style in styles.items():
+            cell = dict(zip(keys, (*head, rho), strict=True))
+            groups = groups_of(where(rows, cell), ("steps",), "mcc")
+            name = f"{head[0]}, {head[1]:g}" if head[1] else head[0]
+            name += f", left at {head[2]:g}" if head[0] == "unfinished" else ""
+            if groups:
+                steps = [steps for steps, in groups]
+                plots.draw_line(ax, steps, list(groups.values()), f"{name}, $\\rho$ = {rho:g}",
+                                f"C{k}", style)
+    ax.set_xscale("log")
+    ax.set_xticks([400, 1600, 4000], ["400", "1,600", "4,000"])
+    ax.minorticks_off()
+    ax.set(xlabel="steps", ylabel="MCC", title=ON_TITLES["factors"])
+    fig.legend(fontsize=7, loc="outside right upper")
     plots.save(fig, path)
 
 

@@ -388,6 +388,7 @@ FIGURES = {
     "methods": sharing.print_methods,
     "rotation": rotation.draw, "problem4": beyond.draw_problem4, "pools": beyond.draw_pools,
     "mixing": beyond.draw_mixing, "exactness": beyond.draw_exactness,
+    "patience": beyond.draw_patience,
     "encoders": beyond.draw_encoders, "shared": beyond.draw_shared,
     "penalties": beyond.draw_penalties, "subsets": beyond.draw_subsets,
     "transfer": beyond.draw_transfer, "seen": beyond.draw_seen}

@@ -196,6 +196,14 @@ MAP_SWEEPS = {
         *crossed(on=ON, seed=THREE, eps=[0.1, 0.3], head=["unfinished"],
                  tolerance=[1e-1, 1e-2, 1e-3, 1e-6, 1e-12]),
         *crossed(on=ON, seed=THREE, eps=[0.1, 0.3], head=["step"])]}
+STEPS, MORE_STEPS = [400, 1600], [400, 1600, 4000]
+LONGER = [                                                          # from random starts
+    *crossed(head=["subset-size"], eps=[0.0], rho=[0.9], steps=MORE_STEPS, seed=THREE),
+    *crossed(head=["subset-size"], eps=[0.0], rho=[0.95], steps=STEPS, seed=THREE),
+    *crossed(head=["inner-lasso"], eps=[0.1, 0.3], rho=[0.0, 0.9], steps=STEPS, seed=THREE),
+    *crossed(head=["subset"], eps=[0.01], steps=STEPS, seed=THREE),
+    *crossed(head=["unfinished"], tolerance=[1e-1, 1e-2], steps=STEPS, seed=THREE),
+    *crossed(head=["step"], steps=MORE_STEPS, seed=THREE)]
 TRANSFER = [*crossed(seed=THREE, method=transfer.METHODS),
             *crossed(seed=THREE, rho=[0.0, 0.5, 0.8, 0.95, 0.99], method=["lasso", "none"])]
 ENCODERS = [*crossed(seed=THREE, needed=[6], features=[4, 6, 8, 12], eps=[0.0, 0.3]),
@@ -221,7 +229,8 @@ SUBSETS = [
                   (("inner-lasso", 0.3), ("inner-lasso", 0.1), ("subset", 0.1), ("relaxed", 0.1),
                    ("mcp", 0.3))))]
 QUESTIONS = {name: (maps.Maps, cells) for name, cells in MAP_SWEEPS.items()}
-QUESTIONS |= {"transfer": (transfer.Transfer, TRANSFER), "encoders": (nuisance.Nuisance, ENCODERS),
+QUESTIONS |= {"patience": (maps.Maps, LONGER), "transfer": (transfer.Transfer, TRANSFER),
+              "encoders": (nuisance.Nuisance, ENCODERS),
               "shared": (shared_maps.SharedMaps, SHARED),
               "penalties": (penalties.Penalties, PENALTIES),
               "subsets": (subsets.Subsets, SUBSETS)}
@@ -246,8 +255,7 @@ FIGURES_OF = {  # sweep: the figures that are drawn from its table
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("fig11", "fig12", "fig13", "fig14"), "idea": ("idea",), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods"),
-    **{name: (name,) for name in (*MAP_SWEEPS, "encoders", "shared", "penalties", "subsets")},
-    "transfer": ("transfer", "seen")}
+    **{name: (name,) for name in QUESTIONS}, "transfer": ("transfer", "seen")}
 ROWS_ONLY = (                                                       # figures need no more
     "main", "blocks", "laplace", "outer", "sharing", "rotation", "variants", "protocol",
     *QUESTIONS)
