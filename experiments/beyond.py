@@ -43,7 +43,7 @@ def draw_problem4(rows, path):
                                squeeze=False)
     for ax, (on, rho) in zip(axes.flat, itertools.product(ON, rhos), strict=True):
         draw_starts(ax, where(rows, {"on": on, "rho": rho}))
-        ax.set(title=f"{ON_TITLES[on]}, $\\rho$ = {rho:g}", ylim=(0.5, 1.005))
+        ax.set(title=f"{ON_TITLES[on]}, $\\rho$ = {rho:g}", ylim=(0.5, 1.03))
     axes[0, 0].set_ylabel("MCC")
     axes[1, 0].set_ylabel("MCC")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -76,7 +76,7 @@ def draw_subsets(rows, path):
                                width_ratios=(3, 1)[:len(rhos)])
     for ax, rho in zip(axes.flat, rhos, strict=True):
         draw_starts(ax, where(rows, {"rho": rho}))
-        ax.set(title=f"$\\rho$ = {rho:g}", ylim=(0.5, 1.005))
+        ax.set(title=f"$\\rho$ = {rho:g}", ylim=(0.5, 1.03))
     axes[0, 0].set_ylabel("MCC")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, fontsize=8, ncols=3, loc="outside upper center")
@@ -374,7 +374,7 @@ def draw_transfer(rows, path):
             groups = [[row[f"{penalty}_{n}{on}"] for row in own] for n in transfer.SIZES]
             plots.draw_line(ax, range(len(groups)), groups, method, color)
         where_told = "uniform images" if on else "the training distribution"
-        ax.set(title=f"{penalty}, {where_told}", ylim=(-0.3, 1.02))
+        ax.set(title=f"{penalty}, {where_told}", ylim=(-0.5, 1.02))
         ax.set_xticks(range(len(transfer.SIZES)), transfer.SIZES)
     for ax in axes[1]:
         ax.set_xlabel("samples of the new task")

@@ -356,13 +356,12 @@ def draw_usage(runs, points, path):
         share = np.sort(used.mean(axis=0))[::-1]
         axes[0].plot(share, label=f"{label} ({100 * dead.mean():.0f} % dead)")
     axes[0].set(xlabel="feature, sorted", ylabel="share of tasks that use it", ylim=(-0.02, 1.02))
-    axes[0].legend(fontsize=8)
+    fig.legend(fontsize=8, ncols=3, loc="outside upper center")    # the points' colours, too
     for label, off, accuracy, interval in points:
         axes[1].errorbar(
             [100 * off], [100 * accuracy], [100 * interval], fmt="o", capsize=3, label=label)
     if points:
         axes[1].set(xlabel="% of live features off, on average", ylabel="accuracy, %")
-        axes[1].legend(fontsize=7)
     plots.save(fig, path)
 
 
