@@ -206,7 +206,7 @@ def draw_patience(rows, path):
         for rho, style in styles.items():
             cell = dict(zip(keys, (*head, rho), strict=True))
             groups = groups_of(where(rows, cell), ("steps",), "mcc")
-            name = f"{head[0]}, {head[1]:g}" if head[1] else head[0]
+            name = f"{head[0]}, eps {head[1]:g}" if head[1] else head[0]
             name += f", left at {head[2]:g}" if head[0] == "unfinished" else ""
             if groups:
                 steps = [steps for steps, in groups]
