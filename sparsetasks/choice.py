@@ -4,6 +4,8 @@ The rule by which the number of features, the encoder and the penalties are chos
 """
 import numpy as np
 
+FOLDS = 5  # of cross-validation
+
 
 def as_good(losses, slight=0.0):
     """Which choices (c, ...) lose no more than the best by a standard error, or by `slight`.

@@ -113,8 +113,8 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         self.mean_, self.deviation_ = mean_and_scale(F)
         F = (F - self.mean_) / self.deviation_
         self._find_rotation(F, X, targets)
-        if self.encoder_ == "linear":                               # else the labels fit themselves
-            F = ridge.out_of_fold(F, np.arange(len(F)))
+        if self.encoder_ == "linear":                               # F follows its own rows' labels
+            F = ridge.out_of_fold(F)
         self._find_predictors(F @ self.rotation_, targets)
         return self
 
@@ -189,17 +189,9 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
         held = HeldOut(columns, self.validation, rng)
         ridge, self.n_components_ = None, self.n_components
         if "linear" in tried or self.n_components == "auto":
-            most = linear.WIDE if X.ndim == 2 else linear.PIXELS
-            ridge = linear.ReducedRankRidge(self._flattened(X), columns, most)
-            if X.ndim == 2 and min(X.shape) > most:
-                warn(f"X: {X.shape[1]} columns stand for their {most} largest principal components")
+            ridge = self._ridge(X, columns)
         if self.n_components == "auto":
-            self.n_components_, best = ridge.rank_by_held_out(rng)
-            if best == linear.MOST:
-                warn(f"n_components: {best} features are the most that auto considers")
-            if self.n_components_ < best:
-                warn(f"n_components: {self.n_components_} to {best} features predict rows held out "
-                     "alike")
+            self.n_components_ = count_features(ridge, rng)
         found, errors = {}, {}
         for name in tried:
             try:
@@ -226,6 +218,13 @@ class SparseTasks(TransformerMixin, MultiOutputMixin, RegressorMixin, BaseEstima
             found["linear"] = self._fit_linear(ridge, np.arange(len(X)))
         self._use(*found[self.encoder_])
         return ridge
+
+    def _ridge(self, X, columns):
+        """The linear encoder, to be fitted to all rows or some."""
+        most = linear.WIDE if X.ndim == 2 else linear.PIXELS
+        if X.ndim == 2 and min(X.shape) > most:
+            warn(f"X: {X.shape[1]} columns stand for their {most} largest principal components", 5)
+        return linear.ReducedRankRidge(self._flattened(X), columns, most)
 
     def _encoders_to_try(self, X):
         """Names of encoders, the simplest first."""
@@ -462,6 +461,16 @@ def accuracy(y, found, sample_weight):
     return np.average(y == found, weights=sample_weight)
 
 
+def count_features(ridge, rng):
+    """n_components="auto", of ReducedRankRidge."""
+    m, best = ridge.rank_by_held_out(rng)
+    if best == linear.MOST:
+        warn(f"n_components: {best} features are the most that auto considers", 5)
+    if m < best:
+        warn(f"n_components: {m} to {best} features predict rows held out alike", 5)
+    return m
+
+
 def simplest(errors):
     """Of encoders, the simplest first, with their errors on the same rows: the name of the best, or
     of the first where the gain is within a standard error of it."""
@@ -502,9 +511,9 @@ def refuse(name, found, expected):
     raise ValueError(f"{name}: found {found!r}, expected {expected}")
 
 
-def warn(text):
-    """A warning of fit, told at the line that called it."""
-    warnings.warn(text, stacklevel=4)
+def warn(text, level=4):
+    """A warning of fit, told at the line that called it, so many calls up."""
+    warnings.warn(text, stacklevel=level)
 
 
 def library_of(name):

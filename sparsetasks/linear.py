@@ -9,7 +9,7 @@ Reduced-rank regression [Izenman 1975], with ridge in the place of least squares
 import numpy as np
 from sklearn.decomposition import PCA
 
-from sparsetasks.choice import as_good
+from sparsetasks.choice import FOLDS, as_good
 from sparsetasks.targets import mean_and_scale
 
 PENALTIES = np.logspace(-3, 5, 17)
@@ -18,7 +18,6 @@ WIDE = 2000  # columns of a table, for more of which stand their largest princip
 PIXELS = 500  # so many components stand for the pixels of images
 ENOUGH = 600  # rows held out to compare numbers of features
 SLIGHT = 1e-3  # of the targets' variance: no feature is added for less
-FOLDS = 5
 
 
 class ReducedRankRidge:
@@ -35,16 +34,17 @@ class ReducedRankRidge:
         X, Y = self.X[rows], self.Y[rows]
         return self.P @ leading_directions(X, Y, penalties(X, Y), m)
 
-    def out_of_fold(self, F, rows):
-        """Features F (n, m) of some rows, as encoders tell them that did not see the row: of each
-        fold the encoder of the others, brought to F by least squares on these.  [Wolpert 1992]"""
-        X, Y, found = self.X[rows], self.Y[rows], F.copy()
+    def out_of_fold(self, F):
+        """The features F (N, m) as encoders tell them that did not see the row: of each fold the
+        encoder of the others, brought to F by least squares on these.  [Wolpert 1992]"""
+        X, Y, found = self.X, self.Y, np.empty_like(F)
         fold = np.random.default_rng(0).permutation(len(F)) % min(FOLDS, len(F))
         for f in range(fold.max() + 1):
-            on = fold != f
+            held, on = fold == f, fold != f
             A = leading_directions(X[on], Y[on], penalties(X[on], Y[on]), F.shape[1])
-            own, mean = (X - X[on].mean(axis=0)) @ A, F[on].mean(axis=0)
-            found[~on] = mean + own[~on] @ np.linalg.pinv(own[on]) @ (F[on] - mean)
+            x_mean, F_mean = X[on].mean(axis=0), F[on].mean(axis=0)
+            to_F = np.linalg.pinv((X[on] - x_mean) @ A) @ (F[on] - F_mean)
+            found[held] = F_mean + (X[held] - x_mean) @ A @ to_F
         return found
 
     def rank_by_held_out(self, rng):

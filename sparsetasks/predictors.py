@@ -16,11 +16,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_sco
 
 import solvers
 from sparsedis import logistic_lambda_max
-from sparsetasks.choice import as_good
+from sparsetasks.choice import FOLDS, as_good
 from sparsetasks.targets import FEW, class_name
 from sparsetasks.unsolved import warn_of_unsolved
 
-FOLDS = 5
 SHARES = np.logspace(0, -4, 17)  # of lambda_max
 GROUP_SHARES = (0.5, 0.2, 0.1, 0.05, 0.02)  # of that of a classifier
 LOG_LOSS = "neg_log_loss"
