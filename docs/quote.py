@@ -3,9 +3,9 @@
     python docs/quote.py      writes the tables' numbers into the pages, lists what has no source
 
     0.962 ± 0.001<!-- main-quick.csv head=inner-lasso rho=0.9 eps=0.3 mcc mean±sd .3f -->
-        settings of a table's rows (a/b: of either; a|b: a number for each), a column, a statistic
-        over the rows (correlation: of two columns, a~b), and a format, of a percentage without its
-        sign
+        settings of a table's rows (a/b: of either; a|b: a number for each), a column (a_*: the mean
+        of all that begin so), a statistic over the rows (correlation: of two columns, a~b), and a
+        format, of a percentage without its sign
     <!-- rows real-tables.csv -->
         before a table: its decimals are cells of the same row of the CSV, rounded
     0.79<!-- L23, Fig. 14 -->
@@ -90,10 +90,11 @@ def of_rows(table, cell, column, statistic, form):
     """A statistic of a column over the rows of a cell, as text."""
     inside = [row for row in read(table) if all(same(row[key], cell[key]) for key in cell)]
     columns = column.split("~")
-    inside = [row for row in inside if all(row[name] for name in columns)]
+    inside = [row for row in inside if all(cells_of(row, name) for name in columns)]
     if not inside:
         raise ValueError(f"{table}: no row with {cell} and a {column}")
-    values, *others = ([float(row[name]) for row in inside] for name in columns)
+    values, *others = ([statistics.fmean(cells_of(row, name)) for row in inside]
+                       for name in columns)
     if statistic == "correlation":
         return format(statistics.correlation(values, *others), form)
     if statistic.startswith("best"):
@@ -101,6 +102,12 @@ def of_rows(table, cell, column, statistic, form):
         statistic = statistic.replace("best", "mean")
     found = [format(value, form).replace("%", "") for value in STATISTICS[statistic](values)]
     return BETWEEN.get(statistic, "").join(found)
+
+
+def cells_of(row, name):
+    """The numbers of a column, or of all whose names begin as a_* does, but for empty cells."""
+    names = [key for key in row if key.startswith(name[:-1])] if name.endswith("_*") else [name]
+    return [float(row[key]) for key in names if row[key]]
 
 
 def requoted(text, instead=None):

@@ -3,7 +3,7 @@
     run.py sweep NAME     the runs: problem4, pools, mixing, exactness, patience (of maps.py),
                           encoders (of nuisance.py), transfer, shared (of shared_maps.py),
                           penalties, subsets
-    run.py figure NAME    the figure, from the sweep's table; of transfer also: seen
+    run.py figure NAME    the figure, from the sweep's table; seen, from that of main
 
     rows      a sweep's finished runs, as dicts; ON the features that the maps were trained on
 """
@@ -365,7 +365,6 @@ METHOD_COLORS = dict(zip(transfer.METHODS, ("C0", "C1", "C7", "C2", "C3", "k"), 
 def draw_transfer(rows, path):
     """R^2 of new sparse tasks against their samples, by Lasso and by ridge (columns), on images of
     the training distribution and on uniform ones (rows), a line for each kind of features."""
-    rows = where(rows, {"rho": 0.9})
     fig, axes = plots.subplots(2, 2, (9, 6.6), sharex=True, sharey=True)
     for (i, j), ax in np.ndenumerate(axes):
         penalty, on = ("lasso", "ridge")[j], ("", "_uniform")[i]
@@ -385,25 +384,31 @@ def draw_transfer(rows, path):
     plots.save(fig, path)
 
 
+# ------------------------------------------------------------------------------ which images
+
+
+def mcc_seen(row):
+    """MCC on images as trained on."""
+    return np.mean([value for key, value in row.items() if key.startswith("seen_")])
+
+
+SEEN = (("MCC, uniform images", "C0", lambda row: row["mcc"]),
+        ("MCC, as trained on", "C9", mcc_seen), ("R, uniform images", "C1", lambda row: row["r"]))
+
+
 def draw_seen(rows, path):
-    """MCC and R on uniform images and on those of the training distribution, against rho; a
-    point a seed, its bar the 95 % interval over bootstrap draws of the images."""
-    fig, axes = plots.subplots(1, 2, (9, 3.8), sharey=True)
-    for ax, method in zip(axes, ("lasso", "none"), strict=True):
-        own = sorted(where(rows, {"method": method}), key=lambda row: row["rho"])
-        levels = sorted({row["rho"] for row in own})
-        kinds = (("mcc", "C0"), ("mcc_seen", "C9"), ("r", "C1"), ("r_seen", "C8"))
-        for k, (key, color) in enumerate(kinds):
-            score, _, seen = key.partition("_")
-            end = f"_{seen}" if seen else ""
-            places = np.array([levels.index(row["rho"]) for row in own]) + 0.12 * (k - 1.5)
-            values = np.array([row[key] for row in own])
-            low = np.array([row[f"{score}_low{end}"] for row in own])
-            high = np.array([row[f"{score}_high{end}"] for row in own])
-            error = np.maximum([values - low, high - values], 0)
-            label = f"{score.upper()}, {'in distribution' if seen else 'uniform'}"
-            ax.errorbar(places, values, error, fmt=".", color=color, capsize=2, label=label)
-        ax.set_xticks(range(len(levels)), [f"{rho:g}" for rho in levels])
-        ax.set(title=method, xlabel="$\\rho$", ylim=(0.3, 1.02))
-    axes[0].legend(fontsize=7, loc="lower left")
+    """MCC on uniform images and on images as trained on, against rho, of a penalty of eps 0.3; R is
+    the most that MCC can be on uniform ones. Features are matched on uniform images."""
+    fig, axes = plots.subplots(1, 2, (7.6, 3.4), sharey=True)
+    for ax, head in zip(axes, ("inner-lasso", "inner-ridge"), strict=True):
+        own = where(rows, {"head": head, "eps": 0.3, "alpha": 1.0})
+        by_rho = {rho: where(own, {"rho": rho}) for rho in sorted({row["rho"] for row in own})}
+        for label, color, score_of in SEEN:
+            groups = [[score_of(row) for row in same] for same in by_rho.values()]
+            plots.draw_line(ax, list(by_rho), groups, label, color)
+        ax.axhline(metrics.chance(6, 6), **plots.CHANCE)
+        ax.set(title=head, ylim=(0, 1.02))
+        plots.tell_realised(ax, list(by_rho))
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, ncols=4, loc="outside upper center")
     plots.save(fig, path)

@@ -204,8 +204,7 @@ LONGER = [                                                          # from rando
     *crossed(head=["subset"], eps=[0.01], steps=STEPS, seed=THREE),
     *crossed(head=["unfinished"], tolerance=[1e-1, 1e-2], steps=STEPS, seed=THREE),
     *crossed(head=["step"], steps=MORE_STEPS, seed=THREE)]
-TRANSFER = [*crossed(seed=THREE, method=transfer.METHODS),
-            *crossed(seed=THREE, rho=[0.0, 0.5, 0.8, 0.95, 0.99], method=["lasso", "none"])]
+TRANSFER = crossed(seed=THREE, method=transfer.METHODS)
 ENCODERS = [*crossed(seed=THREE, needed=[6], features=[4, 6, 8, 12], eps=[0.0, 0.3]),
             *crossed(seed=THREE, needed=[4], features=[4, 6], eps=[0.0, 0.3])]
 SHARED = [
@@ -251,11 +250,11 @@ SHORT = {maps.Maps: {"steps": TINY["steps"]}, transfer.Transfer: {"draws": 1},
 
 NAMES = (*SWEEPS, *EPISODE_SWEEPS, *QUESTIONS, "sharing")
 FIGURES_OF = {  # sweep: the figures that are drawn from its table
-    "main": ("fig4", "fig6", "fig15", "rho"), "glyphs": ("fig5",),
+    "main": ("fig4", "fig6", "fig15", "rho", "seen"), "glyphs": ("fig5",),
     "blocks": ("fig8", "blocks"), "laplace": ("fig9",), "outer": ("fig10",),
     "responses": ("fig11", "fig12", "fig13", "fig14"), "idea": ("idea",), "rotation": ("rotation",),
     "shapes": ("conjecture",), "sharing": ("sharing", "methods"),
-    **{name: (name,) for name in QUESTIONS}, "transfer": ("transfer", "seen")}
+    **{name: (name,) for name in QUESTIONS}}
 ROWS_ONLY = (                                                       # figures need no more
     "main", "blocks", "laplace", "outer", "sharing", "rotation", "variants", "protocol",
     *QUESTIONS)

@@ -13,16 +13,15 @@ from experiments import beyond, figures, plots, sweeps, transfer
 SCORES = (
     "mcc r mcc_seen r_seen mcc_rotated inside inside_rotated inside_ica inside_chance allowed "
     "gradient_error support_error leak dci_d dci_d_matched accuracy_5 accuracy_13 "
-    "accuracy_50 unused udr udr_seen udr_regressed loss eps_end"
+    "accuracy_50 unused udr udr_seen udr_regressed loss eps_end seen_floor"
 ).split()
 
 
 def rows_of(name):
     """A row for every run of a sweep; MCC grows with the seed."""
     rows = []
-    ends = itertools.product(("mcc", "r"), ("_low", "_high"), ("", "_seen"))
     of_samples = itertools.product(("lasso", "ridge"), transfer.SIZES, ("", "_uniform"))
-    names = [*SCORES, *map("".join, ends), *(f"{p}_{n}{on}" for p, n, on in of_samples)]
+    names = [*SCORES, *(f"{p}_{n}{on}" for p, n, on in of_samples)]
     for config in sweeps.sweep_configs(name, "quick", "unused"):
         row = dataclasses.asdict(config) | dict.fromkeys(names, 0.7)
         row |= {"mcc": 0.8 + 0.01 * config.seed, "r": 0.97, "fails": 0.0, "mccs": [0.7, 0.8]}
@@ -154,33 +153,16 @@ def test_encoders_are_shown_by_their_eps_with_their_chance(panels):
         assert chance.get_ydata()[0] == pytest.approx(metrics.chance(4, 6))
 
 
-def test_transfer_is_shown_at_rho_0_9_in_its_own_panels(panels):
-    def value(penalty, n, on, rho):
-        return (
-            (penalty == "ridge")
-            + 0.1 * transfer.SIZES.index(n)
-            + 0.05 * bool(on)
-            + 10 * (rho < 0.9)
-        )
+def test_transfer_is_shown_in_its_own_panels(panels):
+    def value(penalty, n, on):
+        return (penalty == "ridge") + 0.1 * transfer.SIZES.index(n) + 0.05 * bool(on)
 
-    rows = [
-        {
-            "rho": rho,
-            "method": method,
-            **{
-                f"{p}_{n}{on}": value(p, n, on, rho)
-                for p in ("lasso", "ridge")
-                for n in transfer.SIZES
-                for on in ("", "_uniform")
-            },
-        }
-        for rho in (0.5, 0.9)
-        for method in transfer.METHODS
-    ]
-    beyond.draw_transfer(rows, None)
+    keys = itertools.product(("lasso", "ridge"), transfer.SIZES, ("", "_uniform"))
+    scores = {f"{penalty}_{n}{on}": value(penalty, n, on) for penalty, n, on in keys}
+    beyond.draw_transfer([{"method": method} | scores for method in transfer.METHODS], None)
     for ax, penalty, on in zip(panels[0], ("lasso", "ridge") * 2, ("", "", "_uniform", "_uniform")):
         means = line_of(ax.containers[0])[1]
-        np.testing.assert_allclose(means, [value(penalty, n, on, 0.9) for n in transfer.SIZES])
+        np.testing.assert_allclose(means, [value(penalty, n, on) for n in transfer.SIZES])
         assert ax.get_title().startswith(penalty) and ("uniform" in ax.get_title()) == bool(on)
 
 
@@ -215,22 +197,16 @@ def test_the_bound_of_pools_is_of_the_probability_that_3_6_holds(panels):
     assert (np.diff(bound) >= 0).all() and bound[-1] > 0.999
 
 
-def test_intervals_of_what_is_seen_are_on_their_own_side(panels):
-    ends = {
-        f"{s}{end}{on}": value
-        for s in ("mcc", "r")
-        for on in ("", "_seen")
-        for end, value in (("", 0.7), ("_low", 0.6), ("_high", 0.75))
-    }
-    ends = {
-        key.replace("_seen", "") + "_seen" * key.endswith("_seen"): v for key, v in ends.items()
-    }
-    rows = [
-        {"rho": rho, "method": method} | ends for rho in (0.0, 0.9) for method in ("lasso", "none")
-    ]
+def test_what_is_seen_is_the_mean_over_factors_of_the_strong_penalty_with_noise(panels):
+    base = {"head": "inner-ridge", "eps": 0.3, "alpha": 1.0, "rho": 0.9, "r": 0.95}
+    scores = {"mcc": 0.6, "seen_floor": 0.7, "seen_wall": 0.9, "mcc_floor": 0.1}
+    rows = [base | scores, base | scores | {"seen_wall": 1.0}]
+    rows += [own | dict.fromkeys(scores, 0.2) for own in (
+        base | {"eps": 0.1}, base | {"alpha": 0.0}, base | {"head": "inner-lasso"})]
     beyond.draw_seen(rows, None)
-    _, _, (bars,) = panels[0][0].containers[0].lines
-    np.testing.assert_allclose([seg[:, 1] for seg in bars.get_segments()], [[0.6, 0.75]] * 2)
+    heights = [line_of(bars)[1] for bars in panels[0][1].containers]
+    np.testing.assert_allclose(heights, [[0.6], [0.825], [0.95]])
+    assert panels[0][1].get_title() == "inner-ridge"
 
 
 def test_one_step_is_shown_behind_the_tolerances(panels):

@@ -127,3 +127,12 @@ def test_empty_cells_are_no_values(monkeypatch):
     assert quote.quoted("t.csv", "seed=0/1 mcc count d") == "1"
     with pytest.raises(ValueError, match="no row with .* and a r"):
         quote.quoted("t.csv", "r mean .3f")
+
+
+def test_a_star_stands_for_the_mean_of_all_columns_that_begin_so(monkeypatch):
+    rows = quote.rows_of(["seed,seen_a,seen_b,seen", "0,0.5,1,9", "1,,0.25,9"])
+    monkeypatch.setattr(quote, "read", lambda table: rows)
+    assert quote.quoted("t.csv", "seen_* each .3f") == "0.750, 0.250"
+    assert quote.quoted("t.csv", "seen_*~seen_b correlation .1f") == "1.0"
+    with pytest.raises(ValueError, match="no row with .* and a mcc_"):
+        quote.quoted("t.csv", "mcc_* mean .3f")

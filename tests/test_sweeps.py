@@ -131,7 +131,7 @@ QUICK |= {"glyphs": 18, "shapes": 4, "sharing": 33}
 PAPER |= {"glyphs": 30, "shapes": 20, "sharing": 33}
 QUICK |= {"rotation": 102, "protocol": 17, "variants": 24, "idea": 2}
 MAPS = {"problem4": 306, "pools": 200, "mixing": 215, "exactness": 72, "patience": 66}
-MAPS |= {"transfer": 48, "encoders": 36, "shared": 125, "penalties": 128, "subsets": 30}
+MAPS |= {"transfer": 18, "encoders": 36, "shared": 125, "penalties": 128, "subsets": 30}
 QUICK |= MAPS
 PAPER |= {"rotation": 340, "protocol": 17, "variants": 70, "idea": 2} | MAPS
 
