@@ -24,9 +24,10 @@ SAID = {
     "real_tables": "stability",
     "how_many_targets": "one_or_two",
     "sharing_cost": "beta 0.02  T 64  m 10",
+    "spurious": "domain 2 0 erm-even",
 }
 WORDS = {"real_tables": ["wine"], "how_many_targets": ["1", "200", "2"],
-         "sharing_cost": ["1"]}
+         "sharing_cost": ["1"], "spurious": ["1", "600", "2"]}
 ERROR = r"(?:gradient error|violation|violated by) (\S+?),?\s"
 NEEDS = {"torch_layer": ("torch", "PyTorch"), "jax_layer": ("jax", "JAX")}
 
@@ -39,8 +40,8 @@ def skip_without(name):
 
 
 SLOW = [pytest.param(EXAMPLES / f"{name}.py", marks=pytest.mark.slow, id=name)
-        for name in (*NEEDS, "sharing_cost", "how_many_targets")]
-APART = {*NEEDS, "shortcut", "sharing_cost", "how_many_targets"}
+        for name in (*NEEDS, "sharing_cost", "how_many_targets", "spurious")]
+APART = {*NEEDS, "shortcut", "sharing_cost", "how_many_targets", "spurious"}
 FAST = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in APART]
 
 

@@ -1,39 +1,18 @@
 """Sparse heads that share, on precomputed features."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import run
 from experiments import sharing, sharing_features
 from experiments.sharing_features import Features, FeatureTasks
 
-
-def spurious(path, kind, N=3000, d=20, seed=0):
-    """Labels that one direction of x tells with 89 %, and a second one, of less noise, wherever the
-    spurious attribute agrees with the label: for 95 % of the training rows and half of the test
-    rows, or for 95, 60 and 10 % in three domains."""
-    rng = np.random.default_rng(seed)
-    y, domain, test = rng.integers(2, size=N), rng.integers(3, size=N), np.arange(N) < N // 3
-    agree = np.where(test, 0.5, 0.95) if kind == "group" else np.array([0.95, 0.6, 0.1])[domain]
-    a = np.where(rng.random(N) < agree, y, 1 - y)
-    x = rng.standard_normal((N, d))
-    x[:, 0], x[:, 1] = (
-        2 * y - 1 + 0.8 * rng.standard_normal(N),
-        1.5 * (2 * a - 1) + 0.4 * rng.standard_normal(N),
-    )
-    x = x @ np.linalg.qr(rng.standard_normal((d, d)))[0]
-    np.savez(
-        path,
-        x=x,
-        y=y,
-        **(
-            {"group": 2 * y + a, "split": np.where(test, "test", "train")}
-            if kind == "group"
-            else {"domain": domain}
-        ),
-    )
+sys.path.insert(0, str(ROOT / "docs" / "examples"))
+from spurious import spurious
 
 
 @pytest.mark.slow
