@@ -25,6 +25,7 @@ SAID = {
     "how_many_targets": "one_or_two",
     "sharing_cost": "beta 0.02  T 64  m 10",
     "spurious": "domain 2 0 erm-even",
+    "blob_images": "x (3000, 28, 28) Y (3000, 30)",
 }
 WORDS = {"real_tables": ["wine"], "how_many_targets": ["1", "200", "2"],
          "sharing_cost": ["1"], "spurious": ["1", "600", "2"]}
